@@ -1,0 +1,445 @@
+//! The seam to message brokers: what an adapter must do, and nothing of how.
+//!
+//! Owns the contract and the types that cross it. Knows no policy, no handler and no actor: an
+//! adapter never decides whether a message is retried, it only moves messages and tells the truth
+//! about them.
+//!
+//! # The contract
+//!
+//! 1. [`Broker::prepare`] declares or verifies everything a source needs, and reports every
+//!    difference between what is there and what is wanted.
+//! 2. [`Lanes::next`] hands out lanes one by one; a lane that ended is handed out again after
+//!    [`Lanes::release`], and every time under a higher generation.
+//! 3. [`Lane::next`] appends between one message and `limit` messages, in the broker's order, and
+//!    is cancel safe: a message is either appended or still inside the lane.
+//! 4. A message that was handed out stays unsettled at the broker until [`Lane::settle`] names it.
+//! 5. [`Settlement::Ack`] removes it for good; [`Settlement::Return`] gives it back without
+//!    counting an attempt of ours.
+//! 6. A settlement is applied to the delivery it was made for or to none: a lane never settles a
+//!    delivery of an earlier generation.
+//! 7. Settling a message never waits for another message that is slower.
+//! 8. [`Lane::close`] leaves nothing unsettled: what was settled is known to the broker before the
+//!    lane is gone, what was not goes back.
+//! 9. [`Publisher::send`] and [`Publisher::copy`] return `Ok` only when the broker has confirmed
+//!    that the message is stored in at least one queue or log.
+//! 10. A copy carries body, key, content type and the user's headers byte for byte, the stamps it
+//!     was given, and none of the broker's own headers.
+//! 11. A copy to [`Place::Wait`] becomes deliverable from the source's lanes no earlier than its
+//!     step says, and survives a restart of this process and (where the broker is durable) of the
+//!     broker.
+//! 12. A dead letter that is read stays where it is until [`DeadLetterReader::remove`].
+//!
+//! `testing::broker_conformance` turns these sentences into tests that every adapter runs.
+
+use std::any::Any;
+use std::fmt;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::config;
+use crate::wire::Stamps;
+
+pub mod memory;
+#[cfg(feature = "rabbitmq")]
+pub mod rabbitmq;
+
+/// A connection to one broker, shared by every subscription and publisher that names it.
+#[async_trait]
+pub trait Broker: Send + Sync {
+    /// What kind it is, as in the configuration: `"memory"`, `"rabbitmq"`, `"kafka"`.
+    fn kind(&self) -> &'static str;
+
+    /// Connects, once; later losses are healed by the adapter for ever.
+    ///
+    /// # Errors
+    /// [`Fault::Refused`] must not be tried again; anything else may be.
+    async fn connect(&self) -> Result<(), BrokerError>;
+
+    /// Declares or verifies what `source` needs, as its `topology` says.
+    ///
+    /// Returns warnings: what works but should be looked at by a human.
+    ///
+    /// # Errors
+    /// [`Fault::Missing`], [`Fault::Mismatch`] (both sides shown) or a lost connection.
+    async fn prepare(&self, source: &Source) -> Result<Vec<String>, BrokerError>;
+
+    /// Everything [`prepare`](Self::prepare) would declare, a line each, without connecting.
+    fn topology(&self, source: &Source) -> Vec<String>;
+
+    /// Starts handing out the lanes of `source`.
+    fn lanes(&self, source: Arc<Source>) -> Box<dyn Lanes>;
+
+    /// The publisher of this connection.
+    fn publisher(&self) -> Arc<dyn Publisher>;
+
+    /// Reads the dead letters of `source` without consuming them.
+    async fn dead_letters(&self, source: Arc<Source>)
+    -> Result<Box<dyn DeadLetterReader>, BrokerError>;
+
+    /// How many messages are where, for gauges and for "is anything still to come".
+    async fn depth(&self, source: &Source) -> Result<Depth, BrokerError>;
+
+    /// Whether it is connected, and what keeps it from working.
+    fn state(&self) -> BrokerState;
+
+    /// Closes the connections after everything that was sent has arrived.
+    async fn close(&self);
+}
+
+/// Hands out the lanes of one source.
+///
+/// RabbitMQ: as many as the subscription has `consumers`. Kafka: one for each assigned partition.
+#[async_trait]
+pub trait Lanes: Send {
+    /// Waits for the next thing to happen.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: an event is returned or still to come.
+    async fn next(&mut self) -> LaneEvent;
+
+    /// Tells that the lane is gone and may be opened again.
+    fn release(&mut self, lane: LaneId);
+
+    /// Stops handing out lanes; those that are out are closed by their owners beforehand.
+    async fn close(&mut self);
+}
+
+/// What can happen to the lanes of a source.
+pub enum LaneEvent {
+    /// A lane is open and delivers.
+    Opened(LaneId, Box<dyn Lane>),
+    /// A lane could not be opened; it is tried again after [`Lanes::release`].
+    Failed(LaneId, BrokerError),
+}
+
+/// Names a lane within its source: a channel's number, or `topic/partition`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LaneId(pub Arc<str>);
+
+impl fmt::Display for LaneId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What one consumer drains: a RabbitMQ queue through one channel, one Kafka partition.
+#[async_trait(?Send)]
+pub trait Lane: Send {
+    /// Waits until at least one message is there and appends at most `limit` of them.
+    ///
+    /// # Cancel safety
+    /// Cancel safe: a message is appended or still inside the lane.
+    async fn next(&mut self, batch: &mut Vec<Received>, limit: usize) -> Result<(), LaneEnd>;
+
+    /// Settles, and empties `settlements`. Returns as soon as the broker's client has taken them.
+    async fn settle(&mut self, settlements: &mut Vec<Settlement>) -> Result<(), LaneEnd>;
+
+    /// Stops delivering, returns what is unsettled, and lets every settlement arrive.
+    async fn close(&mut self) -> Result<(), LaneEnd>;
+
+    /// False for a standby that is not meant to receive (single active consumer).
+    fn is_active(&self) -> bool {
+        true
+    }
+
+    /// Raised each time the lane is opened again; part of what makes a redelivery recognisable.
+    fn generation(&self) -> u64;
+}
+
+/// Why a lane delivers no more.
+#[derive(Debug, thiserror::Error)]
+pub enum LaneEnd {
+    /// The broker gave it to somebody else; finish nothing, settle nothing more.
+    #[error("the lane was revoked")]
+    Revoked,
+    /// The broker cancelled the consumer: its queue was deleted or moved.
+    #[error("the broker cancelled the consumer")]
+    Cancelled,
+    /// The channel or connection is gone.
+    #[error("the lane was lost: {0}")]
+    Lost(BrokerError),
+}
+
+/// One message in our hands, not settled yet.
+#[derive(Clone)]
+pub struct Received {
+    /// What the broker delivered, as it delivered it.
+    pub envelope: Arc<dyn Envelope>,
+    /// How the lane that delivered it calls it.
+    pub token: Token,
+}
+
+/// A lane's own name for a delivery: a delivery tag, an offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Token(pub u64);
+
+/// What the broker is told about a delivery.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// It is done with.
+    Ack(Token),
+    /// It comes back, to us or to another consumer, without an attempt counted.
+    Return(Token),
+}
+
+/// A message as the broker holds it: bytes stay bytes until somebody asks.
+pub trait Envelope: Send + Sync + 'static {
+    /// The payload.
+    fn body(&self) -> &[u8];
+
+    /// The record has no value at all (Kafka's tombstone), which is not an empty value.
+    fn is_tombstone(&self) -> bool {
+        false
+    }
+
+    /// The value of a header; the first of several of that name.
+    fn header(&self, name: &str) -> Option<HeaderValue<'_>>;
+
+    /// Calls `visit` with every header.
+    fn visit_headers(&self, visit: &mut dyn FnMut(&str, HeaderValue<'_>));
+
+    /// Cheap: false when there is certainly no header at all.
+    fn has_headers(&self) -> bool;
+
+    /// The broker's message id property, if the broker has one.
+    fn id(&self) -> Option<&str>;
+
+    /// The content type property.
+    fn content_type(&self) -> Option<&str>;
+
+    /// The type property.
+    fn kind(&self) -> Option<&str>;
+
+    /// The routing key, or the record's key.
+    fn key(&self) -> Option<&[u8]>;
+
+    /// When it was published, as far as the broker knows.
+    fn published_at(&self) -> Option<SystemTime>;
+
+    /// How long after publishing it expires, if its publisher said so (AMQP `expiration`).
+    fn time_to_live(&self) -> Option<Duration> {
+        None
+    }
+
+    /// The broker says that somebody received it before.
+    fn is_redelivered(&self) -> bool;
+
+    /// How often the broker saw it come back, 0 at first or when the broker does not count.
+    fn returns(&self) -> u32;
+
+    /// Exchange/routing key/queue, or topic/partition/offset.
+    fn origin(&self) -> String;
+
+    /// A stable id where the broker has one even for messages without an id (Kafka's
+    /// topic/partition/offset); never made up.
+    fn position(&self) -> Option<String> {
+        None
+    }
+
+    /// For the adapter that made it.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// A header's value as far as anyone outside the adapter needs to know it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum HeaderValue<'a> {
+    /// UTF-8 text.
+    Text(&'a str),
+    /// Bytes that are not UTF-8.
+    Bytes(&'a [u8]),
+    /// A whole number.
+    Number(i64),
+    /// Something else; its type as the broker calls it.
+    Other(&'static str),
+}
+
+/// Sends messages and waits until the broker has them.
+#[async_trait]
+pub trait Publisher: Send + Sync {
+    /// Sends a message of the user's.
+    ///
+    /// # Errors
+    /// Whatever is not confirmed is an error; the message may or may not have arrived.
+    ///
+    /// # Cancel safety
+    /// A cancelled call leaves the outcome unknown.
+    async fn send(&self, message: &Outgoing) -> Result<(), BrokerError>;
+
+    /// Copies a message to another place of its own subscription.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    async fn copy(&self, copy: &Copy) -> Result<(), BrokerError>;
+}
+
+/// A message that a user publishes.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Where it goes.
+    pub target: Target,
+    /// Its id: the same at every resend.
+    pub id: String,
+    /// Its payload.
+    pub body: Bytes,
+    /// Its headers, the user's and the stamps.
+    pub headers: Vec<(String, String)>,
+    /// Its content type.
+    pub content_type: Option<String>,
+    /// Its type.
+    pub kind: Option<String>,
+    /// Its key (Kafka), where the target does not tell.
+    pub key: Option<Bytes>,
+    /// When it expires, counted from now.
+    pub time_to_live: Option<Duration>,
+    /// Its priority (RabbitMQ).
+    pub priority: Option<u8>,
+}
+
+/// Where a published message goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Target {
+    /// Straight into a queue.
+    Queue(String),
+    /// Through an exchange.
+    Exchange {
+        /// The exchange's name.
+        exchange: String,
+        /// The routing key.
+        routing_key: String,
+    },
+    /// Into a topic.
+    Topic(String),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Queue(queue) => write!(f, "queue `{queue}`"),
+            Self::Exchange { exchange, routing_key } => {
+                write!(f, "exchange `{exchange}` with routing key `{routing_key}`")
+            }
+            Self::Topic(topic) => write!(f, "topic `{topic}`"),
+        }
+    }
+}
+
+/// A message on its way to another place of its subscription.
+pub struct Copy {
+    /// The subscription it belongs to.
+    pub source: Arc<Source>,
+    /// What is copied.
+    pub envelope: Arc<dyn Envelope>,
+    /// Where to.
+    pub place: Place,
+    /// Our own headers, replacing all that it carried (but `redeliver-original-*`).
+    pub stamps: Stamps,
+}
+
+/// The places that belong to a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The wait of exactly this length; one of [`Source::waits`].
+    Wait(Duration),
+    /// The dead letters.
+    Dead,
+    /// Back to where it is consumed from, at once.
+    Source,
+}
+
+/// What an adapter must know of a subscription.
+#[derive(Clone, Debug)]
+pub struct Source {
+    /// The subscription's name.
+    pub name: Arc<str>,
+    /// Its table of the configuration.
+    pub settings: Arc<config::Subscription>,
+    /// The lengths of the waits at the broker, ascending; names are made of them.
+    pub waits: Vec<Duration>,
+    /// The service's name, for consumer tags and client ids.
+    pub service: Arc<str>,
+}
+
+/// How many messages are where; `None` where the broker does not tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Depth {
+    /// Ready to be delivered.
+    pub ready: Option<u64>,
+    /// Delivered to anyone, not settled.
+    pub unsettled: Option<u64>,
+    /// In the waits.
+    pub waiting: Option<u64>,
+    /// In the dead letters.
+    pub dead: Option<u64>,
+}
+
+/// What a connection is up to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum BrokerState {
+    /// Works.
+    Connected,
+    /// The broker takes no messages for now (an alarm); with its reason.
+    Blocked(String),
+    /// Not connected; with what was last tried.
+    Disconnected(String),
+}
+
+/// Reads dead letters one by one without consuming them.
+///
+/// What was read is held by the reader until it is removed or the reader is closed or dropped;
+/// then it is back where it was.
+#[async_trait]
+pub trait DeadLetterReader: Send {
+    /// The next dead letter, or `None` when all of them have been read.
+    async fn next(&mut self) -> Result<Option<Received>, BrokerError>;
+
+    /// Removes one that was read.
+    async fn remove(&mut self, token: Token) -> Result<(), BrokerError>;
+
+    /// Gives back everything that is held, and waits until the broker knows.
+    async fn close(&mut self) -> Result<(), BrokerError>;
+}
+
+/// What a broker could not do.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct BrokerError {
+    /// What kind of fault it was, for code that decides.
+    pub fault: Fault,
+    /// What was attempted, on which object, what came back and what to do; never a secret.
+    pub text: String,
+}
+
+impl BrokerError {
+    /// An error of the kind `fault` that reads `text`.
+    pub fn new(fault: Fault, text: impl Into<String>) -> Self {
+        Self { fault, text: text.into() }
+    }
+}
+
+/// The kinds of faults that anyone decides on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Fault {
+    /// Credentials, permissions or a virtual host refused: trying again is of no use.
+    Refused,
+    /// Not reachable, or lost: trying again may help.
+    Unreachable,
+    /// A queue, exchange or topic that should be there is not.
+    Missing,
+    /// It is there, but with other properties.
+    Mismatch,
+    /// No queue took the message.
+    Unroutable,
+    /// The broker did not confirm in time, or refused to store it.
+    Unconfirmed,
+    /// Larger than the broker takes.
+    TooLarge,
+    /// Anything else.
+    Other,
+}

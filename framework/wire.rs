@@ -1,0 +1,247 @@
+//! Our own headers: their names, how they are read, how they are written.
+//!
+//! Everything read here is hostile input: it is parsed strictly, clamped or ignored, and counted;
+//! it never stops a message. Nothing here decides anything.
+
+use std::time::{Duration, SystemTime};
+
+use crate::broker::{Envelope, HeaderValue};
+
+/// What every header of ours begins with.
+pub const PREFIX: &str = "redeliver-";
+/// What headers begin with that keep a property which a copy must not carry as it was.
+pub const ORIGINAL_PREFIX: &str = "redeliver-original-";
+
+/// The message's id.
+pub const ID: &str = "redeliver-id";
+/// Attempts already used.
+pub const ATTEMPT: &str = "redeliver-attempt";
+/// The last delay in milliseconds.
+pub const DELAY: &str = "redeliver-delay";
+/// When the wait ends.
+pub const DUE: &str = "redeliver-due";
+/// When it was first delivered.
+pub const FIRST_SEEN: &str = "redeliver-first-seen";
+/// When it expires.
+pub const EXPIRES: &str = "redeliver-expires";
+/// Where it came from.
+pub const ORIGIN: &str = "redeliver-origin";
+/// Who gave it up.
+pub const CONSUMER: &str = "redeliver-consumer";
+/// Why it is a dead letter.
+pub const REASON: &str = "redeliver-reason";
+/// The last error.
+pub const ERROR: &str = "redeliver-error";
+/// The last error's class.
+pub const ERROR_CLASS: &str = "redeliver-error-class";
+/// How many handlers sent it on.
+pub const HOPS: &str = "redeliver-hops";
+/// How often it was redriven.
+pub const GENERATION: &str = "redeliver-generation";
+/// The id of the message that caused this one.
+pub const CAUSATION: &str = "redeliver-causation";
+/// When it became a dead letter.
+pub const DEAD_AT: &str = "redeliver-dead-at";
+
+/// The longest id that is taken, in bytes; a longer one counts as none.
+pub const ID_LENGTH_MAX: usize = 255;
+/// The longest error text that is written, in bytes.
+pub const ERROR_LENGTH_MAX: usize = 1024;
+/// The longest origin or consumer that is read or written, in bytes.
+pub const TEXT_LENGTH_MAX: usize = 512;
+
+/// Our own headers on their way out, in the order in which they were set.
+pub type Stamps = Vec<(&'static str, String)>;
+
+/// What a message carries of ours when it arrives.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Carried {
+    /// Attempts already used; 0 for a message that nobody has handled.
+    pub attempts: u32,
+    /// How often it was redriven.
+    pub generation: u32,
+    /// How many handlers sent it on.
+    pub hops: u32,
+    /// The last delay.
+    pub delay: Option<Duration>,
+    /// When its last wait was to end.
+    pub due: Option<SystemTime>,
+    /// When it was first delivered.
+    pub first_seen: Option<SystemTime>,
+    /// When it expires.
+    pub expires: Option<SystemTime>,
+    /// The id it was given when it was first copied.
+    pub id: Option<Box<str>>,
+    /// Where it came from at first.
+    pub origin: Option<Box<str>>,
+    /// How many of our headers were malformed and ignored or clamped.
+    pub malformed: u32,
+}
+
+impl Carried {
+    /// Reads what `envelope` carries of ours.
+    pub fn read(envelope: &dyn Envelope) -> Self {
+        let mut carried = Self::default();
+        if envelope.has_headers() {
+            envelope.visit_headers(&mut |name, value| {
+                if name.starts_with(PREFIX) {
+                    carried.take(name, value);
+                }
+            });
+        }
+        carried
+    }
+
+    fn take(&mut self, name: &str, value: HeaderValue<'_>) {
+        match name {
+            ATTEMPT => self.attempts = self.count(value),
+            GENERATION => self.generation = self.count(value),
+            HOPS => self.hops = self.count(value),
+            DELAY => self.delay = self.milliseconds(value),
+            DUE => self.due = self.instant(value),
+            FIRST_SEEN => self.first_seen = self.instant(value),
+            EXPIRES => self.expires = self.instant(value),
+            ID => self.id = self.text(value, ID_LENGTH_MAX),
+            ORIGIN => self.origin = self.text(value, TEXT_LENGTH_MAX),
+            _ => {}
+        }
+    }
+
+    /// A count between 0 and `u32::MAX`: clamped where it is a number, ignored where it is none.
+    fn count(&mut self, value: HeaderValue<'_>) -> u32 {
+        match number(value) {
+            Some(count @ 0..=0xffff_ffff) => count as u32,
+            Some(other) => {
+                self.malformed += 1;
+                if other < 0 { 0 } else { u32::MAX }
+            }
+            None => {
+                self.malformed += 1;
+                0
+            }
+        }
+    }
+
+    fn milliseconds(&mut self, value: HeaderValue<'_>) -> Option<Duration> {
+        match number(value) {
+            // A day is the longest wait there is.
+            Some(ms @ 0..=86_400_000) => Some(Duration::from_millis(ms as u64)),
+            _ => {
+                self.malformed += 1;
+                None
+            }
+        }
+    }
+
+    fn instant(&mut self, value: HeaderValue<'_>) -> Option<SystemTime> {
+        let read = match value {
+            HeaderValue::Text(text) if text.len() <= 40 => parse_time(text),
+            _ => None,
+        };
+        self.malformed += u32::from(read.is_none());
+        read
+    }
+
+    fn text(&mut self, value: HeaderValue<'_>, length_max: usize) -> Option<Box<str>> {
+        match value {
+            HeaderValue::Text(text) if !text.is_empty() && text.len() <= length_max => {
+                Some(text.into())
+            }
+            _ => {
+                self.malformed += 1;
+                None
+            }
+        }
+    }
+}
+
+/// Whole numbers may arrive as numbers or as text (Kafka knows only bytes).
+fn number(value: HeaderValue<'_>) -> Option<i128> {
+    match value {
+        HeaderValue::Number(number) => Some(number.into()),
+        HeaderValue::Text(text) if text.len() <= 24 => text.parse().ok(),
+        _ => None,
+    }
+}
+
+/// RFC 3339 in UTC with milliseconds.
+pub fn format_time(time: SystemTime) -> String {
+    jiff::Timestamp::try_from(time)
+        .map(|time| format!("{time:.3}"))
+        .unwrap_or_else(|_| String::from("1970-01-01T00:00:00.000Z"))
+}
+
+/// Reads what [`format_time`] wrote.
+pub fn parse_time(text: &str) -> Option<SystemTime> {
+    text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
+}
+
+/// Makes an error text fit for a header: one line, printable, at most [`ERROR_LENGTH_MAX`] bytes.
+pub fn sanitise(text: &str) -> String {
+    let mut clean = String::with_capacity(text.len().min(ERROR_LENGTH_MAX));
+    for character in text.chars() {
+        let character = if character.is_control() { ' ' } else { character };
+        if clean.len() + character.len_utf8() > ERROR_LENGTH_MAX {
+            break;
+        }
+        clean.push(character);
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn carried(headers: &[(&str, HeaderValue<'_>)]) -> Carried {
+        let mut carried = Carried::default();
+        for (name, value) in headers {
+            carried.take(name, *value);
+        }
+        carried
+    }
+
+    #[test]
+    fn hostile_counts_are_clamped_or_ignored_and_counted() {
+        for (value, read) in [
+            (HeaderValue::Number(-1), 0),
+            (HeaderValue::Number(i64::MAX), u32::MAX),
+            (HeaderValue::Text("10000000000000000000"), u32::MAX),
+            (HeaderValue::Text("abc"), 0),
+            (HeaderValue::Other("table"), 0),
+            (HeaderValue::Bytes(&[0xff]), 0),
+        ] {
+            let carried = carried(&[(ATTEMPT, value)]);
+            assert_eq!((carried.attempts, carried.malformed), (read, 1), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn honest_headers_are_read() {
+        let time = "2026-03-01T12:00:00.250Z";
+        let carried = carried(&[
+            (ATTEMPT, HeaderValue::Text("3")),
+            (DELAY, HeaderValue::Number(1500)),
+            (DUE, HeaderValue::Text(time)),
+            (ID, HeaderValue::Text("a-1")),
+        ]);
+        assert_eq!(carried.attempts, 3);
+        assert_eq!(carried.delay, Some(Duration::from_millis(1500)));
+        assert_eq!(carried.due.map(format_time).as_deref(), Some(time));
+        assert_eq!(carried.id.as_deref(), Some("a-1"));
+        assert_eq!(carried.malformed, 0);
+    }
+
+    #[test]
+    fn an_id_of_a_megabyte_is_no_id() {
+        let long = "x".repeat(1 << 20);
+        let carried = carried(&[(ID, HeaderValue::Text(&long))]);
+        assert_eq!((carried.id, carried.malformed), (None, 1));
+    }
+
+    #[test]
+    fn error_texts_are_one_printable_line_of_bounded_length() {
+        let text = sanitise(&format!("a\nb\0c{}", "é".repeat(2000)));
+        assert!(text.starts_with("a b c") && text.len() <= ERROR_LENGTH_MAX);
+    }
+}
