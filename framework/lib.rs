@@ -1,3 +1,3 @@
 //! x
-
+pub mod config;
 pub mod retry;
