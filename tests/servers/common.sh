@@ -93,7 +93,8 @@ began() {
 runs() {
     local pid start
     [[ -f $1/$2.pid ]] || return 1
-    read -r pid start <"$1/$2.pid"
+    # Not every file of that name is ours: RabbitMQ writes one with a pid alone.
+    read -r pid start <"$1/$2.pid" || true
     [[ -n $start && $(began "$pid") == "$start" ]]
 }
 

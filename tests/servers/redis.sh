@@ -16,7 +16,7 @@ start() {
     dir=$(make_folder "$1")
     [[ -f $dir/env ]] || configure "$dir" "${2:-$(free_port)}"
     port=$(<"$dir/port")
-    grep -qi '^sentinel ' "$dir/server.conf" && flags=(--sentinel)
+    if grep -qi '^sentinel ' "$dir/server.conf"; then flags=(--sentinel); fi
     spawn "$dir" redis redis-server "$dir/server.conf" ${flags[@]+"${flags[@]}"}
     wait_ready 30 "$dir" redis answers "$port"
     cat "$dir/env"
@@ -36,7 +36,7 @@ dir "$dir"
 save ""
 appendonly no
 CONF
-    [[ -f $dir/extra.conf ]] && cat "$dir/extra.conf" >>"$dir/server.conf"
+    if [[ -f $dir/extra.conf ]]; then cat "$dir/extra.conf" >>"$dir/server.conf"; fi
     cat >"$dir/env" <<ENV
 REDIS_URL=redis://127.0.0.1:$port
 REDELIVER_REDIS_BIN=$(dirname "$(command -v redis-server)")
