@@ -101,7 +101,8 @@ runs() {
 # end DIR NAME [SIGNAL]: TERM unless told otherwise; KILL for what is still there after 30 seconds.
 end() {
     local dir=$1 name=$2 signal=${3-TERM} pid
-    runs "$dir" "$name" || { rm -f "$dir/$name.pid" && return; }
+    # A bare `return` would hand on the status of what came before, which in a trap is the status that ends the script.
+    runs "$dir" "$name" || { rm -f "$dir/$name.pid" && return 0; }
     read -r pid _ <"$dir/$name.pid"
     kill "-$signal" "$pid" 2>/dev/null || true
     if ! wait_for 30 gone "$dir" "$name"; then
@@ -128,7 +129,7 @@ wait_for() {
 wait_ready() {
     local seconds=$1 dir=$2 name=$3
     shift 3
-    if wait_for "$seconds" ready_or_gone "$dir" "$name" "$@" && runs "$dir" "$name"; then return; fi
+    if wait_for "$seconds" ready_or_gone "$dir" "$name" "$@" && runs "$dir" "$name"; then return 0; fi
     say "the last lines of $dir/$name.log:"
     tail -n 30 "$dir/$name.log" >&2
     stop "$dir"
