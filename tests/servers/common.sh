@@ -24,17 +24,31 @@ dispatch() {
     esac
 }
 
-# need COMMAND PACKAGE VARIABLE: has COMMAND, by Debian's PACKAGE where that is possible.
+# need COMMAND PACKAGE [VARIABLE]: has COMMAND, by Debian's PACKAGE where that is possible; a server that runs already
+# can be named in VARIABLE instead.
 need() {
-    local command=$1 package=$2 variable=$3
-    command -v "$command" >/dev/null && return
-    if command -v apt-get >/dev/null && [[ $(id -u) -eq 0 ]]; then
+    local command=$1 package=$2 variable=${3-}
+    command -v "$command" >/dev/null && return 0
+    if can_install; then
         say "$command is missing: installing $package"
-        apt_get "$package" && command -v "$command" >/dev/null && return
+        apt_get "$package" && command -v "$command" >/dev/null && return 0
     fi
-    die "$command is missing and could not be installed. Install it (Debian: apt-get install $package)," \
-        "or name a server that runs already in $variable (compose.yaml has one: docker compose up --detach)"
+    die "$command is missing and could not be installed. Install it (Debian: apt-get install $package)" \
+        "${variable:+or name a server that runs already in $variable (compose.yaml has one: docker compose up --detach)}"
 }
+
+# need_build_tools: what the crates need besides Rust. librdkafka is C, and its TLS needs OpenSSL's headers.
+need_build_tools() {
+    command -v cargo >/dev/null || die "cargo is missing: install Rust first, https://rustup.rs says how"
+    need cc build-essential
+    need make build-essential
+    need pkg-config pkg-config
+    pkg-config --exists openssl && return 0
+    if can_install; then apt_get libssl-dev && return 0; fi
+    die "OpenSSL's headers are missing and could not be installed. Install them (Debian: apt-get install libssl-dev)"
+}
+
+can_install() { command -v apt-get >/dev/null && [[ $(id -u) -eq 0 ]]; }
 
 # RUNLEVEL=1 keeps the package from starting a service of its own: the tests start private ones.
 apt_get() {
