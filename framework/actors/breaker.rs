@@ -80,7 +80,10 @@ impl Gate {
                 Change::Opened { pause } => Some(instant + pause),
                 Change::Closed => None,
             };
-            telemetry::breaker(scope, change);
+            match change {
+                Change::Opened { pause } => telemetry::breaker_opened(scope.name(), pause),
+                Change::Closed => telemetry::breaker_closed(scope.name()),
+            }
         }
     }
 }

@@ -6,7 +6,7 @@
 //!
 //! The actor outlives its lanes: when one is lost, it waits for the next and knows what still runs.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -22,8 +22,10 @@ use super::ledger::{Adopted, Ledger};
 use super::links::Links;
 use super::parking::Parking;
 use super::retrier::{Carry, Errand, Retrier};
+use super::supervisor::Holding;
 use crate::broker::{Broker, Lane, LaneEnd, LaneId, Received, Settlement};
 use crate::config;
+use crate::health::HealthCell;
 use crate::pipeline::{Epitaph, Fault, Outcome, Reason, Scope, Verdict, Waiting, Work};
 use crate::telemetry;
 
@@ -67,6 +69,7 @@ pub(super) struct Consumer {
     /// Away while a lane is drained.
     desk: Option<Desk>,
     commands: Option<mpsc::Sender<(Instant, oneshot::Sender<usize>)>>,
+    holding: Rc<Cell<Holding>>,
 }
 
 /// What all consumers of a subscription share; they live on one arbiter.
@@ -76,8 +79,14 @@ pub(super) struct Shared {
     pub(super) retrier: Addr<Retrier>,
     pub(super) gate: RefCell<Gate>,
     /// Handlers that run, over all lanes.
-    pub(super) running: std::cell::Cell<usize>,
+    pub(super) running: Cell<usize>,
+    pub(super) health: HealthCell,
 }
+
+/// What the consumer holds right now.
+#[derive(Message)]
+#[rtype(result = "Holding")]
+pub(super) struct Count;
 
 impl Consumer {
     pub(super) fn new(
@@ -87,8 +96,9 @@ impl Consumer {
         links: Links,
         supervisor: Recipient<LaneDown>,
     ) -> Self {
-        let desk = Desk::new(index, lane.clone(), shared, links);
-        Self { lane, supervisor, desk: Some(desk), commands: None }
+        let holding = Rc::new(Cell::new(Holding::default()));
+        let desk = Desk::new(index, lane.clone(), shared, links, Rc::clone(&holding));
+        Self { lane, supervisor, desk: Some(desk), commands: None, holding }
     }
 }
 
@@ -132,6 +142,15 @@ impl Handler<WindDown> for Consumer {
     }
 }
 
+impl Handler<Count> for Consumer {
+    type Result = ResponseFuture<Holding>;
+
+    fn handle(&mut self, Count: Count, _: &mut Context<Self>) -> Self::Result {
+        let holding = Rc::clone(&self.holding);
+        Box::pin(async move { holding.get() })
+    }
+}
+
 type Orders = mpsc::Receiver<(Instant, oneshot::Sender<usize>)>;
 
 /// Drains `lane` until it ends or is told to wind down. The whole life of a consumer in one place.
@@ -139,6 +158,7 @@ async fn drain(mut lane: Box<dyn Lane>, mut desk: Desk, mut orders: Orders) -> (
     desk.open(lane.generation());
     let end = loop {
         desk.hand_out();
+        desk.show();
         if let Err(end) = lane.settle(&mut desk.settlements).await {
             break Down::Ended(end);
         }
@@ -189,7 +209,7 @@ async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> u
     };
     desk.winding_down = false;
     if let Err(end) = lane.close().await {
-        telemetry::close_failed(&desk.shared.scope, &desk.lane, &end);
+        telemetry::close_failed(desk.shared.scope.name(), &desk.lane, &end);
     }
     left
 }
@@ -217,10 +237,18 @@ struct Desk {
     errands: Vec<(Work, Errand)>,
     last_delivery: Instant,
     winding_down: bool,
+    /// What an inspector sees.
+    holding: Rc<Cell<Holding>>,
 }
 
 impl Desk {
-    fn new(index: u32, lane: LaneId, shared: Rc<Shared>, links: Links) -> Self {
+    fn new(
+        index: u32,
+        lane: LaneId,
+        shared: Rc<Shared>,
+        links: Links,
+        holding: Rc<Cell<Holding>>,
+    ) -> Self {
         let settings = &shared.scope.settings;
         let prefetch = settings.in_flight_max.get() + settings.parked_max.get();
         // Room for every message that can be out, so that nobody ever waits to answer.
@@ -246,6 +274,7 @@ impl Desk {
             errands: Vec::new(),
             last_delivery: Instant::now(),
             winding_down: false,
+            holding,
         }
     }
 
@@ -288,6 +317,13 @@ impl Desk {
         shared.gate.borrow().room(room, Instant::now())
     }
 
+    /// Shows to inspectors what is held.
+    fn show(&self) {
+        let oldest = self.ledger.oldest();
+        let (running, parked, carrying) = (self.running, self.parked.len(), self.carrying);
+        self.holding.set(Holding { running, parked, carrying, oldest });
+    }
+
     /// Enters what was received.
     fn receive(&mut self) {
         self.last_delivery = Instant::now();
@@ -297,12 +333,12 @@ impl Desk {
         for received in received.drain(..) {
             match self.ledger.adopt(&received) {
                 None => {
-                    let slot = self.ledger.enter(received.clone());
+                    let slot = self.ledger.enter(received.clone(), self.last_delivery);
                     self.ready.push_back(Work::new(received, self.index, slot, &shared.scope));
                 }
-                Some(Adopted::Running) => telemetry::adopted(&shared.scope, &self.lane),
+                Some(Adopted::Running) => self.note_adopted(),
                 Some(Adopted::Done(outcome)) => {
-                    telemetry::adopted(&shared.scope, &self.lane);
+                    self.note_adopted();
                     self.running += 1;
                     shared.running.set(shared.running.get() + 1);
                     self.conclude(*outcome);
@@ -311,6 +347,12 @@ impl Desk {
         }
         self.received = received;
         self.run_errands();
+    }
+
+    fn note_adopted(&self) {
+        let scope = &self.shared.scope;
+        scope.metrics.adopted.inc();
+        telemetry::adopted(scope.name(), &self.lane);
     }
 
     /// Hands out what has a permit, in one letter for each handler.

@@ -31,6 +31,7 @@ pub(super) struct Ledger {
 struct Entry {
     received: Received,
     generation: u64,
+    received_at: Instant,
     /// Set when its lane was lost.
     orphaned: Option<Instant>,
     /// What came of it while it was an orphan.
@@ -47,10 +48,10 @@ pub(super) enum Adopted {
 
 impl Ledger {
     /// Enters a message that was received.
-    pub(super) fn enter(&mut self, received: Received) -> Slot {
+    pub(super) fn enter(&mut self, received: Received, received_at: Instant) -> Slot {
         self.bytes += received.envelope.body().len();
-        let entry =
-            Some(Entry { received, generation: self.generation, orphaned: None, fate: None });
+        let generation = self.generation;
+        let entry = Some(Entry { received, generation, received_at, orphaned: None, fate: None });
         match self.free.pop() {
             Some(slot) => {
                 self.entries[slot as usize] = entry;
@@ -110,9 +111,9 @@ impl Ledger {
         Some(entry.fate.take().map_or(Adopted::Running, Adopted::Done))
     }
 
-    /// How many are held for the lane that is open.
-    pub(super) fn held(&self) -> usize {
-        self.entries.len() - self.free.len() - self.orphans
+    /// When the oldest that is held was received.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.entries.iter().flatten().map(|entry| entry.received_at).min()
     }
 
     /// How many bytes of payload are held.

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use crate::broker::{Copy, Place, Publisher, Received};
+use crate::health::HealthCell;
 use crate::pipeline::{Epitaph, Fault, Scope, Work, expires_at};
 use crate::retry::{Policy, Schedule};
 use crate::telemetry;
@@ -24,6 +25,7 @@ const MAILBOX: usize = 16;
 pub(super) struct Retrier {
     scope: Arc<Scope>,
     publisher: Arc<dyn Publisher>,
+    health: HealthCell,
     /// Aborted with the actor; their originals are still with the broker.
     carried: JoinSet<()>,
 }
@@ -56,8 +58,12 @@ impl Actor for Retrier {
 }
 
 impl Retrier {
-    pub(super) fn new(scope: Arc<Scope>, publisher: Arc<dyn Publisher>) -> Self {
-        Self { scope, publisher, carried: JoinSet::new() }
+    pub(super) fn new(
+        scope: Arc<Scope>,
+        publisher: Arc<dyn Publisher>,
+        health: HealthCell,
+    ) -> Self {
+        Self { scope, publisher, health, carried: JoinSet::new() }
     }
 }
 
@@ -68,11 +74,11 @@ impl Handler<Carry> for Retrier {
         while self.carried.try_join_next().is_some() {}
         for (work, errand) in carry.errands {
             let (scope, publisher) = (Arc::clone(&self.scope), Arc::clone(&self.publisher));
-            let done = carry.done.clone();
+            let (health, done) = (self.health.clone(), carry.done.clone());
             self.carried.spawn_local(async move {
                 let copy = copy_of(&work, &errand, &scope);
-                if confirmed(&copy, publisher.as_ref(), &scope, &done).await {
-                    telemetry::carried(&scope, &work, &errand);
+                if confirmed(&copy, publisher.as_ref(), &scope, &health, &done).await {
+                    note(&scope, &work, &errand);
                     let _ = done.send(work).await;
                 }
             });
@@ -85,18 +91,44 @@ async fn confirmed(
     copy: &Copy,
     publisher: &dyn Publisher,
     scope: &Scope,
+    health: &HealthCell,
     done: &mpsc::Sender<Work>,
 ) -> bool {
     let mut schedule = Schedule::new(Policy {
         delay_max: Duration::from_secs(30),
         ..Policy::default()
     });
+    let mut failed = false;
     loop {
-        let Err(error) = publisher.copy(copy).await else { return true };
-        telemetry::copy_failed(scope, copy.place, &error);
+        let Err(error) = publisher.copy(copy).await else {
+            if failed {
+                health.update(|health| health.copies = None);
+            }
+            return true;
+        };
+        failed = true;
+        scope.metrics.copies_failed.inc();
+        telemetry::copy_failed(scope.name(), &copy.place, &error);
+        health.update(|health| health.copies = Some(format!("a copy is not confirmed: {error}")));
         tokio::select! {
             () = tokio::time::sleep(schedule.next_delay()) => {}
             () = done.closed() => return false,
+        }
+    }
+}
+
+/// Counts and logs a message that was carried.
+fn note(scope: &Scope, work: &Work, errand: &Errand) {
+    let metrics = &scope.metrics;
+    match errand {
+        Errand::Retry(delay, _) | Errand::Defer(delay) => {
+            metrics.wait_time.observe(delay.as_secs_f64());
+            telemetry::waits(scope.name(), work.id(), *delay);
+        }
+        Errand::Bury(epitaph) => {
+            let reason = epitaph.reason.as_str();
+            metrics.dead(reason);
+            telemetry::dead_lettered(scope.name(), work.id(), reason, &epitaph.fault.error);
         }
     }
 }

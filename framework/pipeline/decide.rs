@@ -57,14 +57,23 @@ pub(crate) enum Waiting {
 }
 
 impl Verdict {
+    /// What went wrong, if anything did.
+    pub(crate) fn fault(&self) -> Option<&Fault> {
+        match self {
+            Self::Retry(_, fault) | Self::Ignore(fault) => Some(fault),
+            Self::Dead(epitaph) => Some(&epitaph.fault),
+            Self::Ack | Self::Defer(_) | Self::Again => None,
+        }
+    }
+
+    /// Its text.
+    pub(crate) fn error(&self) -> Option<&str> {
+        self.fault().map(|fault| fault.error.as_str())
+    }
+
     /// Whether the handler panicked, so that its actor's state may be broken.
     pub(crate) fn is_panic(&self) -> bool {
-        let fault = match self {
-            Self::Retry(_, fault) | Self::Ignore(fault) => fault,
-            Self::Dead(epitaph) => &epitaph.fault,
-            Self::Ack | Self::Defer(_) | Self::Again => return false,
-        };
-        fault.class.as_deref() == Some(CLASS_PANIC)
+        self.fault().is_some_and(|fault| fault.class.as_deref() == Some(CLASS_PANIC))
     }
 }
 

@@ -138,7 +138,7 @@ async fn within(
         Ok(answer) => answer,
         Err(_) if can_abort => Answer::TimedOut(limit),
         Err(_) => {
-            telemetry::overrunning(scope, work, limit);
+            telemetry::overrunning(scope.name(), work.id(), limit);
             running.await
         }
     }
@@ -154,7 +154,10 @@ fn judge(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
     let kind = kind_of(work, scope);
     let now = scope.clock.now();
     let verdict = decide(answer, work, kind.as_deref(), &retries, now, &mut fastrand::f64);
-    telemetry::judged(scope, work, &verdict);
+    if let Some(error) = verdict.error() {
+        let attempt = work.attempt(retries.attempts_max()).get();
+        telemetry::attempt_failed(scope.name(), work.id(), attempt, error);
+    }
     verdict
 }
 
