@@ -63,8 +63,9 @@ fn sound_part(mut root: Spanned<DeTable<'_>>, text: &Text, faulty: &mut Vec<Stri
         };
         let path = dotted(&blamed.path);
         let said = words::of(error.message());
-        // What it was meant to be is not missing as well.
+        // What it was meant to be is not missing as well, nor is a list that goes with one of its items.
         faulty.push(path.clone());
+        faulty.extend(path.char_indices().filter(|(_, c)| *c == '[').map(|(at, _)| path[..at].to_owned()));
         if let Words { meant_key: Some(meant), .. } = &said {
             let parent = path.rsplit_once('.').map_or("", |(parent, _)| parent);
             faulty.push(format!("{parent}{}{meant}", if parent.is_empty() { "" } else { "." }));

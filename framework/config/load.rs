@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 use serde::de::IntoDeserializer;
 
-use super::layer::Layers;
+use super::layer::{Layer, Layers};
 use super::problem::Problem;
 use super::{Config, Problems, Properties, Secret, Url, check, env, file};
 
@@ -119,7 +119,10 @@ fn lay_environment<N: AsRef<str>, V: AsRef<str>>(
     for (name, value) in &variables {
         match env::read(name.as_ref(), value.as_ref(), &files) {
             Some(Ok(layer)) => layers.push(layer),
-            Some(Err(problem)) => problems.push(*problem),
+            Some(Err(problem)) => {
+                layers.push(Layer { faulty: vec![problem.path().to_owned()], ..Layer::default() });
+                problems.push(*problem);
+            }
             None => {}
         }
     }

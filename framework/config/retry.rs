@@ -187,8 +187,8 @@ mod tests {
 
     #[test]
     fn no_schedule_is_longer_than_its_age_and_one_wait() {
-        let policy = Retry { attempts_max: NonZeroU32::MAX, age_max: Duration::from_secs(60), ..Retry::default() };
         let minute = Duration::from_secs(60);
-        assert_eq!(policy.longest_schedule(Duration::ZERO), minute + policy.delay_max);
+        let endless = Retry { attempts_max: NonZeroU32::MAX, delay_min: minute * 10, age_max: minute, ..Retry::default() };
+        assert_eq!(endless.longest_schedule(Duration::ZERO), minute + endless.delay_max);
     }
 }

@@ -7,8 +7,11 @@ pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
     for (name, broker) in &config.brokers {
         let table = format!("brokers.{name}");
-        kind_given(check, &table, "\"memory\", \"rabbitmq\" or \"kafka\"");
         tls(check, &table, broker.tls.as_ref());
+        if !check.kind_known(&table) {
+            missing_kind(check, &table, "\"memory\", \"rabbitmq\" or \"kafka\"");
+            continue;
+        }
         let url = broker.url.as_ref();
         match broker.kind {
             BrokerKind::Memory => foreign(check, &table, "memory", &["url", "url_file", "password", "password_file", "tls", "properties"]),
@@ -24,9 +27,12 @@ pub(super) fn check(check: &mut Check<'_>) {
     }
     for (name, store) in &config.stores {
         let table = format!("stores.{name}");
-        kind_given(check, &table, "\"memory\" or \"redis\"");
         tls(check, &table, store.tls.as_ref());
         check.not_zero(&table, "deadline", store.deadline);
+        if !check.kind_known(&table) {
+            missing_kind(check, &table, "\"memory\" or \"redis\"");
+            continue;
+        }
         match store.kind {
             StoreKind::Memory => foreign(check, &table, "memory", &["url", "url_file", "password", "password_file", "tls"]),
             StoreKind::Redis => address(check, &table, store.url.as_ref(), &["redis", "rediss"], "redis://HOST:6379"),
@@ -35,10 +41,8 @@ pub(super) fn check(check: &mut Check<'_>) {
 }
 
 /// A file must name the kind: one that is forgotten must not become a memory broker that loses everything.
-fn kind_given(check: &mut Check<'_>, table: &str, kinds: &str) {
-    if check.given(table, "") && !check.given(table, "kind") {
-        check.say(table, "kind", &[], format!("is missing; add kind = {kinds}"));
-    }
+fn missing_kind(check: &mut Check<'_>, table: &str, kinds: &str) {
+    check.say(table, "kind", &[], format!("is missing; add kind = {kinds}"));
 }
 
 fn tls(check: &mut Check<'_>, table: &str, tls: Option<&Tls>) {
@@ -79,7 +83,10 @@ fn bootstrap(check: &mut Check<'_>, table: &str, url: Option<&Url>) {
 }
 
 fn missing(check: &mut Check<'_>, table: &str, example: &str) {
-    check.say(table, "url", &["kind", "url_file"], format!("is missing; add url = \"{example}\", or url_file"));
+    // A `url_file` that could not be read was complained about when it was read.
+    if !check.given(table, "url") && !check.given(table, "url_file") {
+        check.say(table, "url", &[], format!("is missing; add url = \"{example}\", or url_file"));
+    }
 }
 
 /// Which of the two keys the url came from.

@@ -48,6 +48,12 @@ impl Check<'_> {
         self.layers.given(&join(table, key))
     }
 
+    /// Whether the kind of a broker or store is what its struct says, not the default of one that is missing or wrong.
+    fn kind_known(&self, table: &str) -> bool {
+        let is_made_in_code = !self.given(table, "");
+        is_made_in_code || (self.given(table, "kind") && !self.layers.faulty(&join(table, "kind")))
+    }
+
     fn not_zero(&mut self, table: &str, key: &str, value: Duration) {
         if value.is_zero() {
             self.say(table, key, &[], "is 0s, which leaves no time at all; use \"1ms\" or more");

@@ -17,7 +17,8 @@ pub(super) fn check(check: &mut Check<'_>) {
     for (name, subscription) in &config.subscriptions {
         let table = format!("subscriptions.{name}");
         check.known(&table, "broker", &subscription.broker, "brokers", config.brokers.keys().map(String::as_str));
-        if let Some(broker) = config.brokers.get(&subscription.broker) {
+        let broker = config.brokers.get(&subscription.broker);
+        if let Some(broker) = broker.filter(|_| check.kind_known(&format!("brokers.{}", subscription.broker))) {
             source(check, &table, subscription, broker.kind);
             order(check, &table, subscription, broker.kind);
             templates(check, &table, subscription, broker.kind);
