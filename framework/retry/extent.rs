@@ -56,6 +56,24 @@ impl Policy {
         }
     }
 
+    /// The longest wait that one message can meet, as far as `attempts_max` lets the schedule go.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::retry::Policy;
+    ///
+    /// assert_eq!(Policy::default().wait_longest(), Duration::from_millis(12_800));
+    /// ```
+    pub fn wait_longest(&self) -> Duration {
+        let Some(count) = self.steps_count() else {
+            return Duration::ZERO;
+        };
+        match self.jitter {
+            Jitter::None | Jitter::Equal | Jitter::Full => self.base_bounds(count).1,
+            Jitter::Decorrelated => self.decorrelated_bound(count),
+        }
+    }
+
     /// An upper bound of all waits of one message together, whatever chance says.
     ///
     /// Exact for the first 10,000 steps; beyond those each step counts as the longest. The time that handlers take,
