@@ -159,7 +159,7 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
         }
     };
     let Received { envelope, .. } = &work.received;
-    Copy { source: Arc::clone(&scope.source), envelope: Arc::clone(envelope), place, stamps }
+    Copy { source: scope.source.load_full(), envelope: Arc::clone(envelope), place, stamps }
 }
 
 /// What every copy of a message carries on.

@@ -103,6 +103,9 @@ impl<F: Future<Output = ()>> Slots<F> {
         into.append(&mut slots);
     }
 
+}
+
+impl<F> Slots<F> {
     /// Drops every future, done or not.
     pub(super) fn clear(&mut self) {
         self.slots.clear();

@@ -156,7 +156,7 @@ impl Supervisor {
     /// Goes on with the lanes; those that are open stay.
     fn open_lanes(&mut self, ctx: &mut Context<Self>) {
         if self.opener.is_none() {
-            let lanes = self.broker.lanes(Arc::clone(&self.scope.source));
+            let lanes = self.broker.lanes(self.scope.source.load_full());
             self.opener = Some(Opener::start(lanes, ctx.address()));
         }
         self.health.update(|health| health.state = SubscriptionState::Running);

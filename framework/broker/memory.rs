@@ -21,6 +21,7 @@ use super::{
     Lane, LaneEnd, LaneEvent, LaneId, Lanes, Outgoing, Place, Publisher, Received, Settlement,
     Source, Target, Token,
 };
+use crate::clock::Clock;
 use crate::config::BrokerKind;
 use crate::wire;
 
@@ -36,7 +37,7 @@ struct Shared {
     earlier: Notify,
     ticking: AtomicBool,
     generations: AtomicU64,
-    clock: fn() -> SystemTime,
+    clock: Clock,
 }
 
 #[derive(Default)]
@@ -80,11 +81,11 @@ struct Message {
 impl MemoryBroker {
     /// An empty broker.
     pub fn new() -> Self {
-        Self::with_clock(SystemTime::now)
+        Self::with_clock(Clock::System)
     }
 
     /// An empty broker that takes the time of publishing from `clock`.
-    pub fn with_clock(clock: fn() -> SystemTime) -> Self {
+    pub(crate) fn with_clock(clock: Clock) -> Self {
         Self {
             shared: Arc::new(Shared {
                 queues: Mutex::default(),
@@ -399,7 +400,7 @@ impl Publisher for MemoryPublisher {
             return Err(BrokerError::new(Fault::Unroutable, error));
         }
         for name in names {
-            let message = Arc::new(stored(outgoing, &name, (self.shared.clock)()));
+            let message = Arc::new(stored(outgoing, &name, self.shared.clock.now()));
             queues.push(&name, message)?;
         }
         Ok(())

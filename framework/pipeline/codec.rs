@@ -3,7 +3,6 @@
 //! Owns the choice of a codec by content type. Never sees headers or policies.
 
 use std::error::Error as StdError;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -108,13 +107,21 @@ impl Codec<Vec<u8>> for Raw {
 }
 
 /// The codecs of one handler, asked in order.
-pub(crate) struct Codecs<T> {
-    codecs: Vec<Arc<dyn Codec<T>>>,
+pub struct Codecs<T> {
+    codecs: Vec<Box<dyn Codec<T>>>,
 }
 
-impl<T> Codecs<T> {
-    pub(crate) fn new(codecs: Vec<Arc<dyn Codec<T>>>) -> Self {
-        Self { codecs }
+impl<T: 'static> Codecs<T> {
+    /// Only this one.
+    pub fn new(codec: impl Codec<T>) -> Self {
+        Self { codecs: vec![Box::new(codec)] }
+    }
+
+    /// Where those before take a content type not, this one.
+    #[must_use]
+    pub fn or(mut self, codec: impl Codec<T>) -> Self {
+        self.codecs.push(Box::new(codec));
+        self
     }
 
     pub(crate) fn decode(&self, envelope: &dyn Envelope) -> Result<T, DecodeError> {
