@@ -525,6 +525,17 @@ fn the_environment_lies_over_the_files() -> Result<(), Problems> {
 }
 
 #[test]
+fn a_property_of_librdkafka_can_be_a_variable() -> Result<(), Problems> {
+    let text = "[brokers.main]\nkind = \"kafka\"\nurl = \"kafka:9092\"\nproperties.sasl.password = \"old\"";
+    let name = "REDELIVER__BROKERS__MAIN__PROPERTIES__SASL_PASSWORD";
+    let config = with_environment(text, &[(name, "hunter2")])?;
+    let properties = &config.brokers["main"].properties;
+    assert_eq!(properties.names().collect::<Vec<_>>(), ["sasl.password"]);
+    assert_eq!(properties.expose("sasl.password"), Some("hunter2"));
+    Ok(())
+}
+
+#[test]
 fn a_wrong_variable_is_named() {
     for (name, value, words) in [
         (
@@ -645,6 +656,9 @@ fn no_secret_is_shown_wherever_it_stands() {
         "[brokers.main]\nkind = \"kafka\"\nurl = \"u:hunter2@h\"\nproperties = { \"sasl.password\" = \"hunter2\", x = 1979-05-27 }",
         "[brokers.main]\nkind = \"memory\"\n[subscriptions.a]\nbroker = \"amqp://u:hunter2@h\"",
         "[brokers.main]\nkind = \"amqp://u:hunter2@h\"",
+        "broker.main.password = \"hunter2\"",
+        "brokers.main = { kind = \"rabbitmq\", url = \"amqp://h\", tls = { pasword = \"hunter2\" } }",
+        "subscriptions.orders = { pasword = \"hunter2\" }",
         "[stores.main]\nkind = \"redis\"\ndeadline = \"redis://:hunter2@h\"",
     ];
     for text in texts {

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::file::Text;
 use super::problem::{Origin, Problem};
+use super::text::Text;
 
 /// What one file, or one variable, sets.
 #[derive(Clone, Debug, Default)]

@@ -4,9 +4,10 @@
 
 use super::nearest::nearest;
 
-/// What to say, and which key an unknown one may have meant.
+/// What to say, whether a key is unknown, and which it may have meant.
 pub(super) struct Words {
     pub(super) text: String,
+    pub(super) is_unknown_key: bool,
     pub(super) meant_key: Option<String>,
 }
 
@@ -19,6 +20,7 @@ pub(super) fn of(message: &str) -> Words {
     };
     Words {
         text,
+        is_unknown_key: false,
         meant_key: None,
     }
 }
@@ -62,6 +64,7 @@ fn unknown(rest: &str) -> Words {
     };
     Words {
         text,
+        is_unknown_key: is_key,
         meant_key: meant.filter(|_| is_key).map(str::to_owned),
     }
 }
