@@ -1,3 +1,6 @@
 //! x
 
+pub mod broker;
+pub mod config;
 pub mod retry;
+pub mod wire;

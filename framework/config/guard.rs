@@ -1,0 +1,133 @@
+//! The tables inside a subscription: `batch`, `breaker`, `idempotency`, `lock`.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{KeySource, units};
+
+/// Messages taken together: a batch is handed on when it has `size` messages or is `wait` old.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Batch {
+    /// The most messages of a batch; 64.
+    #[serde(deserialize_with = "units::count")]
+    pub size: NonZeroUsize,
+    /// The longest that its first message waits for others; 100ms.
+    #[serde(deserialize_with = "units::duration")]
+    pub wait: Duration,
+}
+
+impl Default for Batch {
+    fn default() -> Self {
+        Self {
+            size: const { NonZeroUsize::new(64).expect("64 is not zero") },
+            wait: Duration::from_millis(100),
+        }
+    }
+}
+
+/// When a subscription pauses because too much of it fails. Rejected messages do not count.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Breaker {
+    /// With fewer attempts in the window it does not judge; 20.
+    #[serde(deserialize_with = "units::count_u32")]
+    pub attempts_min: NonZeroU32,
+    /// The share of failed attempts, above 0 and up to 1, from which on it pauses; 0.9.
+    pub failure_rate: f64,
+    /// The time in which attempts are counted; 10s.
+    #[serde(deserialize_with = "units::duration")]
+    pub window: Duration,
+    /// The first pause before a message is tried again; 5s.
+    #[serde(deserialize_with = "units::duration")]
+    pub pause: Duration,
+    /// The longest pause, to which it grows while the tries fail; 5m.
+    #[serde(deserialize_with = "units::duration")]
+    pub pause_max: Duration,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            attempts_min: const { NonZeroU32::new(20).expect("20 is not zero") },
+            failure_rate: 0.9,
+            window: Duration::from_secs(10),
+            pause: Duration::from_secs(5),
+            pause_max: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+/// How a message id is handled once.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Idempotency {
+    /// The name of a table `[stores.NAME]`; must be given.
+    pub store: String,
+    /// How long a claim outlives a process that died holding it; 60s. It is renewed while the handler runs.
+    #[serde(deserialize_with = "units::duration")]
+    pub lease: Duration,
+    /// How long an id is remembered; 7d.
+    #[serde(deserialize_with = "units::duration")]
+    pub keep: Duration,
+    /// What happens to a message whose id was handled before; ack.
+    pub on_duplicate: OnDuplicate,
+}
+
+impl Default for Idempotency {
+    fn default() -> Self {
+        Self {
+            store: String::new(),
+            lease: Duration::from_secs(60),
+            keep: Duration::from_secs(7 * 86_400),
+            on_duplicate: OnDuplicate::default(),
+        }
+    }
+}
+
+/// What happens to a message whose id was handled before.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnDuplicate {
+    /// It is acknowledged, and the handler does not see it.
+    #[default]
+    Ack,
+    /// The handler is called and can read what it stored the first time.
+    Call,
+}
+
+/// How one message of a key is handled at a time, in all processes.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Lock {
+    /// The name of a table `[stores.NAME]`; must be given.
+    pub store: String,
+    /// Where the key is that is locked; a file must say so.
+    pub key: KeySource,
+    /// How long a lock outlives a process that died holding it; 30s. It is renewed while the handler runs.
+    #[serde(deserialize_with = "units::duration")]
+    pub lease: Duration,
+    /// How long a message waits for a lock that another holds, before it is deferred; 2s.
+    #[serde(deserialize_with = "units::duration")]
+    pub wait: Duration,
+    /// Keeps first-come order among those that wait; false.
+    pub fair: bool,
+    /// How long one handler may hold a lock; 10m.
+    #[serde(deserialize_with = "units::duration")]
+    pub hold_max: Duration,
+}
+
+impl Default for Lock {
+    fn default() -> Self {
+        Self {
+            store: String::new(),
+            key: KeySource::RoutingKey,
+            lease: Duration::from_secs(30),
+            wait: Duration::from_secs(2),
+            fair: false,
+            hold_max: Duration::from_secs(10 * 60),
+        }
+    }
+}

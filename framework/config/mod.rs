@@ -1,0 +1,90 @@
+//! The configuration: TOML files, the environment over them, one struct a table, plain data.
+//!
+//! Owns which keys there are, their defaults, and every complaint about them. Starts nothing, connects to
+//! nothing, and reads only the files it is given and those whose text is a secret.
+//!
+//! ```text
+//!  file ──strictly──┐
+//!  file ──strictly──┼─ layered ── Config ── secrets read ── checked as a whole ──> Config, or all Problems
+//!  variable ────────┘  (config)
+//! ```
+
+mod broker;
+mod guard;
+mod retry;
+mod service;
+mod store;
+mod subscription;
+
+mod secret;
+mod source;
+mod template;
+pub mod units;
+
+mod check;
+mod env;
+mod file;
+mod layer;
+mod load;
+mod nearest;
+mod problem;
+mod words;
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+
+pub use broker::{Broker, BrokerKind, Tls};
+pub use guard::{Batch, Breaker, Idempotency, Lock, OnDuplicate};
+pub use problem::{Origin, Problem, Problems};
+pub use retry::{Backoff, Jitter, Retry, Rule, Then};
+pub use secret::{Properties, Secret, Url};
+pub use service::{OnRestartsSpent, Service};
+pub use source::{IdSource, KeySource, Pointer, TypeSource};
+pub use store::{Store, StoreKind};
+pub use subscription::{
+    Binding, DeliveryGuarantee, IdMissing, OnExpired, OnLongWait, OnStoreDown, OnUnknownType, OrderScope, Ordering,
+    QueueType, Subscription, Topology,
+};
+pub use template::Template;
+
+/// The whole configuration. `Config::default()` has no broker and no subscription.
+///
+/// ```
+/// use redeliver::config::{BrokerKind, Config};
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [subscriptions.orders]
+///     broker = "main"
+/// "#)?;
+/// assert_eq!(config.brokers["main"].kind, BrokerKind::Memory);
+/// assert_eq!(config.policy(&config.subscriptions["orders"]).attempts_max.get(), 8);
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// `[service]`: the process as a whole.
+    pub service: Service,
+    /// `[brokers.NAME]`: connections to brokers.
+    pub brokers: BTreeMap<String, Broker>,
+    /// `[stores.NAME]`: where locks and claims are kept.
+    pub stores: BTreeMap<String, Store>,
+    /// `[subscriptions.NAME]`: what is consumed, and the policies around it.
+    pub subscriptions: BTreeMap<String, Subscription>,
+    /// `[retry.NAME]`: when failed messages are tried again.
+    pub retry: BTreeMap<String, Retry>,
+}
+
+/// The policy of a subscription that names none, and one that is there without a table.
+const STANDARD: &str = "standard";
+
+impl Config {
+    /// The retry policy of a subscription: the one it names, else `standard`.
+    pub fn policy(&self, subscription: &Subscription) -> Retry {
+        let name = subscription.retry.as_deref().unwrap_or(STANDARD);
+        self.retry.get(name).cloned().unwrap_or_default()
+    }
+}

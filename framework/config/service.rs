@@ -1,0 +1,59 @@
+//! The table `[service]`: the process as a whole.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::units;
+
+/// The process: its name, how long it may take to start and stop, and its budget of restarts.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Service {
+    /// What logs, dead letters and brokers call this service; the executable's name.
+    pub name: String,
+    /// How long a stop waits for handlers that run, before they are cancelled and their messages returned; 25s.
+    #[serde(deserialize_with = "units::duration")]
+    pub shutdown_grace: Duration,
+    /// How long an unreachable broker is tried at start before that is an error; 30s. Once connected: for ever.
+    #[serde(deserialize_with = "units::duration")]
+    pub startup_max: Duration,
+    /// How many restarts within `restarts_window` are borne; 5.
+    #[serde(deserialize_with = "units::whole")]
+    pub restarts_max: u32,
+    /// The time in which restarts are counted; 30s.
+    #[serde(deserialize_with = "units::duration")]
+    pub restarts_window: Duration,
+    /// What happens when the budget of restarts is spent; pause.
+    pub on_restarts_spent: OnRestartsSpent,
+}
+
+/// What happens when an actor dies more often than `restarts_max` allows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnRestartsSpent {
+    /// The subscription turns unhealthy and pauses; its messages stay with the broker.
+    #[default]
+    Pause,
+    /// The process stops, so that whatever started it can start it anew.
+    Exit,
+}
+
+impl Default for Service {
+    fn default() -> Self {
+        Self {
+            name: executable(),
+            shutdown_grace: Duration::from_secs(25),
+            startup_max: Duration::from_secs(30),
+            restarts_max: 5,
+            restarts_window: Duration::from_secs(30),
+            on_restarts_spent: OnRestartsSpent::default(),
+        }
+    }
+}
+
+fn executable() -> String {
+    let path = std::env::current_exe().ok();
+    let stem = path.as_deref().and_then(|path| path.file_stem()).and_then(|stem| stem.to_str());
+    stem.unwrap_or("redeliver").to_owned()
+}

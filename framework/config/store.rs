@@ -1,0 +1,57 @@
+//! The tables `[stores.NAME]`: where locks and claims are kept.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Secret, Tls, Url, units};
+
+/// One store of shared state.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Store {
+    /// Which kind of store it is; a file must say so.
+    pub kind: StoreKind,
+    /// `redis://host:port/db` or `rediss://...`.
+    pub url: Option<Url>,
+    /// A file whose text is the url; read once, when the configuration is loaded, into `url`.
+    pub url_file: Option<PathBuf>,
+    /// The password of the url's user; loading puts it into `url`.
+    pub password: Option<Secret>,
+    /// A file whose text is the password; loading puts it into `url`.
+    pub password_file: Option<PathBuf>,
+    /// Certificates; without it the system's roots serve `rediss`.
+    pub tls: Option<Tls>,
+    /// How long one call may take before the store counts as down; 1s.
+    #[serde(deserialize_with = "units::duration")]
+    pub deadline: Duration,
+    /// Refuses to start on settings of the server that lose locks or claims, instead of warning; false.
+    pub strict: bool,
+}
+
+/// The stores that can keep locks and claims.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StoreKind {
+    /// In this process: shared with no other, and lost with it.
+    #[default]
+    Memory,
+    /// Redis, 7 or later.
+    Redis,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            kind: StoreKind::default(),
+            url: None,
+            url_file: None,
+            password: None,
+            password_file: None,
+            tls: None,
+            deadline: Duration::from_secs(1),
+            strict: false,
+        }
+    }
+}

@@ -1,0 +1,315 @@
+//! The tables `[subscriptions.NAME]`: a source on a broker, a handler, and the policies around it.
+
+use std::num::{NonZeroU32, NonZeroUsize};
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::{Batch, Breaker, BrokerKind, IdSource, Idempotency, KeySource, Lock, Template, TypeSource, units};
+
+const MIB: u64 = 1 << 20;
+
+const fn count(number: usize) -> NonZeroUsize {
+    NonZeroUsize::new(number).expect("a default count is not zero")
+}
+
+/// One subscription.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Subscription {
+    /// The name of a table `[brokers.NAME]`; must be given.
+    pub broker: String,
+
+    /// The queue to consume (RabbitMQ); must be given there.
+    pub queue: Option<String>,
+    /// What is bound to the queue (RabbitMQ); none.
+    pub bindings: Vec<Binding>,
+    /// The kind of queue that is declared (RabbitMQ); quorum.
+    pub queue_type: QueueType,
+    /// Further arguments of the queue's declaration (RabbitMQ); none.
+    pub arguments: toml::Table,
+    /// Arguments of the consumer, such as `x-priority` (RabbitMQ); none.
+    pub consumer_arguments: toml::Table,
+    /// Declares the queue so that one consumer at a time is served (RabbitMQ); false. Order in a queue implies it.
+    pub single_active_consumer: bool,
+    /// Lanes of the queue, each a channel (RabbitMQ); 1.
+    #[serde(deserialize_with = "units::count")]
+    pub consumers: NonZeroUsize,
+
+    /// The topics to consume (Kafka); these or `pattern` must be given there.
+    pub topics: Vec<String>,
+    /// A regular expression, beginning with `^`, of the topics to consume (Kafka).
+    pub pattern: Option<String>,
+    /// The consumer group (Kafka); must be given there.
+    pub group: Option<String>,
+    /// How often finished offsets are committed (Kafka); 1s.
+    #[serde(deserialize_with = "units::duration")]
+    pub commit_interval: Duration,
+    /// What a crash may repeat (Kafka); at-least-once.
+    pub delivery_guarantee: DeliveryGuarantee,
+
+    /// Whether queues and topics are created, checked, or left alone; declare.
+    pub topology: Topology,
+    /// Where dead letters go; see [`Subscription::dead_template`] for the default.
+    pub dead: Option<Template>,
+    /// Where messages wait for their next attempt; see [`Subscription::wait_template`] for the default.
+    pub wait: Option<Template>,
+    /// At most so many wait queues or topics where jitter is drawn; 16.
+    #[serde(deserialize_with = "units::count")]
+    pub wait_steps_max: NonZeroUsize,
+
+    /// Handler actors, each on an arbiter of its own when more than 1; 1.
+    #[serde(deserialize_with = "units::count")]
+    pub handlers: NonZeroUsize,
+    /// How many messages of a lane are handled at once; 64.
+    #[serde(deserialize_with = "units::count")]
+    pub in_flight_max: NonZeroUsize,
+    /// How many messages of all lanes are handled at once; no limit but that of the lanes.
+    #[serde(deserialize_with = "units::count_option")]
+    pub in_flight_total_max: Option<NonZeroUsize>,
+    /// How many bytes the messages in the process may have together; 64MiB.
+    #[serde(deserialize_with = "units::size")]
+    pub in_flight_bytes_max: u64,
+    /// How many deliveries of a lane may wait in the process for their next attempt or their turn; 128.
+    #[serde(deserialize_with = "units::count")]
+    pub parked_max: NonZeroUsize,
+    /// The longest body, in bytes, that a handler is given; longer ones are dead-lettered as `too-large`; 16MiB.
+    #[serde(deserialize_with = "units::size")]
+    pub body_max: u64,
+    /// How long a handler may take for one message; 30s.
+    #[serde(deserialize_with = "units::duration")]
+    pub timeout: Duration,
+    /// Takes messages together; off.
+    pub batch: Option<Batch>,
+    /// How long a lane may neither deliver nor be empty before it is opened again; 5m.
+    #[serde(deserialize_with = "units::duration")]
+    pub stall_after: Duration,
+
+    /// What keeps its order; none.
+    pub ordering: Ordering,
+    /// Where the key is that order is kept by; on Kafka the record's key by default.
+    pub key: Option<KeySource>,
+    /// The longest wait, in the process, that a key or lane is held for; 30s.
+    #[serde(deserialize_with = "units::duration")]
+    pub order_wait_max: Duration,
+    /// What happens to a message whose wait is longer; must be chosen if the retry policy has such waits.
+    pub order_on_long_wait: Option<OnLongWait>,
+    /// Among whom order is kept (RabbitMQ); queue.
+    pub order_scope: OrderScope,
+
+    /// Where the type of a message is; see [`Subscription::type_source`] for the default.
+    #[serde(rename = "type")]
+    pub message_type: Option<TypeSource>,
+    /// What happens to a message whose type no handler takes; dead-letter.
+    pub on_unknown_type: OnUnknownType,
+    /// What happens to a message that is older than it may be; dead-letter.
+    pub on_expired: OnExpired,
+    /// Where the id of a message is; message-id.
+    pub id: IdSource,
+    /// What happens to a message without an id; see [`Subscription::on_id_missing`] for the default.
+    pub id_missing: Option<IdMissing>,
+    /// After how many crashes a message is suspected of causing them, and handled alone; 5.
+    #[serde(deserialize_with = "units::count_u32")]
+    pub crashes_max: NonZeroU32,
+    /// How many handlers may send a message on before it is dead-lettered as `loop`; 32.
+    #[serde(deserialize_with = "units::count_u32")]
+    pub hops_max: NonZeroU32,
+
+    /// The name of a table `[retry.NAME]`; the policy `standard`, which is there without a table.
+    pub retry: Option<String>,
+    /// Pauses the subscription when too much of it fails.
+    pub breaker: Breaker,
+    /// Handles each message id once; off.
+    pub idempotency: Option<Idempotency>,
+    /// Handles one message of a key at a time, in all processes; off.
+    pub lock: Option<Lock>,
+    /// What happens while the store of locks and claims cannot be reached; pause.
+    pub on_store_down: OnStoreDown,
+}
+
+impl Default for Subscription {
+    fn default() -> Self {
+        Self {
+            broker: String::new(),
+            queue: None,
+            bindings: Vec::new(),
+            queue_type: QueueType::default(),
+            arguments: toml::Table::new(),
+            consumer_arguments: toml::Table::new(),
+            single_active_consumer: false,
+            consumers: NonZeroUsize::MIN,
+            topics: Vec::new(),
+            pattern: None,
+            group: None,
+            commit_interval: Duration::from_secs(1),
+            delivery_guarantee: DeliveryGuarantee::default(),
+            topology: Topology::default(),
+            dead: None,
+            wait: None,
+            wait_steps_max: count(16),
+            handlers: NonZeroUsize::MIN,
+            in_flight_max: count(64),
+            in_flight_total_max: None,
+            in_flight_bytes_max: 64 * MIB,
+            parked_max: count(128),
+            body_max: 16 * MIB,
+            timeout: Duration::from_secs(30),
+            batch: None,
+            stall_after: Duration::from_secs(5 * 60),
+            ordering: Ordering::default(),
+            key: None,
+            order_wait_max: Duration::from_secs(30),
+            order_on_long_wait: None,
+            order_scope: OrderScope::default(),
+            message_type: None,
+            on_unknown_type: OnUnknownType::default(),
+            on_expired: OnExpired::default(),
+            id: IdSource::default(),
+            id_missing: None,
+            crashes_max: const { NonZeroU32::new(5).expect("5 is not zero") },
+            hops_max: const { NonZeroU32::new(32).expect("32 is not zero") },
+            retry: None,
+            breaker: Breaker::default(),
+            idempotency: None,
+            lock: None,
+            on_store_down: OnStoreDown::default(),
+        }
+    }
+}
+
+/// What depends on the broker or on another key when it is not given.
+impl Subscription {
+    /// Where the key is: `key`, or on Kafka the record's key.
+    pub fn key_source(&self, kind: BrokerKind) -> Option<KeySource> {
+        self.key.clone().or_else(|| (kind == BrokerKind::Kafka).then_some(KeySource::RoutingKey))
+    }
+
+    /// Where the type is: `type`, or the broker's property, or on Kafka the header `type`.
+    pub fn type_source(&self, kind: BrokerKind) -> TypeSource {
+        self.message_type.clone().unwrap_or_else(|| match kind {
+            BrokerKind::Kafka => TypeSource::Header("type".to_owned()),
+            BrokerKind::Memory | BrokerKind::Rabbitmq => TypeSource::Property,
+        })
+    }
+
+    /// What a missing id leads to: `id_missing`, or running it, or with idempotency rejecting it.
+    pub fn on_id_missing(&self) -> IdMissing {
+        self.id_missing.unwrap_or(match self.idempotency {
+            Some(_) => IdMissing::Reject,
+            None => IdMissing::Run,
+        })
+    }
+
+    /// Where dead letters go: `dead`, or `{queue}.dead`, or on Kafka `{topic}.{group}.dead`.
+    pub fn dead_template(&self, kind: BrokerKind) -> Template {
+        self.dead.clone().unwrap_or_else(|| match kind {
+            BrokerKind::Kafka => Template::new("{topic}.{group}.dead"),
+            BrokerKind::Memory | BrokerKind::Rabbitmq => Template::new("{queue}.dead"),
+        })
+    }
+
+    /// Where messages wait: `wait`, or `{queue}.wait.{ms}`, or on Kafka `{topic}.{group}.wait.{ms}`.
+    pub fn wait_template(&self, kind: BrokerKind) -> Template {
+        self.wait.clone().unwrap_or_else(|| match kind {
+            BrokerKind::Kafka => Template::new("{topic}.{group}.wait.{ms}"),
+            BrokerKind::Memory | BrokerKind::Rabbitmq => Template::new("{queue}.wait.{ms}"),
+        })
+    }
+}
+
+/// A binding of the queue to an exchange (RabbitMQ).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Binding {
+    /// The exchange, which must exist; must be given.
+    pub exchange: String,
+    /// The routing key or pattern; empty.
+    pub routing_key: String,
+}
+
+/// Makes an enum whose variants are written in lower case with hyphens, the first one being the default.
+macro_rules! choices {
+    ($($(#[$doc:meta])* $name:ident { $(#[$first_doc:meta])* $first:ident, $($(#[$more_doc:meta])* $more:ident,)* })*) => {$(
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+        #[serde(rename_all = "kebab-case")]
+        pub enum $name { $(#[$first_doc])* #[default] $first, $($(#[$more_doc])* $more,)* }
+    )*};
+}
+
+choices! {
+    /// The kind of queue that is declared (RabbitMQ).
+    QueueType {
+        /// Replicated, survives the loss of a minority of nodes.
+        Quorum,
+        /// On one node.
+        Classic,
+    }
+    /// What a crash may repeat (Kafka).
+    DeliveryGuarantee {
+        /// Effects may be repeated, never left out.
+        AtLeastOnce,
+        /// Output and offsets are one Kafka transaction.
+        Transactional,
+    }
+    /// Whether queues and topics are created, checked, or left alone.
+    Topology {
+        /// Created where they are missing.
+        Declare,
+        /// Checked at start; a missing one is an error.
+        Verify,
+        /// Neither; for users who may do nothing but consume and publish.
+        None,
+    }
+    /// What keeps its order.
+    Ordering {
+        /// Nothing.
+        None,
+        /// Messages of one key.
+        Key,
+        /// Messages of one lane.
+        Lane,
+    }
+    /// What happens under order to a message whose wait is longer than `order_wait_max`.
+    OnLongWait {
+        /// It waits at the broker, and those behind it go first.
+        Reorder,
+        /// It becomes a dead letter.
+        DeadLetter,
+    }
+    /// Among whom order is kept (RabbitMQ).
+    OrderScope {
+        /// Among all processes: one consumer at a time is served.
+        Queue,
+        /// Within each process.
+        Process,
+    }
+    /// What happens to a message whose type no handler takes.
+    OnUnknownType {
+        /// It becomes a dead letter.
+        DeadLetter,
+        /// It is acknowledged and counted.
+        Ignore,
+    }
+    /// What happens to a message that is older than it may be.
+    OnExpired {
+        /// It becomes a dead letter.
+        DeadLetter,
+        /// It is acknowledged and counted.
+        Drop,
+    }
+    /// What happens to a message without an id.
+    IdMissing {
+        /// It is handled; nothing can recognise its copies.
+        Run,
+        /// It becomes a dead letter.
+        Reject,
+    }
+    /// What happens while the store of locks and claims cannot be reached.
+    OnStoreDown {
+        /// The subscription pauses; its messages stay with the broker.
+        Pause,
+        /// Messages are handled without lock and claim.
+        Run,
+    }
+}
