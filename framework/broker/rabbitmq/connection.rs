@@ -289,9 +289,4 @@ impl Live {
         // An error means that the connection is gone, which whoever waits will find out by using it.
         let _ = self.blocked.clone().wait_for(Option::is_none).await;
     }
-
-    /// Why the server takes no messages for now.
-    pub(super) fn blocked(&self) -> Option<String> {
-        self.blocked.borrow().clone()
-    }
 }

@@ -13,7 +13,7 @@ use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::message::BasicGetMessage;
 use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::FieldTable;
+use lapin::types::{FieldTable, ShortString};
 use tokio::time::timeout;
 
 use super::connection::{Link, Live, answer};
@@ -59,23 +59,21 @@ impl RabbitDeadLetters {
         }
         Ok(())
     }
+}
 
-    /// Removals must be known before the channel is gone, or the dead letters come back. An acknowledgement has
-    /// no answer; a cancel that was answered went the same way through the server to the queue.
-    async fn settle_removals(&self) -> lapin::Result<()> {
+/// Gives back what is held and closes the channel.
+///
+/// Removals must be known before it is gone, or the dead letters come back. An acknowledgement has no answer;
+/// a cancel that was answered went the same way through the server to the queue.
+async fn wind_down(channel: Channel, queue: ShortString, removed: bool) -> lapin::Result<()> {
+    if removed {
         let tag = format!("redeliver.dead-letters.{:016x}", fastrand::u64(..));
-        self.channel.basic_qos(1, BasicQosOptions::default()).await?;
-        let consumer = self.channel.basic_consume((&*self.queue).into(), tag.as_str().into(), BasicConsumeOptions::default(), FieldTable::default()).await?;
-        self.channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await
+        channel.basic_qos(1, BasicQosOptions::default()).await?;
+        let consumer = channel.basic_consume(queue, tag.into(), BasicConsumeOptions::default(), FieldTable::default()).await?;
+        channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
     }
-
-    async fn wind_down(&mut self) -> lapin::Result<()> {
-        if self.removed {
-            self.settle_removals().await?;
-        }
-        self.channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true }).await?;
-        self.channel.close(200, "read".into()).await
-    }
+    channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true }).await?;
+    channel.close(200, "read".into()).await
 }
 
 #[async_trait]
@@ -106,12 +104,13 @@ impl DeadLetterReader for RabbitDeadLetters {
             return Err(BrokerError::new(Fault::Other, text));
         }
         self.removed = true;
-        answer(&self.attempt(), self.channel.basic_ack(token.0, BasicAckOptions::default())).await
+        let (attempt, channel) = (self.attempt(), self.channel.clone());
+        answer(&attempt, channel.basic_ack(token.0, BasicAckOptions::default())).await
     }
 
     async fn close(&mut self) -> Result<(), BrokerError> {
         let attempt = format!("giving back the dead letters of queue `{}`", self.queue);
-        match timeout(CLOSE_MAX, self.wind_down()).await {
+        match timeout(CLOSE_MAX, wind_down(self.channel.clone(), short(&self.queue)?, self.removed)).await {
             Ok(wound_down) => wound_down.map_err(|error| fault::fault(&attempt, &error)),
             Err(_) => Err(BrokerError::new(Fault::Unreachable, format!("{attempt}: no answer within {} s", CLOSE_MAX.as_secs()))),
         }

@@ -39,11 +39,6 @@ pub(super) fn said(error: &Error) -> String {
     }
 }
 
-/// Whether only this channel is gone, and not its whole connection.
-pub(super) fn closes_only_the_channel(error: &Error) -> bool {
-    error.is_amqp_soft_error()
-}
-
 fn judge(error: &Error, said: &str) -> (Fault, Option<&'static str>) {
     match error.kind() {
         ErrorKind::ProtocolError(answer) => judge_answer(answer.get_id(), said),

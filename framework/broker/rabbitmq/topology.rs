@@ -242,31 +242,51 @@ pub(super) async fn prepare(link: &Link, source: &Source) -> Result<Vec<String>,
     let plan = Plan::of(source);
     refuse_long_names(source, &plan)?;
     refuse_deadly_limit(source)?;
+    let mut findings = Findings::default();
     match source.settings.topology {
         Topology::None => {}
-        Topology::Verify => all(&plan, async |queue| verify(link, source, queue).await).await?,
+        Topology::Verify => {
+            for queue in plan.queues() {
+                findings.note(verify(link, source, queue).await)?;
+            }
+        }
         Topology::Declare => {
-            all(&plan, async |queue| declare(link, source, queue).await).await?;
+            for queue in plan.queues() {
+                findings.note(declare(link, source, queue).await)?;
+            }
             for binding in &plan.bindings {
-                bind(link, source, &plan, binding).await?;
+                findings.note(bind(link, source, &plan, binding).await)?;
             }
         }
     }
+    findings.into_result()?;
     Ok(warnings(&source.settings))
 }
 
-async fn all(plan: &Plan, look: impl AsyncFn(&Queue) -> Result<(), BrokerError>) -> Result<(), BrokerError> {
-    let mut found: Option<BrokerError> = None;
-    for queue in plan.queues() {
-        match (look(queue).await, &mut found) {
-            (Ok(()), _) => {}
-            // Of no use to ask further without a connection.
-            (Err(error), _) if !matches!(error.fault, Fault::Missing | Fault::Mismatch) => return Err(error),
-            (Err(error), Some(found)) => found.text = format!("{}\n{}", found.text, error.text),
-            (Err(error), None) => found = Some(error),
+/// Differences between what is there and what is wanted.
+#[derive(Default)]
+struct Findings(Option<BrokerError>);
+
+impl Findings {
+    /// Keeps a difference; anything else ends the search, which is of no use without a connection.
+    fn note(&mut self, looked: Result<(), BrokerError>) -> Result<(), BrokerError> {
+        match (looked, &mut self.0) {
+            (Ok(()), _) => Ok(()),
+            (Err(error), _) if !matches!(error.fault, Fault::Missing | Fault::Mismatch) => Err(error),
+            (Err(error), Some(found)) => {
+                found.text = format!("{}\n{}", found.text, error.text);
+                Ok(())
+            }
+            (Err(error), None) => {
+                self.0 = Some(error);
+                Ok(())
+            }
         }
     }
-    found.map_or(Ok(()), Err)
+
+    fn into_result(self) -> Result<(), BrokerError> {
+        self.0.map_or(Ok(()), Err)
+    }
 }
 
 /// On a channel of its own: the server's refusal closes the channel.
