@@ -5,7 +5,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::broker::{Envelope, HeaderValue};
+use crate::envelope::{Envelope, HeaderValue};
 
 /// What every header of ours begins with.
 pub const PREFIX: &str = "redeliver-";
@@ -94,7 +94,7 @@ impl Carried {
 
     fn take(&mut self, name: &str, value: HeaderValue<'_>) {
         match name {
-            ATTEMPT => self.attempts = self.count(value),
+            ATTEMPT => self.attempts = self.clamped(value),
             GENERATION => self.generation = self.count(value),
             HOPS => self.hops = self.count(value),
             DELAY => self.delay = self.milliseconds(value),
@@ -107,18 +107,21 @@ impl Carried {
         }
     }
 
-    /// A count between 0 and `u32::MAX`: clamped where it is a number, ignored where it is none.
+    /// A count, or 0 for what is none.
     fn count(&mut self, value: HeaderValue<'_>) -> u32 {
+        let count = number(value).and_then(|number| u32::try_from(number).ok());
+        self.malformed += u32::from(count.is_none());
+        count.unwrap_or(0)
+    }
+
+    /// A count, or the nearest one to a number that is too small or too large.
+    fn clamped(&mut self, value: HeaderValue<'_>) -> u32 {
         match number(value) {
-            Some(count @ 0..=0xffff_ffff) => count as u32,
-            Some(other) => {
+            Some(above) if above > u32::MAX.into() => {
                 self.malformed += 1;
-                if other < 0 { 0 } else { u32::MAX }
+                u32::MAX
             }
-            None => {
-                self.malformed += 1;
-                0
-            }
+            _ => self.count(value),
         }
     }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{KeySource, units};
+use crate::retry::BreakerPolicy;
 
 /// Messages taken together: a batch is handed on when it has `size` messages or is `wait` old.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
@@ -56,6 +57,19 @@ impl Default for Breaker {
             window: Duration::from_secs(10),
             pause: Duration::from_secs(5),
             pause_max: Duration::from_secs(5 * 60),
+        }
+    }
+}
+
+impl Breaker {
+    /// The thresholds that this table describes.
+    pub fn policy(&self) -> BreakerPolicy {
+        BreakerPolicy {
+            attempts_min: self.attempts_min.get(),
+            failure_rate: self.failure_rate,
+            window: self.window,
+            pause: self.pause,
+            pause_max: self.pause_max,
         }
     }
 }
@@ -129,5 +143,15 @@ impl Default for Lock {
             fair: false,
             hold_max: Duration::from_secs(10 * 60),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_and_a_policy_have_the_same_defaults() {
+        assert_eq!(Breaker::default().policy(), BreakerPolicy::default());
     }
 }

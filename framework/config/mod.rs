@@ -37,14 +37,14 @@ use serde::Deserialize;
 pub use broker::{Broker, BrokerKind, Tls};
 pub use guard::{Batch, Breaker, Idempotency, Lock, OnDuplicate};
 pub use problem::{Origin, Problem, Problems};
-pub use retry::{Backoff, Jitter, Retry, Rule, Then};
+pub use retry::{Retry, Rule, Then};
 pub use secret::{Properties, Secret, Url};
 pub use service::{OnRestartsSpent, Service};
 pub use source::{IdSource, KeySource, Pointer, TypeSource};
 pub use store::{Store, StoreKind};
 pub use subscription::{
-    Binding, DeliveryGuarantee, IdMissing, OnExpired, OnLongWait, OnStoreDown, OnUnknownType, OrderScope, Ordering,
-    QueueType, Subscription, Topology,
+    Binding, DeliveryGuarantee, IdMissing, OnExpired, OnLongWait, OnStoreDown, OnUnknownType,
+    OrderScope, Ordering, QueueType, Subscription, Topology,
 };
 pub use template::Template;
 
@@ -60,7 +60,7 @@ pub use template::Template;
 ///     broker = "main"
 /// "#)?;
 /// assert_eq!(config.brokers["main"].kind, BrokerKind::Memory);
-/// assert_eq!(config.policy(&config.subscriptions["orders"]).attempts_max.get(), 8);
+/// assert_eq!(config.retry_of(&config.subscriptions["orders"]).attempts_max.get(), 8);
 /// # Ok::<(), redeliver::config::Problems>(())
 /// ```
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -82,8 +82,8 @@ pub struct Config {
 const STANDARD: &str = "standard";
 
 impl Config {
-    /// The retry policy of a subscription: the one it names, else `standard`.
-    pub fn policy(&self, subscription: &Subscription) -> Retry {
+    /// The retry table of a subscription: the one it names, else `standard`.
+    pub fn retry_of(&self, subscription: &Subscription) -> Retry {
         let name = subscription.retry.as_deref().unwrap_or(STANDARD);
         self.retry.get(name).cloned().unwrap_or_default()
     }

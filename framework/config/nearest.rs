@@ -3,7 +3,10 @@
 /// The known name that is nearest to `wrong`, if one is near enough to be worth naming.
 ///
 /// Near is a third of the letters or less, so that `quue` finds `queue` and `x` finds nothing.
-pub(super) fn nearest<'a>(wrong: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub(super) fn nearest<'a>(
+    wrong: &str,
+    known: impl IntoIterator<Item = &'a str>,
+) -> Option<&'a str> {
     // A typo is short; a pasted document is no typo, and distance costs the product of the lengths.
     if wrong.chars().count() > 64 {
         return None;
@@ -28,8 +31,15 @@ fn distance(left: &str, right: &str) -> usize {
                 _ => {
                     let replaced = rows[i - 1][j - 1] + usize::from(left[i - 1] != right[j - 1]);
                     let best = replaced.min(rows[i - 1][j] + 1).min(rows[i][j - 1] + 1);
-                    let swapped = i > 1 && j > 1 && left[i - 1] == right[j - 2] && left[i - 2] == right[j - 1];
-                    if swapped { best.min(rows[i - 2][j - 2] + 1) } else { best }
+                    let swapped = i > 1
+                        && j > 1
+                        && left[i - 1] == right[j - 2]
+                        && left[i - 2] == right[j - 1];
+                    if swapped {
+                        best.min(rows[i - 2][j - 2] + 1)
+                    } else {
+                        best
+                    }
                 }
             };
         }

@@ -23,7 +23,11 @@ pub struct Problems(Vec<Problem>);
 impl Problems {
     /// `Err` if there are any.
     pub(super) fn none(list: Vec<Problem>) -> Result<(), Self> {
-        if list.is_empty() { Ok(()) } else { Err(Self::sorted(list)) }
+        if list.is_empty() {
+            Ok(())
+        } else {
+            Err(Self::sorted(list))
+        }
     }
 
     pub(super) fn sorted(mut list: Vec<Problem>) -> Self {
@@ -49,7 +53,12 @@ pub struct Problem {
 
 impl Problem {
     pub(super) fn new(path: impl Into<String>, text: impl Into<String>) -> Self {
-        Self { origin: None, path: path.into(), text: without_credentials(&text.into()), excerpt: None }
+        Self {
+            origin: None,
+            path: path.into(),
+            text: without_credentials(&text.into()),
+            excerpt: None,
+        }
     }
 
     pub(super) fn at(mut self, origin: Origin, excerpt: Option<Excerpt>) -> Self {
@@ -108,7 +117,9 @@ impl fmt::Display for Problems {
             1 => write!(f, "1 problem in the configuration")?,
             n => write!(f, "{n} problems in the configuration")?,
         }
-        self.0.iter().try_for_each(|problem| write!(f, "\n{problem}"))
+        self.0
+            .iter()
+            .try_for_each(|problem| write!(f, "\n{problem}"))
     }
 }
 
@@ -129,8 +140,16 @@ impl fmt::Display for Problem {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File { file: Some(file), line, column } => write!(f, "{}:{line}:{column}", file.display()),
-            Self::File { file: None, line, column } => write!(f, "line {line}, column {column}"),
+            Self::File {
+                file: Some(file),
+                line,
+                column,
+            } => write!(f, "{}:{line}:{column}", file.display()),
+            Self::File {
+                file: None,
+                line,
+                column,
+            } => write!(f, "line {line}, column {column}"),
             Self::Variable(name) => write!(f, "environment variable {name}"),
         }
     }
@@ -141,6 +160,11 @@ impl fmt::Display for Excerpt {
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
         writeln!(f, "  {number} | {}", self.text)?;
-        write!(f, "  {margin} | {}{}", " ".repeat(self.before), "^".repeat(self.carets.max(1)))
+        write!(
+            f,
+            "  {margin} | {}{}",
+            " ".repeat(self.before),
+            "^".repeat(self.carets.max(1))
+        )
     }
 }

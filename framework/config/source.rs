@@ -119,16 +119,25 @@ fn place(text: &str, words: &str) -> Result<Place, String> {
         let fits = (1..=255).contains(&name.len()) && !name.contains(char::is_whitespace);
         return match fits {
             true => Ok(Place::Header(name.to_owned())),
-            false => Err(format!("is {text:?}, whose header name is empty, too long or has spaces; write \"header:NAME\"")),
+            false => Err(format!(
+                "is {text:?}, whose header name is empty, too long or has spaces; write \"header:NAME\""
+            )),
         };
     }
     let Some(rest) = text.strip_prefix('/') else {
-        return Err(format!("is {text:?}; use {words}, \"header:NAME\" or a JSON pointer like \"/customer_id\""));
+        return Err(format!(
+            "is {text:?}; use {words}, \"header:NAME\" or a JSON pointer like \"/customer_id\""
+        ));
     };
-    let escapes_are_whole = rest.split('~').skip(1).all(|after| after.starts_with(['0', '1']));
+    let escapes_are_whole = rest
+        .split('~')
+        .skip(1)
+        .all(|after| after.starts_with(['0', '1']));
     match escapes_are_whole {
         true => Ok(Place::Pointer(Pointer(text.to_owned()))),
-        false => Err(format!("is {text:?}, where `~` stands alone; in a JSON pointer write ~0 for ~ and ~1 for /")),
+        false => Err(format!(
+            "is {text:?}, where `~` stands alone; in a JSON pointer write ~0 for ~ and ~1 for /"
+        )),
     }
 }
 
@@ -182,7 +191,16 @@ mod tests {
 
     #[test]
     fn a_bare_name_is_no_place() {
-        for text in ["", "customer_id", "Header:x", "header:", "header: x", "/a~b", "/~2", "routing_key"] {
+        for text in [
+            "",
+            "customer_id",
+            "Header:x",
+            "header:",
+            "header: x",
+            "/a~b",
+            "/~2",
+            "routing_key",
+        ] {
             assert!(text.parse::<KeySource>().is_err(), "{text:?} was accepted");
         }
     }

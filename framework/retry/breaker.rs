@@ -284,3 +284,6 @@ impl Outcomes {
         })
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -53,3 +53,6 @@ impl RestartBudget {
         allowed
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,6 +9,7 @@
 //! |---|---|
 //! | `attempt` | which execution is this? |
 //! | `policy` | how long is the wait before it? |
+//! | `extent` | what does the whole schedule come to? |
 //! | `steps` | which waits does a broker hold, and which of them is taken? |
 //! | `budget` | may an actor that died be started again? |
 //! | `breaker` | may the subscription go on, or does everything fail? |
@@ -19,6 +20,8 @@ pub use attempt::Attempt;
 
 mod policy;
 pub use policy::{Backoff, Jitter, Policy};
+
+mod extent;
 
 mod steps;
 pub use steps::{WAIT_MAX, WAIT_MIN, WaitSteps};

@@ -1,12 +1,10 @@
 //! How long a message waits before its next attempt.
 //!
-//! Owns the arithmetic of backoff and jitter. Never reads a clock, never draws a random number and never sleeps:
+//! Owns the policy and the arithmetic of one delay (that of a whole schedule is in `extent`). Never reads a clock, never draws a random number and never sleeps:
 //! the attempt, the previous delay and a chance are handed in, so that one input has one answer.
 //! Every sum saturates: no configuration and no header, however absurd, can make it panic or wrap.
 
-use std::iter;
 use std::num::NonZeroU32;
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -165,118 +163,8 @@ impl Policy {
         delay.min(self.delay_max)
     }
 
-    /// The distinct delays of the schedule without jitter, shortest first, as far as `attempts_max` lets it go.
-    ///
-    /// Lazy, because a slow schedule with many attempts has millions; take as many as you can use.
-    ///
-    /// ```
-    /// use std::{num::NonZeroU32, time::Duration};
-    /// use redeliver::retry::{Backoff, Policy};
-    ///
-    /// let policy = Policy { backoff: Backoff::Fibonacci, ..Policy::default() };
-    /// let millis: Vec<u128> = policy.delays_nominal().map(|delay| delay.as_millis()).collect();
-    /// assert_eq!(millis, [200, 400, 600, 1000, 1600, 2600]);
-    /// ```
-    pub fn delays_nominal(&self) -> impl Iterator<Item = Duration> + '_ {
-        iter::successors(self.delay_longer_than(Duration::ZERO), |delay| {
-            self.delay_longer_than(*delay)
-        })
-    }
-
-    /// The shortest and the longest delay that can be drawn.
-    ///
-    /// A schedule that grows is taken up to its cap, not up to the last attempt, so that raising `attempts_max` in
-    /// a running service needs no wait that was not declared. A policy without any delayed attempt has `0..=0`.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use redeliver::retry::{Jitter, Policy};
-    ///
-    /// let policy = Policy { jitter: Jitter::Equal, ..Policy::default() };
-    /// assert_eq!(policy.range(), Duration::from_millis(100)..=Duration::from_secs(600));
-    /// ```
-    pub fn range(&self) -> RangeInclusive<Duration> {
-        if self.steps_count().is_none() || self.backoff == Backoff::None {
-            return Duration::ZERO..=Duration::ZERO;
-        }
-        let (shortest, longest) = self.base_bounds();
-        match self.jitter {
-            Jitter::None => shortest..=longest,
-            Jitter::Equal => shortest / 2..=longest,
-            Jitter::Full => Duration::ZERO..=longest,
-            Jitter::Decorrelated => {
-                self.delay_min.min(self.delay_max)..=self.decorrelated_bound(NonZeroU32::MAX)
-            }
-        }
-    }
-
-    /// An upper bound of all waits of one message together, whatever chance says.
-    ///
-    /// Exact for the first 10,000 steps; beyond those each step counts as the longest. The time that handlers take,
-    /// waits that a handler asked for itself, and `age_max` are not in it.
-    ///
-    /// ```
-    /// use std::time::Duration;
-    /// use redeliver::retry::Policy;
-    ///
-    /// // 0.2 + 0.4 + 0.8 + 1.6 + 3.2 + 6.4 + 12.8 seconds
-    /// assert_eq!(Policy::default().waits_longest_total(), Duration::from_millis(25_400));
-    /// ```
-    pub fn waits_longest_total(&self) -> Duration {
-        let Some(count) = self.steps_count() else {
-            return Duration::ZERO;
-        };
-        let added = count.get().min(STEPS_ADDED_MAX);
-        let sum = (1..=added)
-            .filter_map(NonZeroU32::new)
-            .map(|step| self.longest_at(step))
-            .fold(Duration::ZERO, Duration::saturating_add);
-        let rest = self.range().end().saturating_mul(count.get() - added);
-        sum.saturating_add(rest)
-    }
-
-    /// The shortest delay of the schedule that is longer than `floor`.
-    ///
-    /// Found by halving, as every backoff but the list grows with the step: a schedule of four thousand million
-    /// steps must not cost as many look-ups at start.
-    pub(super) fn delay_longer_than(&self, floor: Duration) -> Option<Duration> {
-        let count = self.steps_count()?;
-        if self.backoff == Backoff::List {
-            return self.list(count).filter(|delay| *delay > floor).min();
-        }
-        let (mut low, mut high) = (NonZeroU32::MIN, count);
-        while low < high {
-            let middle = low.saturating_add((high.get() - low.get()) / 2);
-            if self.base_delay(middle) > floor {
-                high = middle
-            } else {
-                low = middle.saturating_add(1)
-            }
-        }
-        Some(self.base_delay(high)).filter(|delay| *delay > floor)
-    }
-
-    /// The longest delay of the schedule without jitter, as far as `attempts_max` lets it go.
-    pub(super) fn delay_nominal_longest(&self) -> Duration {
-        let Some(count) = self.steps_count() else {
-            return Duration::ZERO;
-        };
-        match self.backoff {
-            Backoff::List => self.list(count).max().unwrap_or_default(),
-            Backoff::None
-            | Backoff::Fixed
-            | Backoff::Linear
-            | Backoff::Exponential
-            | Backoff::Fibonacci => self.base_delay(count),
-        }
-    }
-
-    /// How many delayed attempts there are; `None` when all of them are immediate.
-    fn steps_count(&self) -> Option<NonZeroU32> {
-        self.step_before(Attempt::from(self.attempts_max))
-    }
-
-    fn step_before(&self, attempt: Attempt) -> Option<NonZeroU32> {
+    /// The step of the schedule whose delay comes before `attempt`; `None` if there is no wait.
+    pub(super) fn step_before(&self, attempt: Attempt) -> Option<NonZeroU32> {
         NonZeroU32::new((attempt.get() - 1).saturating_sub(self.immediate))
     }
 
@@ -303,44 +191,6 @@ impl Policy {
             .min(self.delay_max)
     }
 
-    fn longest_at(&self, step: NonZeroU32) -> Duration {
-        match self.jitter {
-            Jitter::None | Jitter::Equal | Jitter::Full => self.base_delay(step),
-            Jitter::Decorrelated => self.decorrelated_bound(step),
-        }
-    }
-
-    fn decorrelated_bound(&self, step: NonZeroU32) -> Duration {
-        match self.backoff {
-            Backoff::None => Duration::ZERO,
-            Backoff::Fixed
-            | Backoff::Linear
-            | Backoff::Exponential
-            | Backoff::Fibonacci
-            | Backoff::List => grown(self.delay_min, 3.0, step.get()).min(self.delay_max),
-        }
-    }
-
-    fn base_bounds(&self) -> (Duration, Duration) {
-        match self.backoff {
-            Backoff::List => {
-                let entries = || self.list(NonZeroU32::MAX);
-                (
-                    entries().min().unwrap_or_default(),
-                    entries().max().unwrap_or_default(),
-                )
-            }
-            Backoff::None
-            | Backoff::Fixed
-            | Backoff::Linear
-            | Backoff::Exponential
-            | Backoff::Fibonacci => (
-                self.base_delay(NonZeroU32::MIN),
-                self.base_delay(NonZeroU32::MAX),
-            ),
-        }
-    }
-
     fn fibonacci(&self, step: NonZeroU32) -> Duration {
         if self.delay_min.is_zero() {
             return Duration::ZERO;
@@ -364,18 +214,7 @@ impl Policy {
             .copied()
             .unwrap_or(self.delay_min)
     }
-
-    /// The entries of the list that the first `count` steps use, capped.
-    fn list(&self, count: NonZeroU32) -> impl Iterator<Item = Duration> + '_ {
-        let entries = u32::try_from(self.delays.len().max(1)).unwrap_or(u32::MAX);
-        (1..=count.get().min(entries))
-            .filter_map(NonZeroU32::new)
-            .map(|step| self.base_delay(step))
-    }
 }
-
-/// How many steps are added one by one; a policy may allow four thousand million attempts.
-const STEPS_ADDED_MAX: u32 = 10_000;
 
 /// `delay` times `factor` to the power of `times`; never shorter than `delay`, at most the longest duration.
 fn grown(delay: Duration, factor: f64, times: u32) -> Duration {
@@ -392,8 +231,12 @@ fn grown(delay: Duration, factor: f64, times: u32) -> Duration {
 
 /// The part of `delay` that `chance` picks, between nothing and the whole.
 fn share(delay: Duration, chance: f64) -> Duration {
-    let seconds = delay.as_secs_f64() * chance.max(0.0).min(1.0);
+    // A chance that is not a number gives the whole: late is safer than early.
+    let seconds = delay.as_secs_f64() * chance.clamp(0.0, 1.0);
     Duration::try_from_secs_f64(seconds)
         .unwrap_or(Duration::MAX)
         .min(delay)
 }
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -105,3 +105,6 @@ impl backoff::backoff::Backoff for Schedule {
         Some(self.next_delay())
     }
 }
+
+#[cfg(test)]
+mod tests;

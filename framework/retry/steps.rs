@@ -7,7 +7,7 @@
 //!
 //! | the delay comes from | ask |
 //! |---|---|
-//! | a schedule without jitter | [`WaitSteps::round_up`], which is [`WaitSteps::exact`] unless the bound was hit |
+//! | a schedule without jitter | [`WaitSteps::round_up`], which is [`WaitSteps::exact`] unless a bound was hit |
 //! | a schedule with jitter | [`WaitSteps::round_by_chance`] |
 //! | a handler's "retry after", the rest of a wait | [`WaitSteps::round_up`] |
 
@@ -22,7 +22,7 @@ pub const WAIT_MIN: Duration = Duration::from_millis(100);
 /// The longest wait at a broker in one hop.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// The delays of a subscription's waits: whole milliseconds, rising, between [`WAIT_MIN`] and [`WAIT_MAX`], never none.
+/// The delays of a subscription's waits: whole milliseconds, rising, at least one.
 ///
 /// ```
 /// use std::time::Duration;
@@ -44,7 +44,8 @@ pub struct WaitSteps {
 }
 
 impl WaitSteps {
-    /// The waits that these policies need, at most `steps_max` of them (0 counts as 1).
+    /// The waits that these policies need, at most `steps_max` of them (0 counts as 1), all
+    /// between [`WAIT_MIN`] and [`WAIT_MAX`].
     ///
     /// - A policy without jitter gets exactly its delays (rounded up to a millisecond), but for those of at most its
     ///   `in_process_max`, which stay in the process.
@@ -88,8 +89,8 @@ impl WaitSteps {
 
     /// The waits that exist already, in any order; `None` if there is none.
     ///
-    /// Each is brought to whole milliseconds and into the bounds, upwards where it can be: a wait is never said to
-    /// be longer than it is by more than that.
+    /// Each is rounded up to whole milliseconds and nothing else is done to it, as it names something that exists;
+    /// a wait of no time is none.
     ///
     /// ```
     /// use std::time::Duration;
@@ -100,7 +101,11 @@ impl WaitSteps {
     /// assert_eq!(WaitSteps::of([]), None);
     /// ```
     pub fn of(delays: impl IntoIterator<Item = Duration>) -> Option<WaitSteps> {
-        let steps: BTreeSet<Duration> = delays.into_iter().map(step_of).collect();
+        let steps: BTreeSet<Duration> = delays
+            .into_iter()
+            .map(millis_up)
+            .filter(|step| !step.is_zero())
+            .collect();
         (!steps.is_empty()).then(|| WaitSteps {
             steps: steps.into_iter().collect(),
         })
@@ -180,7 +185,7 @@ impl WaitSteps {
 /// The shortest and the longest delay of some waits.
 type Span = (Duration, Duration);
 
-/// The delays of all schedules without jitter; one more than `steps_max` at most, to tell that they are too many.
+/// The delays of all schedules without jitter; a little more than `steps_max` tells that they are too many.
 fn exact_steps(policies: &[&Policy], steps_max: usize) -> Vec<Duration> {
     let mut steps = BTreeSet::new();
     for policy in policies
@@ -266,3 +271,6 @@ fn millis_up(delay: Duration) -> Duration {
     let millis = delay.as_nanos().div_ceil(1_000_000);
     Duration::from_millis(u64::try_from(millis).unwrap_or(u64::MAX))
 }
+
+#[cfg(test)]
+mod tests;

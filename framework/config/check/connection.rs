@@ -7,13 +7,34 @@ pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
     for (name, broker) in &config.brokers {
         let table = format!("brokers.{name}");
-        kind_given(check, &table, "\"memory\", \"rabbitmq\" or \"kafka\"");
         tls(check, &table, broker.tls.as_ref());
+        if !check.kind_known(&table) {
+            missing_kind(check, &table, "\"memory\", \"rabbitmq\" or \"kafka\"");
+            continue;
+        }
         let url = broker.url.as_ref();
         match broker.kind {
-            BrokerKind::Memory => foreign(check, &table, "memory", &["url", "url_file", "password", "password_file", "tls", "properties"]),
+            BrokerKind::Memory => foreign(
+                check,
+                &table,
+                "memory",
+                &[
+                    "url",
+                    "url_file",
+                    "password",
+                    "password_file",
+                    "tls",
+                    "properties",
+                ],
+            ),
             BrokerKind::Rabbitmq => {
-                address(check, &table, url, &["amqp", "amqps"], "amqp://USER@HOST:5672/%2f");
+                address(
+                    check,
+                    &table,
+                    url,
+                    &["amqp", "amqps"],
+                    "amqp://USER@HOST:5672/%2f",
+                );
                 foreign(check, &table, "rabbitmq", &["properties"]);
             }
             BrokerKind::Kafka => {
@@ -24,50 +45,88 @@ pub(super) fn check(check: &mut Check<'_>) {
     }
     for (name, store) in &config.stores {
         let table = format!("stores.{name}");
-        kind_given(check, &table, "\"memory\" or \"redis\"");
         tls(check, &table, store.tls.as_ref());
         check.not_zero(&table, "deadline", store.deadline);
+        if !check.kind_known(&table) {
+            missing_kind(check, &table, "\"memory\" or \"redis\"");
+            continue;
+        }
         match store.kind {
-            StoreKind::Memory => foreign(check, &table, "memory", &["url", "url_file", "password", "password_file", "tls"]),
-            StoreKind::Redis => address(check, &table, store.url.as_ref(), &["redis", "rediss"], "redis://HOST:6379"),
+            StoreKind::Memory => foreign(
+                check,
+                &table,
+                "memory",
+                &["url", "url_file", "password", "password_file", "tls"],
+            ),
+            StoreKind::Redis => address(
+                check,
+                &table,
+                store.url.as_ref(),
+                &["redis", "rediss"],
+                "redis://HOST:6379",
+            ),
         }
     }
 }
 
 /// A file must name the kind: one that is forgotten must not become a memory broker that loses everything.
-fn kind_given(check: &mut Check<'_>, table: &str, kinds: &str) {
-    if check.given(table, "") && !check.given(table, "kind") {
-        check.say(table, "kind", &[], format!("is missing; add kind = {kinds}"));
-    }
+fn missing_kind(check: &mut Check<'_>, table: &str, kinds: &str) {
+    check.say(
+        table,
+        "kind",
+        &[],
+        format!("is missing; add kind = {kinds}"),
+    );
 }
 
 fn tls(check: &mut Check<'_>, table: &str, tls: Option<&Tls>) {
     let Some(tls) = tls else { return };
     if tls.cert.is_some() != tls.key.is_some() {
         let table = format!("{table}.tls");
-        let (has, lacks) = if tls.cert.is_some() { ("cert", "key") } else { ("key", "cert") };
-        check.say(&table, has, &[lacks], format!("is given without {lacks}; they only serve together"));
+        let (has, lacks) = if tls.cert.is_some() {
+            ("cert", "key")
+        } else {
+            ("key", "cert")
+        };
+        check.say(
+            &table,
+            has,
+            &[lacks],
+            format!("is given without {lacks}; they only serve together"),
+        );
     }
 }
 
 fn foreign(check: &mut Check<'_>, table: &str, kind: &str, keys: &[&str]) {
     for key in keys {
         if check.given(table, key) {
-            check.say(table, key, &["kind"], format!("means nothing for kind = {kind:?}; remove it"));
+            check.say(
+                table,
+                key,
+                &["kind"],
+                format!("means nothing for kind = {kind:?}; remove it"),
+            );
         }
     }
 }
 
 fn address(check: &mut Check<'_>, table: &str, url: Option<&Url>, schemes: &[&str], example: &str) {
-    let Some(url) = url else { return missing(check, table, example) };
+    let Some(url) = url else {
+        return missing(check, table, example);
+    };
     if !url.scheme().is_some_and(|scheme| schemes.contains(&scheme)) {
-        let text = format!("does not begin with {}; write it like \"{example}\"", schemes.map_join());
+        let text = format!(
+            "does not begin with {}; write it like \"{example}\"",
+            schemes.map_join()
+        );
         check.say(table, written(check, table), &["kind"], text);
     }
 }
 
 fn bootstrap(check: &mut Check<'_>, table: &str, url: Option<&Url>) {
-    let Some(url) = url else { return missing(check, table, "HOST:9092,HOST:9092") };
+    let Some(url) = url else {
+        return missing(check, table, "HOST:9092,HOST:9092");
+    };
     let is_address = |server: &str| {
         let port = server.rsplit_once(':').filter(|(host, _)| !host.is_empty());
         port.is_some_and(|(_, port)| port.parse::<u16>().is_ok())
@@ -79,12 +138,24 @@ fn bootstrap(check: &mut Check<'_>, table: &str, url: Option<&Url>) {
 }
 
 fn missing(check: &mut Check<'_>, table: &str, example: &str) {
-    check.say(table, "url", &["kind", "url_file"], format!("is missing; add url = \"{example}\", or url_file"));
+    // A `url_file` that could not be read was complained about when it was read.
+    if !check.given(table, "url") && !check.given(table, "url_file") {
+        check.say(
+            table,
+            "url",
+            &[],
+            format!("is missing; add url = \"{example}\", or url_file"),
+        );
+    }
 }
 
 /// Which of the two keys the url came from.
 fn written(check: &Check<'_>, table: &str) -> &'static str {
-    if check.given(table, "url_file") { "url_file" } else { "url" }
+    if check.given(table, "url_file") {
+        "url_file"
+    } else {
+        "url"
+    }
 }
 
 trait MapJoin {
@@ -93,6 +164,9 @@ trait MapJoin {
 
 impl MapJoin for &[&str] {
     fn map_join(&self) -> String {
-        self.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ")
+        self.iter()
+            .map(|scheme| format!("{scheme}://"))
+            .collect::<Vec<_>>()
+            .join(" or ")
     }
 }

@@ -16,7 +16,11 @@ use super::{Config, STANDARD};
 
 /// Everything that contradicts.
 pub(super) fn all(config: &Config, layers: &Layers) -> Vec<Problem> {
-    let mut check = Check { config, layers, problems: Vec::new() };
+    let mut check = Check {
+        config,
+        layers,
+        problems: Vec::new(),
+    };
     names(&mut check);
     service(&mut check);
     connection::check(&mut check);
@@ -48,36 +52,76 @@ impl Check<'_> {
         self.layers.given(&join(table, key))
     }
 
+    /// Whether the kind of a broker or store is what its struct says, not the default of one that is missing or wrong.
+    fn kind_known(&self, table: &str) -> bool {
+        let is_made_in_code = !self.given(table, "");
+        is_made_in_code || (self.given(table, "kind") && !self.layers.faulty(&join(table, "kind")))
+    }
+
     fn not_zero(&mut self, table: &str, key: &str, value: Duration) {
         if value.is_zero() {
-            self.say(table, key, &[], "is 0s, which leaves no time at all; use \"1ms\" or more");
+            self.say(
+                table,
+                key,
+                &[],
+                "is 0s, which leaves no time at all; use \"1ms\" or more",
+            );
         }
     }
 
     /// Notes that a name is not among those that are known.
-    fn known<'n>(&mut self, table: &str, key: &str, name: &str, kind: &str, known: impl Iterator<Item = &'n str>) {
+    fn known<'n>(
+        &mut self,
+        table: &str,
+        key: &str,
+        name: &str,
+        kind: &str,
+        known: impl Iterator<Item = &'n str>,
+    ) {
         let known: Vec<&str> = known.collect();
         if known.contains(&name) {
             return;
         }
         if name.is_empty() {
-            return self.say(table, key, &[], format!("is missing; name a table [{kind}.NAME]"));
+            return self.say(
+                table,
+                key,
+                &[],
+                format!("is missing; name a table [{kind}.NAME]"),
+            );
         }
         let advice = match nearest(name, known.iter().copied()) {
             Some(meant) => format!("did you mean {meant:?}?"),
             None => format!("add a table [{kind}.{name}], or name one that is there"),
         };
-        self.say(table, key, &[], format!("names {name:?}, but there is no table [{kind}.{name}]; {advice}"));
+        self.say(
+            table,
+            key,
+            &[],
+            format!("names {name:?}, but there is no table [{kind}.{name}]; {advice}"),
+        );
     }
 
     fn known_store(&mut self, table: &str, name: &str) {
         let config = self.config;
-        self.known(table, "store", name, "stores", config.stores.keys().map(String::as_str));
+        self.known(
+            table,
+            "store",
+            name,
+            "stores",
+            config.stores.keys().map(String::as_str),
+        );
     }
 
     fn known_policy(&mut self, table: &str, name: &str) {
         let config = self.config;
-        self.known(table, "retry", name, "retry", config.retry.keys().map(String::as_str).chain([STANDARD]));
+        self.known(
+            table,
+            "retry",
+            name,
+            "retry",
+            config.retry.keys().map(String::as_str).chain([STANDARD]),
+        );
     }
 }
 
@@ -100,7 +144,9 @@ fn names(check: &mut Check<'_>) {
     ];
     for (table, names) in tables {
         for name in names {
-            let plain = name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-');
+            let plain = name
+                .chars()
+                .all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-');
             if !plain || name.is_empty() || name.contains("__") {
                 let text = "is no usable name; use a-z, 0-9, - and single _, so that variables can name it too";
                 check.say(&format!("{table}.{name}"), "", &[], text);
@@ -113,6 +159,11 @@ fn service(check: &mut Check<'_>) {
     let service = &check.config.service;
     check.not_zero("service", "restarts_window", service.restarts_window);
     if service.name.is_empty() {
-        check.say("service", "name", &[], "is empty; leave it out for the executable's name");
+        check.say(
+            "service",
+            "name",
+            &[],
+            "is empty; leave it out for the executable's name",
+        );
     }
 }

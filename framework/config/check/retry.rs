@@ -1,8 +1,9 @@
 //! Retry policies: bounds in order, lists where they are used, rules that end.
 
 use super::super::units::duration_text;
-use super::super::{Backoff, Jitter, Retry, STANDARD, Then};
+use super::super::{Retry, STANDARD, Then};
 use super::Check;
+use crate::retry::{Backoff, Jitter};
 
 pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
@@ -24,17 +25,31 @@ fn delays(check: &mut Check<'_>, table: &str, policy: &Retry) {
     if policy.backoff != Backoff::None && policy.backoff != Backoff::List {
         check.not_zero(table, "delay_min", min);
         if max < min {
-            let text = format!("({}) is below delay_min ({}); swap them or raise the maximum", duration_text(max), duration_text(min));
-            check.say(table, written(check, table), &["delay_min", "delay_max"], text);
+            let text = format!(
+                "({}) is below delay_min ({}); swap them or raise the maximum",
+                duration_text(max),
+                duration_text(min)
+            );
+            check.say(
+                table,
+                written(check, table),
+                &["delay_min", "delay_max"],
+                text,
+            );
         }
     }
     check.not_zero(table, "delay_max", max);
     check.not_zero(table, "age_max", policy.age_max);
     if !policy.multiplier.is_finite() || policy.multiplier < 1.0 {
-        let text = format!("is {}, so the delay would shrink; use a number from 1.0", policy.multiplier);
+        let text = format!(
+            "is {}, so the delay would shrink; use a number from 1.0",
+            policy.multiplier
+        );
         check.say(table, "multiplier", &[], text);
     }
-    if policy.jitter == Jitter::Decorrelated && matches!(policy.backoff, Backoff::None | Backoff::List) {
+    if policy.jitter == Jitter::Decorrelated
+        && matches!(policy.backoff, Backoff::None | Backoff::List)
+    {
         let text = "is \"decorrelated\", which draws from delay_min and the delay before and would ignore this backoff; use another";
         check.say(table, "jitter", &["backoff"], text);
     }
@@ -42,20 +57,38 @@ fn delays(check: &mut Check<'_>, table: &str, policy: &Retry) {
 
 /// The one of the two bounds that was written, so that the complaint stands where it can be changed.
 fn written(check: &Check<'_>, table: &str) -> &'static str {
-    if check.given(table, "delay_max") || !check.given(table, "delay_min") { "delay_max" } else { "delay_min" }
+    if check.given(table, "delay_max") || !check.given(table, "delay_min") {
+        "delay_max"
+    } else {
+        "delay_min"
+    }
 }
 
 fn list(check: &mut Check<'_>, table: &str, policy: &Retry) {
     match (policy.backoff, policy.delays.is_empty()) {
-        (Backoff::List, true) => check.say(table, "delays", &["backoff"], "is missing; add delays = [\"1s\", \"10s\"], or use another backoff"),
+        (Backoff::List, true) => check.say(
+            table,
+            "delays",
+            &["backoff"],
+            "is missing; add delays = [\"1s\", \"10s\"], or use another backoff",
+        ),
         (Backoff::List, false) => {}
-        (_, false) => check.say(table, "delays", &["backoff"], "is only read with backoff = \"list\"; add that or remove it"),
+        (_, false) => check.say(
+            table,
+            "delays",
+            &["backoff"],
+            "is only read with backoff = \"list\"; add that or remove it",
+        ),
         (_, true) => {}
     }
     for (at, delay) in policy.delays.iter().enumerate() {
         check.not_zero(table, &format!("delays[{at}]"), *delay);
         if *delay > policy.delay_max {
-            let text = format!("({}) is above delay_max ({}), which would cut it; raise delay_max", duration_text(*delay), duration_text(policy.delay_max));
+            let text = format!(
+                "({}) is above delay_max ({}), which would cut it; raise delay_max",
+                duration_text(*delay),
+                duration_text(policy.delay_max)
+            );
             check.say(table, &format!("delays[{at}]"), &["delay_max"], text);
         }
     }
@@ -64,7 +97,10 @@ fn list(check: &mut Check<'_>, table: &str, policy: &Retry) {
 fn counts(check: &mut Check<'_>, table: &str, policy: &Retry) {
     let retries = policy.attempts_max.get() - 1;
     if policy.immediate > retries {
-        let text = format!("is {}, but attempts_max allows {retries} retries in all; lower it or raise attempts_max", policy.immediate);
+        let text = format!(
+            "is {}, but attempts_max allows {retries} retries in all; lower it or raise attempts_max",
+            policy.immediate
+        );
         check.say(table, "immediate", &["attempts_max"], text);
     }
 }
@@ -72,18 +108,40 @@ fn counts(check: &mut Check<'_>, table: &str, policy: &Retry) {
 fn rules(check: &mut Check<'_>, table: &str, policy: &Retry) {
     for (at, rule) in policy.rules.iter().enumerate() {
         let rule_table = format!("{table}.rules[{at}]");
-        match (&rule.class, &rule.message_type) {
-            (Some(_), Some(_)) => check.say(&rule_table, "", &["class", "type"], "has class and type; make two rules of it"),
-            (None, None) => check.say(&rule_table, "", &["class", "type"], "has neither class nor type; add one, or it would fit nothing"),
+        match (&rule.class, &rule.kind) {
+            (Some(_), Some(_)) => check.say(
+                &rule_table,
+                "",
+                &["class", "type"],
+                "has class and type; make two rules of it",
+            ),
+            (None, None) => check.say(
+                &rule_table,
+                "",
+                &["class", "type"],
+                "has neither class nor type; add one, or it would fit nothing",
+            ),
             (Some(_), None) | (None, Some(_)) => {}
         }
         match (&rule.retry, rule.then) {
             (Some(other), Then::Retry) => check.known_policy(&rule_table, other),
             (Some(_), Then::Reject | Then::Ignore) => {
-                check.say(&rule_table, "retry", &["then"], "is only read with then = \"retry\"; remove one of them");
+                check.say(
+                    &rule_table,
+                    "retry",
+                    &["then"],
+                    "is only read with then = \"retry\"; remove one of them",
+                );
             }
-            (None, Then::Retry) if check.given(&rule_table, "") && !check.given(&rule_table, "then") => {
-                check.say(&rule_table, "then", &["retry"], "is missing; add then = \"reject\", \"ignore\" or \"retry\"");
+            (None, Then::Retry)
+                if check.given(&rule_table, "") && !check.given(&rule_table, "then") =>
+            {
+                check.say(
+                    &rule_table,
+                    "then",
+                    &["retry"],
+                    "is missing; add then = \"reject\", \"ignore\" or \"retry\"",
+                );
             }
             (None, _) => {}
         }
@@ -100,8 +158,17 @@ pub(super) fn successors(check: &Check<'_>, start: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     let mut open = vec![start.to_owned()];
     while let Some(name) = open.pop() {
-        let rules = check.config.retry.get(&name).map(|policy| policy.rules.as_slice()).unwrap_or_default();
-        for next in rules.iter().filter(|rule| rule.then == Then::Retry).filter_map(|rule| rule.retry.as_ref()) {
+        let rules = check
+            .config
+            .retry
+            .get(&name)
+            .map(|policy| policy.rules.as_slice())
+            .unwrap_or_default();
+        for next in rules
+            .iter()
+            .filter(|rule| rule.then == Then::Retry)
+            .filter_map(|rule| rule.retry.as_ref())
+        {
             if !found.contains(next) {
                 found.push(next.clone());
                 open.push(next.clone());

@@ -8,16 +8,38 @@ use super::{Check, retry::reachable};
 
 /// Keys that only one kind of broker understands. The memory broker stands in for either and takes both.
 const RABBITMQ_ONLY: [&str; 8] = [
-    "queue", "bindings", "queue_type", "arguments", "consumer_arguments", "single_active_consumer", "consumers", "order_scope",
+    "queue",
+    "bindings",
+    "queue_type",
+    "arguments",
+    "consumer_arguments",
+    "single_active_consumer",
+    "consumers",
+    "order_scope",
 ];
-const KAFKA_ONLY: [&str; 5] = ["topics", "pattern", "group", "commit_interval", "delivery_guarantee"];
+const KAFKA_ONLY: [&str; 5] = [
+    "topics",
+    "pattern",
+    "group",
+    "commit_interval",
+    "delivery_guarantee",
+];
 
 pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
     for (name, subscription) in &config.subscriptions {
         let table = format!("subscriptions.{name}");
-        check.known(&table, "broker", &subscription.broker, "brokers", config.brokers.keys().map(String::as_str));
-        if let Some(broker) = config.brokers.get(&subscription.broker) {
+        check.known(
+            &table,
+            "broker",
+            &subscription.broker,
+            "brokers",
+            config.brokers.keys().map(String::as_str),
+        );
+        let broker = config.brokers.get(&subscription.broker);
+        if let Some(broker) =
+            broker.filter(|_| check.kind_known(&format!("brokers.{}", subscription.broker)))
+        {
             source(check, &table, subscription, broker.kind);
             order(check, &table, subscription, broker.kind);
             templates(check, &table, subscription, broker.kind);
@@ -39,8 +61,17 @@ fn source(check: &mut Check<'_>, table: &str, subscription: &Subscription, kind:
         BrokerKind::Rabbitmq => (&KAFKA_ONLY, "rabbitmq"),
         BrokerKind::Kafka => (&RABBITMQ_ONLY, "kafka"),
     };
-    for key in foreign.iter().filter(|key| check.given(table, key)).collect::<Vec<_>>() {
-        check.say(table, key, &["broker"], format!("means nothing on a {kind_name} broker; remove it"));
+    for key in foreign
+        .iter()
+        .filter(|key| check.given(table, key))
+        .collect::<Vec<_>>()
+    {
+        check.say(
+            table,
+            key,
+            &["broker"],
+            format!("means nothing on a {kind_name} broker; remove it"),
+        );
     }
     match kind {
         BrokerKind::Memory => {}
@@ -51,11 +82,17 @@ fn source(check: &mut Check<'_>, table: &str, subscription: &Subscription, kind:
 
 fn rabbitmq(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
     if subscription.queue.as_deref().unwrap_or_default().is_empty() {
-        check.say(table, "queue", &["broker"], "is missing; add queue = \"NAME\"");
+        check.say(
+            table,
+            "queue",
+            &["broker"],
+            "is missing; add queue = \"NAME\"",
+        );
     }
     for (at, binding) in subscription.bindings.iter().enumerate() {
         if binding.exchange.is_empty() {
-            let text = "is missing; name an exchange (every queue is bound to the default one already)";
+            let text =
+                "is missing; name an exchange (every queue is bound to the default one already)";
             check.say(&format!("{table}.bindings[{at}]"), "exchange", &[], text);
         }
     }
@@ -63,15 +100,37 @@ fn rabbitmq(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
 
 fn kafka(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
     match (subscription.topics.is_empty(), &subscription.pattern) {
-        (true, None) => check.say(table, "topics", &["broker", "pattern"], "is missing; add topics = [\"NAME\"], or pattern = \"^REGEX\""),
-        (false, Some(_)) => check.say(table, "pattern", &["topics"], "is given, and topics too; remove one of them"),
+        (true, None) => check.say(
+            table,
+            "topics",
+            &["broker", "pattern"],
+            "is missing; add topics = [\"NAME\"], or pattern = \"^REGEX\"",
+        ),
+        (false, Some(_)) => check.say(
+            table,
+            "pattern",
+            &["topics"],
+            "is given, and topics too; remove one of them",
+        ),
         (true, Some(pattern)) if !pattern.starts_with('^') => {
-            check.say(table, "pattern", &[], format!("is {pattern:?}, which Kafka would take for a topic's name; begin it with ^"));
+            check.say(
+                table,
+                "pattern",
+                &[],
+                format!(
+                    "is {pattern:?}, which Kafka would take for a topic's name; begin it with ^"
+                ),
+            );
         }
         (true, Some(_)) | (false, None) => {}
     }
     if subscription.group.as_deref().unwrap_or_default().is_empty() {
-        check.say(table, "group", &["broker"], "is missing; add group = \"NAME\"");
+        check.say(
+            table,
+            "group",
+            &["broker"],
+            "is missing; add group = \"NAME\"",
+        );
     }
     check.not_zero(table, "commit_interval", subscription.commit_interval);
 }
@@ -98,14 +157,19 @@ fn long_waits(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
         return;
     }
     for (name, policy) in reachable(check, subscription.retry.as_deref()) {
-        let longest = policy.longest_wait();
+        let longest = policy.policy().wait_longest();
         if longest > subscription.order_wait_max {
             let text = format!(
                 "is missing, but waits of retry.{name} can last {}, longer than order_wait_max ({}); choose \"reorder\" or \"dead-letter\"",
                 duration_text(longest),
                 duration_text(subscription.order_wait_max)
             );
-            return check.say(table, "order_on_long_wait", &["ordering", "order_wait_max", "retry"], text);
+            return check.say(
+                table,
+                "order_on_long_wait",
+                &["ordering", "order_wait_max", "retry"],
+                text,
+            );
         }
     }
 }
@@ -114,7 +178,12 @@ fn bounds(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
     check.not_zero(table, "timeout", subscription.timeout);
     check.not_zero(table, "stall_after", subscription.stall_after);
     if subscription.body_max == 0 {
-        check.say(table, "body_max", &[], "is 0B, so every message would be too large; use 1B or more");
+        check.say(
+            table,
+            "body_max",
+            &[],
+            "is 0B, so every message would be too large; use 1B or more",
+        );
     }
     if subscription.body_max > subscription.in_flight_bytes_max {
         let text = format!(
@@ -124,9 +193,14 @@ fn bounds(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
         );
         check.say(table, "in_flight_bytes_max", &["body_max"], text);
     }
-    let Some(batch) = &subscription.batch else { return };
+    let Some(batch) = &subscription.batch else {
+        return;
+    };
     if batch.size > subscription.in_flight_max {
-        let text = format!("({}) is above in_flight_max ({}), so no batch would ever be full; raise in_flight_max", batch.size, subscription.in_flight_max);
+        let text = format!(
+            "({}) is above in_flight_max ({}), so no batch would ever be full; raise in_flight_max",
+            batch.size, subscription.in_flight_max
+        );
         check.say(table, "batch.size", &["in_flight_max"], text);
     }
 }
@@ -136,16 +210,30 @@ fn breaker(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
     check.not_zero(&table, "window", breaker.window);
     check.not_zero(&table, "pause", breaker.pause);
     if !(breaker.failure_rate > 0.0 && breaker.failure_rate <= 1.0) {
-        check.say(&table, "failure_rate", &[], format!("is {}, which is no share; use a number above 0 and up to 1", breaker.failure_rate));
+        check.say(
+            &table,
+            "failure_rate",
+            &[],
+            format!(
+                "is {}, which is no share; use a number above 0 and up to 1",
+                breaker.failure_rate
+            ),
+        );
     }
     if breaker.pause_max < breaker.pause {
-        let text = format!("({}) is below pause ({}); swap them or raise the maximum", duration_text(breaker.pause_max), duration_text(breaker.pause));
+        let text = format!(
+            "({}) is below pause ({}); swap them or raise the maximum",
+            duration_text(breaker.pause_max),
+            duration_text(breaker.pause)
+        );
         check.say(&table, "pause_max", &["pause"], text);
     }
 }
 
 fn idempotency(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
-    let Some(idempotency) = &subscription.idempotency else { return };
+    let Some(idempotency) = &subscription.idempotency else {
+        return;
+    };
     let guard = format!("{table}.idempotency");
     check.known_store(&guard, &idempotency.store);
     check.not_zero(&guard, "lease", idempotency.lease);
@@ -167,15 +255,26 @@ fn idempotency(check: &mut Check<'_>, table: &str, subscription: &Subscription) 
 }
 
 fn lock(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
-    let Some(lock) = &subscription.lock else { return };
+    let Some(lock) = &subscription.lock else {
+        return;
+    };
     let table = format!("{table}.lock");
     check.known_store(&table, &lock.store);
     if check.given(&table, "") && !check.given(&table, "key") {
-        check.say(&table, "key", &[], "is missing; add key = \"/JSON/POINTER\", \"header:NAME\" or \"routing-key\"");
+        check.say(
+            &table,
+            "key",
+            &[],
+            "is missing; add key = \"/JSON/POINTER\", \"header:NAME\" or \"routing-key\"",
+        );
     }
     check.not_zero(&table, "lease", lock.lease);
     if lock.hold_max < lock.lease {
-        let text = format!("({}) is below lease ({}); raise it or shorten the lease", duration_text(lock.hold_max), duration_text(lock.lease));
+        let text = format!(
+            "({}) is below lease ({}); raise it or shorten the lease",
+            duration_text(lock.hold_max),
+            duration_text(lock.lease)
+        );
         check.say(&table, "hold_max", &["lease"], text);
     }
 }
@@ -193,19 +292,47 @@ fn templates(check: &mut Check<'_>, table: &str, subscription: &Subscription, ki
         if has_delay != (key == "wait") {
             let text = match has_delay {
                 true => "has {ms} in it, but dead letters have no delay; remove that",
-                false => "has no {ms} in it, but each delay needs a place of its own; write it like \"{queue}.wait.{ms}\"",
+                false => {
+                    "has no {ms} in it, but each delay needs a place of its own; write it like \"{queue}.wait.{ms}\""
+                }
             };
             check.say(table, key, &[], text);
         }
-        if kind == BrokerKind::Kafka && !template.places().contains(&"topic") && subscription.topics.len() != 1 {
-            check.say(table, key, &["topics"], "has no {topic} in it, but there may be several; add it");
+        if kind == BrokerKind::Kafka
+            && !template.places().contains(&"topic")
+            && subscription.topics.len() != 1
+        {
+            check.say(
+                table,
+                key,
+                &["topics"],
+                "has no {topic} in it, but there may be several; add it",
+            );
         }
     }
 }
 
-fn unknown_places(check: &mut Check<'_>, table: &str, key: &str, template: &Template, known: &[&str]) {
-    for place in template.places().into_iter().filter(|place| !known.contains(place)) {
+fn unknown_places(
+    check: &mut Check<'_>,
+    table: &str,
+    key: &str,
+    template: &Template,
+    known: &[&str],
+) {
+    for place in template
+        .places()
+        .into_iter()
+        .filter(|place| !known.contains(place))
+    {
         let list: Vec<String> = known.iter().map(|known| format!("{{{known}}}")).collect();
-        check.say(table, key, &[], format!("has {{{place}}} in it, which is not known; use {}", list.join(", ")));
+        check.say(
+            table,
+            key,
+            &[],
+            format!(
+                "has {{{place}}} in it, which is not known; use {}",
+                list.join(", ")
+            ),
+        );
     }
 }

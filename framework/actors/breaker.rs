@@ -1,0 +1,108 @@
+//! The breaker of a subscription: whether its consumers may hand anything out.
+//!
+//! Owns the counting of what failed; the arithmetic is `retry::Breaker`'s.
+
+use tokio::time::Instant;
+
+use crate::pipeline::{Epitaph, Reason, Scope, Verdict, Work};
+use crate::retry::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
+use crate::telemetry;
+
+/// Stands between what is ready and the handlers.
+pub(super) struct Gate {
+    breaker: Breaker,
+    /// When the pause of an open breaker ends.
+    open_until: Option<Instant>,
+}
+
+/// What may be handed out.
+#[derive(Clone, Copy)]
+pub(super) struct Granted {
+    pub(super) count: usize,
+    /// The one that is handed out tells whether the dependency is back.
+    pub(super) is_probe: bool,
+}
+
+impl Gate {
+    pub(super) fn new(policy: BreakerPolicy) -> Self {
+        Self { breaker: Breaker::new(policy), open_until: None }
+    }
+
+    /// How many may be pulled, where `room` would be without a breaker.
+    pub(super) fn room(&self, room: usize, now: Instant) -> usize {
+        match self.breaker.state() {
+            BreakerState::Closed => room,
+            BreakerState::Open if self.open_until.is_some_and(|until| until > now) => 0,
+            BreakerState::Open | BreakerState::HalfOpen => room.min(1),
+        }
+    }
+
+    /// How many of `wanted` may be handed out.
+    pub(super) fn grant(&mut self, wanted: usize, now: Instant) -> Granted {
+        if wanted == 0 {
+            return Granted { count: 0, is_probe: false };
+        }
+        match self.breaker.permit(now.into_std()) {
+            Permit::Go => Granted { count: wanted, is_probe: false },
+            Permit::Probe => Granted { count: 1, is_probe: true },
+            Permit::Wait(_) => Granted { count: 0, is_probe: false },
+        }
+    }
+
+    /// When it lets the next probe through, while it is open.
+    pub(super) fn opens_at(&self) -> Option<Instant> {
+        match self.breaker.state() {
+            BreakerState::Open => self.open_until,
+            BreakerState::Closed | BreakerState::HalfOpen => None,
+        }
+    }
+
+    /// Where it is, for health and metrics.
+    pub(super) fn state(&self) -> BreakerState {
+        self.breaker.state()
+    }
+
+    /// Counts what came of a message.
+    pub(super) fn record(&mut self, work: &Work, verdict: &Verdict, scope: &Scope) {
+        let instant = Instant::now();
+        let now = instant.into_std();
+        let change = match (work.is_probe, verdict.is_judged()) {
+            (true, true) => self.breaker.probe_result(now, !verdict.is_failure()),
+            (true, false) => {
+                self.breaker.probe_abandoned();
+                None
+            }
+            (false, true) => self.breaker.record(now, !verdict.is_failure()),
+            (false, false) => None,
+        };
+        if let Some(change) = change {
+            self.open_until = match change {
+                Change::Opened { pause } => Some(instant + pause),
+                Change::Closed => None,
+            };
+            match change {
+                Change::Opened { pause } => telemetry::breaker_opened(scope.name(), pause),
+                Change::Closed => telemetry::breaker_closed(scope.name()),
+            }
+        }
+    }
+}
+
+impl Verdict {
+    /// Says something about the dependency: it worked, or it failed in a way that may pass.
+    /// Rejects do not count: they are the message's own fault.
+    fn is_judged(&self) -> bool {
+        matches!(self, Self::Ack) || self.is_failure()
+    }
+
+    /// The handler failed in a way that may pass.
+    pub(super) fn is_failure(&self) -> bool {
+        match self {
+            Self::Retry(..) => true,
+            Self::Dead(Epitaph { reason, attempted, .. }) => {
+                *attempted && matches!(reason, Reason::Exhausted | Reason::Expired)
+            }
+            Self::Ack | Self::Ignore(_) | Self::Defer(_) | Self::Again => false,
+        }
+    }
+}

@@ -1,0 +1,557 @@
+//! Drains one lane: receives, hands out, settles.
+//!
+//! Owns the messages that its lane delivered until they are settled, and the permits: nothing is
+//! pulled that could not be worked on. Never publishes (the retrier does) and never decides what
+//! becomes of a message (the pipeline does).
+//!
+//! The actor outlives its lanes: when one is lost, it waits for the next and knows what still runs.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::breaker::Gate;
+use super::ledger::{Adopted, Ledger};
+use super::links::Links;
+use super::parking::Parking;
+use super::retrier::{Carry, Errand, Retrier};
+use super::supervisor::Holding;
+use crate::broker::{Broker, Lane, LaneEnd, LaneId, Received, Settlement};
+use crate::config;
+use crate::health::HealthCell;
+use crate::pipeline::{Epitaph, Fault, Outcome, Reason, Scope, Verdict, Waiting, Work};
+use crate::telemetry;
+
+/// How often an idle lane asks the broker whether it should be idle, at the most.
+const STALL_QUERY_MAX: Duration = Duration::from_secs(5);
+
+/// A lane was lost, or found to stall; the supervisor opens it again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct LaneDown {
+    pub(super) lane: LaneId,
+    pub(super) why: Down,
+}
+
+/// Why a consumer has no lane any more.
+#[derive(Debug)]
+pub(super) enum Down {
+    /// It ended by itself.
+    Ended(LaneEnd),
+    /// It delivered nothing though the broker has something.
+    Stalled,
+}
+
+/// An open lane for this consumer to drain.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Attach(pub(super) Box<dyn Lane>);
+
+/// Receive no more, finish what runs until `deadline`, close the lane; answers how many messages
+/// were given back with their handlers still running.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub(super) struct WindDown {
+    pub(super) deadline: Instant,
+}
+
+/// The actor.
+pub(super) struct Consumer {
+    lane: LaneId,
+    supervisor: Recipient<LaneDown>,
+    /// Away while a lane is drained.
+    desk: Option<Desk>,
+    commands: Option<mpsc::Sender<(Instant, oneshot::Sender<usize>)>>,
+    holding: Rc<Cell<Holding>>,
+}
+
+/// What all consumers of a subscription share; they live on one arbiter.
+pub(super) struct Shared {
+    pub(super) scope: Arc<Scope>,
+    pub(super) broker: Arc<dyn Broker>,
+    pub(super) retrier: Addr<Retrier>,
+    pub(super) gate: RefCell<Gate>,
+    /// Handlers that run, over all lanes.
+    pub(super) running: Cell<usize>,
+    pub(super) health: HealthCell,
+}
+
+/// What the consumer holds right now.
+#[derive(Message)]
+#[rtype(result = "Holding")]
+pub(super) struct Count;
+
+impl Consumer {
+    pub(super) fn new(
+        index: u32,
+        lane: LaneId,
+        shared: Rc<Shared>,
+        links: Links,
+        supervisor: Recipient<LaneDown>,
+    ) -> Self {
+        let holding = Rc::new(Cell::new(Holding::default()));
+        let desk = Desk::new(index, lane.clone(), shared, links, Rc::clone(&holding));
+        Self { lane, supervisor, desk: Some(desk), commands: None, holding }
+    }
+}
+
+impl Actor for Consumer {
+    type Context = Context<Self>;
+}
+
+impl Handler<Attach> for Consumer {
+    type Result = ();
+
+    fn handle(&mut self, Attach(lane): Attach, ctx: &mut Context<Self>) {
+        let Some(desk) = self.desk.take() else { return };
+        let (commands, orders) = mpsc::channel(1);
+        self.commands = Some(commands);
+        let drained = drain(lane, desk, orders).into_actor(self);
+        ctx.spawn(drained.map(|(desk, down), consumer, _| {
+            consumer.desk = Some(desk);
+            consumer.commands = None;
+            if let Some(why) = down {
+                let lane = consumer.lane.clone();
+                consumer.supervisor.do_send(LaneDown { lane, why });
+            }
+        }));
+    }
+}
+
+impl Handler<WindDown> for Consumer {
+    type Result = ResponseFuture<usize>;
+
+    fn handle(&mut self, WindDown { deadline }: WindDown, _: &mut Context<Self>) -> Self::Result {
+        let commands = self.commands.clone();
+        Box::pin(async move {
+            let (reply, left) = oneshot::channel();
+            match commands {
+                Some(commands) if commands.send((deadline, reply)).await.is_ok() => {
+                    left.await.unwrap_or(0)
+                }
+                _ => 0,
+            }
+        })
+    }
+}
+
+impl Handler<Count> for Consumer {
+    type Result = ResponseFuture<Holding>;
+
+    fn handle(&mut self, Count: Count, _: &mut Context<Self>) -> Self::Result {
+        let holding = Rc::clone(&self.holding);
+        Box::pin(async move { holding.get() })
+    }
+}
+
+type Orders = mpsc::Receiver<(Instant, oneshot::Sender<usize>)>;
+
+/// Drains `lane` until it ends or is told to wind down. The whole life of a consumer in one place.
+async fn drain(mut lane: Box<dyn Lane>, mut desk: Desk, mut orders: Orders) -> (Desk, Option<Down>) {
+    desk.open(lane.generation());
+    let end = loop {
+        desk.hand_out();
+        desk.show();
+        if let Err(end) = lane.settle(&mut desk.settlements).await {
+            break Down::Ended(end);
+        }
+        let room = desk.room();
+        tokio::select! {
+            biased;
+            Some((deadline, reply)) = orders.recv() => {
+                let left = wind_down(lane.as_mut(), &mut desk, deadline).await;
+                desk.lose();
+                let _ = reply.send(left);
+                return (desk, None);
+            }
+            outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
+            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            received = lane.next(&mut desk.received, room), if room > 0 => match received {
+                Ok(()) => desk.receive(),
+                Err(end) => break Down::Ended(end),
+            },
+            () = desk.next_event() => {
+                if desk.is_suspicious(lane.as_ref()).await {
+                    break Down::Stalled;
+                }
+            }
+        }
+    };
+    desk.lose();
+    // What the channel still knows goes back now, not when it times out.
+    let _ = lane.close().await;
+    (desk, Some(end))
+}
+
+/// Finishes what runs, as far as the time allows; the number of handlers that were left running.
+async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> usize {
+    desk.winding_down = true;
+    desk.send_parked_away();
+    let left = loop {
+        let settled = lane.settle(&mut desk.settlements).await;
+        let busy = desk.running + desk.carrying;
+        if busy == 0 || settled.is_err() {
+            break busy;
+        }
+        tokio::select! {
+            biased;
+            outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
+            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            () = tokio::time::sleep_until(deadline) => break busy,
+        }
+    };
+    desk.winding_down = false;
+    if let Err(end) = lane.close().await {
+        telemetry::close_failed(desk.shared.scope.name(), &desk.lane, &end);
+    }
+    left
+}
+
+/// A consumer's work in hand.
+struct Desk {
+    index: u32,
+    lane: LaneId,
+    shared: Rc<Shared>,
+    links: Links,
+    ledger: Ledger,
+    /// False once the lane is gone, so that nothing queued for a handler is begun any more.
+    alive: Arc<AtomicBool>,
+    /// Received, or due again, and waiting for a permit.
+    ready: VecDeque<Work>,
+    parked: Parking,
+    running: usize,
+    carrying: usize,
+    received: Vec<Received>,
+    settlements: Vec<Settlement>,
+    outcomes: mpsc::Receiver<Vec<Outcome>>,
+    outcomes_to: mpsc::Sender<Vec<Outcome>>,
+    carried: mpsc::Receiver<Work>,
+    carried_to: mpsc::Sender<Work>,
+    errands: Vec<(Work, Errand)>,
+    last_delivery: Instant,
+    winding_down: bool,
+    /// What an inspector sees.
+    holding: Rc<Cell<Holding>>,
+}
+
+impl Desk {
+    fn new(
+        index: u32,
+        lane: LaneId,
+        shared: Rc<Shared>,
+        links: Links,
+        holding: Rc<Cell<Holding>>,
+    ) -> Self {
+        let settings = &shared.scope.settings;
+        let prefetch = settings.in_flight_max.get() + settings.parked_max.get();
+        // Room for every message that can be out, so that nobody ever waits to answer.
+        let (outcomes_to, outcomes) = mpsc::channel(prefetch);
+        let (carried_to, carried) = mpsc::channel(prefetch);
+        Self {
+            index,
+            lane,
+            shared,
+            links,
+            ledger: Ledger::default(),
+            alive: Arc::new(AtomicBool::new(false)),
+            ready: VecDeque::new(),
+            parked: Parking::default(),
+            running: 0,
+            carrying: 0,
+            received: Vec::new(),
+            settlements: Vec::new(),
+            outcomes,
+            outcomes_to,
+            carried,
+            carried_to,
+            errands: Vec::new(),
+            last_delivery: Instant::now(),
+            winding_down: false,
+            holding,
+        }
+    }
+
+    fn settings(&self) -> &config::Subscription {
+        &self.shared.scope.settings
+    }
+
+    /// A lane is open: what was held for an earlier one is an orphan from now on.
+    fn open(&mut self, generation: u64) {
+        self.ledger.lose(generation, Instant::now());
+        self.alive = Arc::new(AtomicBool::new(true));
+        self.last_delivery = Instant::now();
+    }
+
+    /// The lane is gone: what waits here comes again from the broker, and is recognised then.
+    fn lose(&mut self) {
+        self.alive.store(false, Ordering::Release);
+        self.settlements.clear();
+        let waiting = self.parked.drain().map(|(work, _)| work).collect::<Vec<_>>();
+        for work in waiting.into_iter().chain(self.ready.drain(..)) {
+            let verdict = Verdict::Again;
+            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+        }
+    }
+
+    /// How many messages may be pulled now.
+    fn room(&self) -> usize {
+        let settings = self.settings();
+        let shared = self.shared.as_ref();
+        let full = self.parked.len() + self.carrying >= settings.parked_max.get()
+            || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
+        if full || self.winding_down {
+            return 0;
+        }
+        let busy = self.running + self.ready.len();
+        let mut room = settings.in_flight_max.get().saturating_sub(busy);
+        if let Some(total) = settings.in_flight_total_max {
+            room = room.min(total.get().saturating_sub(shared.running.get() + self.ready.len()));
+        }
+        shared.gate.borrow().room(room, Instant::now())
+    }
+
+    /// Shows to inspectors what is held.
+    fn show(&self) {
+        let oldest = self.ledger.oldest();
+        let (running, parked, carrying) = (self.running, self.parked.len(), self.carrying);
+        self.holding.set(Holding { running, parked, carrying, oldest });
+    }
+
+    /// Enters what was received.
+    fn receive(&mut self) {
+        self.last_delivery = Instant::now();
+        let shared = Rc::clone(&self.shared);
+        let mut received = std::mem::take(&mut self.received);
+        shared.scope.metrics.received.inc_by(received.len() as u64);
+        for received in received.drain(..) {
+            match self.ledger.adopt(&received) {
+                None => {
+                    let slot = self.ledger.enter(received.clone(), self.last_delivery);
+                    self.ready.push_back(Work::new(received, self.index, slot, &shared.scope));
+                }
+                Some(Adopted::Running) => self.note_adopted(),
+                Some(Adopted::Done(outcome)) => {
+                    self.note_adopted();
+                    self.running += 1;
+                    shared.running.set(shared.running.get() + 1);
+                    self.conclude(*outcome);
+                }
+            }
+        }
+        self.received = received;
+        self.run_errands();
+    }
+
+    fn note_adopted(&self) {
+        let scope = &self.shared.scope;
+        scope.metrics.adopted.inc();
+        telemetry::adopted(scope.name(), &self.lane);
+    }
+
+    /// Hands out what has a permit, in one letter for each handler.
+    fn hand_out(&mut self) {
+        let now = Instant::now();
+        while let Some(work) = self.parked.take_due(now) {
+            self.ready.push_back(work);
+        }
+        if self.ready.is_empty() {
+            return;
+        }
+        let shared = Rc::clone(&self.shared);
+        let permits = self.settings().in_flight_max.get().saturating_sub(self.running);
+        let permits = permits.min(self.ready.len());
+        let granted = shared.gate.borrow_mut().grant(permits, now);
+        let mut unknown = Vec::new();
+        for mut work in self.ready.drain(..granted.count) {
+            work.is_probe = granted.is_probe;
+            match self.links.route_of(&work, &shared.scope) {
+                Some(route) => self.links.enqueue(route, work),
+                None => unknown.push(work),
+            }
+        }
+        self.running += granted.count;
+        shared.running.set(shared.running.get() + granted.count);
+        self.links.dispatch(&self.outcomes_to, &self.alive);
+        for work in unknown {
+            let verdict = unknown_type(self.settings(), &work);
+            self.conclude(Outcome { work, verdict });
+        }
+        self.run_errands();
+    }
+
+    fn conclude_all(&mut self, outcomes: Option<Vec<Outcome>>) {
+        for outcome in outcomes.into_iter().flatten() {
+            self.conclude(outcome);
+        }
+        while let Ok(outcomes) = self.outcomes.try_recv() {
+            for outcome in outcomes {
+                self.conclude(outcome);
+            }
+        }
+        self.run_errands();
+    }
+
+    /// Acts on a verdict.
+    fn conclude(&mut self, Outcome { mut work, verdict }: Outcome) {
+        self.running -= 1;
+        let shared = Rc::clone(&self.shared);
+        shared.running.set(shared.running.get() - 1);
+        if self.ledger.is_orphan(work.slot) {
+            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+            return;
+        }
+        let probe_failed = work.is_probe && verdict.is_failure();
+        shared.gate.borrow_mut().record(&work, &verdict, &shared.scope);
+        if probe_failed {
+            // A probe costs no attempt: it goes back to the head.
+            work.is_probe = false;
+            self.ready.push_front(work);
+            return;
+        }
+        let now = shared.scope.clock;
+        let attempts_max = shared.scope.attempts_max();
+        let metrics = &shared.scope.metrics;
+        match verdict {
+            Verdict::Ack => {
+                metrics.handled.inc();
+                self.settle(work);
+            }
+            Verdict::Ignore(_) => {
+                metrics.ignored.inc();
+                self.settle(work);
+            }
+            Verdict::Again => self.ready.push_front(work),
+            Verdict::Retry(waiting, fault) => {
+                work.count_attempt(Some(waiting.delay()), attempts_max, now.now());
+                self.wait(work, waiting, Some(fault));
+            }
+            Verdict::Defer(waiting) => {
+                work.set_first_seen(now.now());
+                metrics.deferred.inc();
+                self.wait(work, waiting, None);
+            }
+            Verdict::Dead(epitaph) => self.bury(work, epitaph),
+        }
+    }
+
+    fn wait(&mut self, work: Work, waiting: Waiting, fault: Option<Fault>) {
+        let crowded = self.parked.len() >= self.settings().parked_max.get();
+        let may_leave = self.settings().ordering == config::Ordering::None;
+        let waiting = match waiting {
+            Waiting::Here(delay) if may_leave && (crowded || self.winding_down) => {
+                self.shared.scope.retries.load().wait_elsewhere(delay)
+            }
+            waiting => waiting,
+        };
+        match waiting {
+            Waiting::Here(delay) => self.parked.park(work, Instant::now() + delay),
+            Waiting::Broker(delay) => {
+                let errand = match fault {
+                    Some(fault) => Errand::Retry(delay, fault),
+                    None => Errand::Defer(delay),
+                };
+                self.errands.push((work, errand));
+            }
+        }
+    }
+
+    fn bury(&mut self, mut work: Work, epitaph: Epitaph) {
+        let scope = Arc::clone(&self.shared.scope);
+        if epitaph.reason == Reason::Expired && self.settings().on_expired == config::OnExpired::Drop
+        {
+            scope.metrics.dropped.inc();
+            self.settle(work);
+            return;
+        }
+        if epitaph.attempted {
+            work.count_attempt(None, scope.attempts_max(), scope.clock.now());
+        }
+        self.errands.push((work, Errand::Bury(epitaph)));
+    }
+
+    fn settle(&mut self, work: Work) {
+        if let Some(token) = self.ledger.settle(work.slot) {
+            self.settlements.push(Settlement::Ack(token));
+        }
+    }
+
+    /// Gives the retrier what it has to carry.
+    fn run_errands(&mut self) {
+        if self.errands.is_empty() {
+            return;
+        }
+        let errands = std::mem::take(&mut self.errands);
+        self.carrying += errands.len();
+        let done = self.carried_to.clone();
+        // Bounded by the messages that this lane may hold: each is in one letter at most.
+        self.shared.retrier.do_send(Carry { errands, done });
+    }
+
+    /// The broker has the copy: the original can go.
+    fn is_carried(&mut self, work: Work) {
+        self.carrying -= 1;
+        if self.ledger.is_orphan(work.slot) {
+            let verdict = Verdict::Ack;
+            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+        } else {
+            self.settle(work);
+        }
+    }
+
+    /// Sends what waits here to the broker's waits with the rest of its delay, so that no attempt
+    /// is forgotten; where an order is kept it goes back in place instead.
+    fn send_parked_away(&mut self) {
+        if self.settings().ordering != config::Ordering::None {
+            return;
+        }
+        let now = Instant::now();
+        let retries = self.shared.scope.retries.load();
+        for (work, due) in self.parked.drain() {
+            let rest = due.saturating_duration_since(now);
+            let delay = retries.wait_elsewhere(rest).delay();
+            self.errands.push((work, Errand::Defer(delay)));
+        }
+        drop(retries);
+        self.run_errands();
+    }
+
+    /// Waits until something is due by time: a parked message, the breaker, a look at a silent lane.
+    async fn next_event(&self) {
+        let stall = self.last_delivery + self.settings().stall_after;
+        let gate = self.shared.gate.borrow().opens_at();
+        let due = [self.parked.next_due(), gate].into_iter().flatten().min();
+        tokio::time::sleep_until(due.map_or(stall, |due| due.min(stall))).await;
+    }
+
+    /// Whether the lane is silent though the broker has something for it.
+    async fn is_suspicious(&mut self, lane: &dyn Lane) -> bool {
+        let silent = self.last_delivery.elapsed() >= self.settings().stall_after;
+        if !silent || self.room() == 0 || !lane.is_active() {
+            return false;
+        }
+        self.last_delivery = Instant::now();
+        let scope = &self.shared.scope;
+        let depth = self.shared.broker.depth(&scope.source);
+        let depth = tokio::time::timeout(STALL_QUERY_MAX, depth).await;
+        matches!(depth, Ok(Ok(depth)) if depth.ready.is_some_and(|ready| ready > 0))
+    }
+}
+
+fn unknown_type(settings: &config::Subscription, work: &Work) -> Verdict {
+    let kind = work.received.envelope.kind().unwrap_or("(none)");
+    let shown: String = kind.chars().take(100).collect();
+    let error = format!("no handler is for messages of type `{shown}`; see `on_unknown_type`");
+    match settings.on_unknown_type {
+        config::OnUnknownType::DeadLetter => {
+            Verdict::Dead(Epitaph::new(Reason::UnknownType, error))
+        }
+        config::OnUnknownType::Ignore => Verdict::Ignore(Fault { error, class: None }),
+    }
+}

@@ -1,0 +1,303 @@
+//! How a user's handler becomes actors: what `subscribe` takes, and what starts in a seat.
+//!
+//! Owns the ways of writing a handler: an actor, an async function, an actor of batches, a
+//! blocking actor on threads. Never an address: a handler that panicked is made anew, so what is
+//! kept is how to make it.
+
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::task::Context as TaskContext;
+
+use actix::dev::MessageResponse;
+use actix::prelude::*;
+use serde::de::DeserializeOwned;
+
+use super::answer::IntoRunning;
+use super::batches::Batches;
+use super::blocking::BlockingHost;
+use super::pump::{ExitReason, Seat, Station, pump};
+use crate::message::{Batch, Delivery, Handled};
+use crate::pipeline::{Codec, Codecs, Json, Running, SharedCodecs, caught};
+
+/// The handlers of one subscription.
+pub struct Handlers {
+    pub(crate) routes: Vec<Route>,
+}
+
+/// One handler, and the type of the messages it is for.
+pub(crate) struct Route {
+    /// `None`: every type.
+    pub(crate) kind: Option<String>,
+    pub(crate) host: Arc<dyn Host>,
+}
+
+/// Makes the actor of a handler, again and again.
+pub(crate) trait Host: Send + Sync {
+    /// Starts an actor in `seat`, on the arbiter of the calling thread.
+    fn start(&self, seat: Arc<Seat>);
+}
+
+/// What a subscription can be given as its handler.
+///
+/// - a factory of an actor that implements `Handler<Delivery<T>>`: `|| Notifier::new()`
+/// - an async function of a delivery: `async fn notify(delivery: Delivery<Push>) -> Handled`
+/// - [`with_codec`], [`in_batches`], [`blocking`], [`by_type`] for everything else
+///
+/// `M` only tells the compiler which of these it is.
+pub trait IntoHandlers<M> {
+    /// Makes the handlers.
+    fn into_handlers(self) -> Handlers;
+}
+
+impl IntoHandlers<()> for Handlers {
+    fn into_handlers(self) -> Handlers {
+        self
+    }
+}
+
+/// Tells a factory of actors from a function of deliveries.
+pub struct ByActor<A, T>(PhantomData<fn() -> (A, T)>);
+/// Tells a function of deliveries from a factory of actors.
+pub struct ByFunction<T, R>(PhantomData<fn() -> (T, R)>);
+
+impl<F, A, T> IntoHandlers<ByActor<A, T>> for F
+where
+    F: Fn() -> A + Send + Sync + 'static,
+    A: Actor<Context = Context<A>> + Handler<Delivery<T>>,
+    A::Result: IntoRunning<A>,
+    T: DeserializeOwned + 'static,
+{
+    fn into_handlers(self) -> Handlers {
+        with_codec(Json, self)
+    }
+}
+
+impl<F, T, R> IntoHandlers<ByFunction<T, R>> for F
+where
+    F: Fn(Delivery<T>) -> R + Clone + Send + Sync + 'static,
+    R: Future<Output = Handled> + 'static,
+    T: DeserializeOwned + 'static,
+{
+    fn into_handlers(self) -> Handlers {
+        let make = move || FunctionActor { function: self.clone(), types: PhantomData };
+        with_codec(Json, make)
+    }
+}
+
+/// An actor whose payloads are decoded by `codec`; a pair or triple of codecs is chosen from by
+/// content type.
+///
+/// ```
+/// use redeliver::{Raw, Delivery, Handled, with_codec};
+/// # use actix::prelude::*;
+/// struct Archive;
+/// # impl Actor for Archive { type Context = Context<Self>; }
+/// impl Handler<Delivery<Vec<u8>>> for Archive {
+///     type Result = Handled;
+///     fn handle(&mut self, _: Delivery<Vec<u8>>, _: &mut Context<Self>) -> Handled { Ok(()) }
+/// }
+/// let handlers = with_codec(Raw, || Archive);
+/// # let _ = handlers;
+/// ```
+pub fn with_codec<A, T, F>(codecs: impl IntoCodecs<T>, factory: F) -> Handlers
+where
+    F: Fn() -> A + Send + Sync + 'static,
+    A: Actor<Context = Context<A>> + Handler<Delivery<T>>,
+    A::Result: IntoRunning<A>,
+    T: 'static,
+{
+    single(ActorHost { factory, codecs: codecs.into_codecs(), types: PhantomData })
+}
+
+/// An actor that takes [`Batch`]es, as large and as long waited for as `batch = { size, wait }` of
+/// the subscription says, and answers for each delivery of a batch.
+pub fn in_batches<A, T, F>(factory: F) -> Handlers
+where
+    F: Fn() -> A + Send + Sync + 'static,
+    A: Actor<Context = Context<A>> + Handler<Batch<T>>,
+    A::Result: MessageResponse<A, Batch<T>>,
+    T: DeserializeOwned + 'static,
+{
+    single(BatchHost { factory, codecs: Json.into_codecs(), types: PhantomData })
+}
+
+/// An actor on `threads` threads of its own (actix's `SyncArbiter`), for drivers that block.
+///
+/// A blocking handler cannot be aborted: one that exceeds its `timeout` is logged, keeps its
+/// permit until it returns, and what it returns then counts.
+pub fn blocking<A, T, F>(threads: usize, factory: F) -> Handlers
+where
+    F: Fn() -> A + Send + Sync + 'static,
+    A: Actor<Context = SyncContext<A>> + Handler<Delivery<T>, Result = Handled>,
+    T: DeserializeOwned + Send + 'static,
+{
+    single(BlockingHost::new(threads, factory, Json.into_codecs()))
+}
+
+/// Several handlers, chosen by the message's type.
+///
+/// ```
+/// use redeliver::{Delivery, Handled, by_type};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Push {}
+/// #[derive(serde::Deserialize)]
+/// struct Issue {}
+///
+/// async fn pushed(_: Delivery<Push>) -> Handled { Ok(()) }
+/// async fn opened(_: Delivery<Issue>) -> Handled { Ok(()) }
+///
+/// let handlers = by_type().on("push", pushed).on("issues", opened);
+/// # let _ = handlers;
+/// ```
+pub fn by_type() -> Handlers {
+    Handlers { routes: Vec::new() }
+}
+
+impl Handlers {
+    /// Adds the handler for messages of type `kind`.
+    #[must_use]
+    pub fn on<M>(mut self, kind: impl Into<String>, handlers: impl IntoHandlers<M>) -> Self {
+        let kind = kind.into();
+        let routes = handlers.into_handlers().routes;
+        self.routes.extend(routes.into_iter().map(|route| Route { kind: Some(kind.clone()), ..route }));
+        self
+    }
+
+    /// Adds the handler for every other type; without one, `on_unknown_type` of the subscription
+    /// says what happens.
+    #[must_use]
+    pub fn otherwise<M>(mut self, handlers: impl IntoHandlers<M>) -> Self {
+        self.routes.extend(handlers.into_handlers().routes);
+        self
+    }
+}
+
+/// One codec or several, asked in order.
+pub trait IntoCodecs<T> {
+    #[doc(hidden)]
+    fn into_codecs(self) -> SharedCodecs<T>;
+}
+
+impl<T, C: Codec<T>> IntoCodecs<T> for C {
+    fn into_codecs(self) -> SharedCodecs<T> {
+        Arc::new(Codecs::new(vec![Arc::new(self)]))
+    }
+}
+
+impl<T, C: Codec<T>, D: Codec<T>> IntoCodecs<T> for (C, D) {
+    fn into_codecs(self) -> SharedCodecs<T> {
+        Arc::new(Codecs::new(vec![Arc::new(self.0), Arc::new(self.1)]))
+    }
+}
+
+impl<T, C: Codec<T>, D: Codec<T>, E: Codec<T>> IntoCodecs<T> for (C, D, E) {
+    fn into_codecs(self) -> SharedCodecs<T> {
+        Arc::new(Codecs::new(vec![Arc::new(self.0), Arc::new(self.1), Arc::new(self.2)]))
+    }
+}
+
+fn single(host: impl Host + 'static) -> Handlers {
+    Handlers { routes: vec![Route { kind: None, host: Arc::new(host) }] }
+}
+
+struct ActorHost<F, A, T> {
+    factory: F,
+    codecs: SharedCodecs<T>,
+    types: PhantomData<fn() -> A>,
+}
+
+impl<F, A, T> Host for ActorHost<F, A, T>
+where
+    F: Fn() -> A + Send + Sync,
+    A: Actor<Context = Context<A>> + Handler<Delivery<T>>,
+    A::Result: IntoRunning<A>,
+    T: 'static,
+{
+    fn start(&self, seat: Arc<Seat>) {
+        sit_down(seat, &self.factory, Arc::clone(&self.codecs), Single);
+    }
+}
+
+/// Makes an actor and lets a pump run in it; a factory that panics is an actor that died.
+pub(super) fn sit_down<A, T>(
+    seat: Arc<Seat>,
+    factory: &impl Fn() -> A,
+    codecs: SharedCodecs<T>,
+    station: impl Station<A, T> + 'static,
+) where
+    A: Actor<Context = Context<A>>,
+    T: 'static,
+{
+    match caught(factory) {
+        Ok(actor) => {
+            A::create(move |ctx| {
+                if let Some(pump) = pump(seat, codecs, station) {
+                    ctx.spawn(pump);
+                }
+                actor
+            });
+        }
+        Err(panic) => {
+            seat.report(ExitReason::Died(format!("the handler's factory panicked: {panic}")));
+        }
+    }
+}
+
+/// One delivery, one call.
+struct Single;
+
+impl<A, T> Station<A, T> for Single
+where
+    A: Actor<Context = Context<A>> + Handler<Delivery<T>>,
+    A::Result: IntoRunning<A>,
+    T: 'static,
+{
+    fn call(&mut self, actor: &mut A, ctx: &mut A::Context, delivery: Delivery<T>) -> Running {
+        caught(|| actor.handle(delivery, ctx).into_running(ctx).0).unwrap_or_else(Running::Panicked)
+    }
+
+    fn poll(&mut self, _: &mut A, _: &mut A::Context, _: &mut TaskContext<'_>) {}
+}
+
+struct BatchHost<F, A, T> {
+    factory: F,
+    codecs: SharedCodecs<T>,
+    types: PhantomData<fn() -> A>,
+}
+
+impl<F, A, T> Host for BatchHost<F, A, T>
+where
+    F: Fn() -> A + Send + Sync,
+    A: Actor<Context = Context<A>> + Handler<Batch<T>>,
+    A::Result: MessageResponse<A, Batch<T>>,
+    T: 'static,
+{
+    fn start(&self, seat: Arc<Seat>) {
+        let station = Batches::new(&seat);
+        sit_down(seat, &self.factory, Arc::clone(&self.codecs), station);
+    }
+}
+
+/// An actor around an async function.
+struct FunctionActor<F, T, R> {
+    function: F,
+    types: PhantomData<fn() -> (T, R)>,
+}
+
+impl<F: Unpin + 'static, T: 'static, R: 'static> Actor for FunctionActor<F, T, R> {
+    type Context = Context<Self>;
+}
+
+impl<F, T, R> Handler<Delivery<T>> for FunctionActor<F, T, R>
+where
+    F: Fn(Delivery<T>) -> R + Unpin + 'static,
+    R: Future<Output = Handled> + 'static,
+    T: 'static,
+{
+    type Result = ResponseFuture<Handled>;
+
+    fn handle(&mut self, delivery: Delivery<T>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin((self.function)(delivery))
+    }
+}

@@ -1,0 +1,145 @@
+//! Every message that one consumer holds unsettled, and what becomes of it when its lane is lost.
+//!
+//! A lane that is lost takes its settlements with it: the broker delivers the messages again,
+//! while their handlers may still run here. The ledger keeps those as orphans, and recognises the
+//! redelivery of one, so that the outcome of the handler that runs settles the new delivery.
+//!
+//! Pure: knows neither the broker nor the handlers.
+
+use tokio::time::Instant;
+
+use crate::broker::{Received, Token};
+use crate::message::message_id;
+use crate::pipeline::Outcome;
+use crate::wire::Carried;
+
+/// An orphan that nobody delivered again for so long is with another process, or gone.
+const ORPHAN_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(15 * 60);
+
+/// A message's place in the ledger.
+pub(crate) type Slot = u32;
+
+#[derive(Default)]
+pub(super) struct Ledger {
+    entries: Vec<Option<Entry>>,
+    free: Vec<Slot>,
+    generation: u64,
+    bytes: usize,
+    orphans: usize,
+}
+
+struct Entry {
+    received: Received,
+    generation: u64,
+    received_at: Instant,
+    /// Set when its lane was lost.
+    orphaned: Option<Instant>,
+    /// What came of it while it was an orphan.
+    fate: Option<Box<Outcome>>,
+}
+
+/// What a redelivery turned out to be.
+pub(super) enum Adopted {
+    /// Its handler still runs, or it still waits: nothing to do.
+    Running,
+    /// What came of it is known: to be concluded now.
+    Done(Box<Outcome>),
+}
+
+impl Ledger {
+    /// Enters a message that was received.
+    pub(super) fn enter(&mut self, received: Received, received_at: Instant) -> Slot {
+        self.bytes += received.envelope.body().len();
+        let generation = self.generation;
+        let entry = Some(Entry { received, generation, received_at, orphaned: None, fate: None });
+        match self.free.pop() {
+            Some(slot) => {
+                self.entries[slot as usize] = entry;
+                slot
+            }
+            None => {
+                self.entries.push(entry);
+                (self.entries.len() - 1) as Slot
+            }
+        }
+    }
+
+    /// Takes a message out because it is done with; its token, if its lane still knows it.
+    pub(super) fn settle(&mut self, slot: Slot) -> Option<Token> {
+        let entry = self.remove(slot)?;
+        (entry.generation == self.generation).then_some(entry.received.token)
+    }
+
+    /// Whether the message's lane is gone.
+    pub(super) fn is_orphan(&self, slot: Slot) -> bool {
+        self.entry(slot).is_none_or(|entry| entry.generation != self.generation)
+    }
+
+    /// Keeps what came of an orphan for its redelivery.
+    pub(super) fn keep_fate(&mut self, slot: Slot, outcome: Outcome) {
+        if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
+            entry.fate = Some(Box::new(outcome));
+        }
+    }
+
+    /// The lane is gone: all that is held becomes an orphan of the next `generation`.
+    pub(super) fn lose(&mut self, generation: u64, now: Instant) {
+        self.generation = generation;
+        for slot in 0..self.entries.len() {
+            let Some(entry) = &mut self.entries[slot] else { continue };
+            let since = *entry.orphaned.get_or_insert(now);
+            if now.duration_since(since) > ORPHAN_AGE_MAX {
+                self.remove(slot as Slot);
+            }
+        }
+        self.orphans = self.entries.iter().flatten().count();
+    }
+
+    /// Recognises the redelivery of an orphan: flagged as redelivered, of equal id and payload.
+    pub(super) fn adopt(&mut self, received: &Received) -> Option<Adopted> {
+        if self.orphans == 0 || !received.envelope.is_redelivered() {
+            return None;
+        }
+        let generation = self.generation;
+        let entry = self.entries.iter_mut().flatten().find(|entry| {
+            entry.generation != generation && is_same(&entry.received, received)
+        })?;
+        entry.received.token = received.token;
+        entry.generation = generation;
+        entry.orphaned = None;
+        self.orphans -= 1;
+        Some(entry.fate.take().map_or(Adopted::Running, Adopted::Done))
+    }
+
+    /// When the oldest that is held was received.
+    pub(super) fn oldest(&self) -> Option<Instant> {
+        self.entries.iter().flatten().map(|entry| entry.received_at).min()
+    }
+
+    /// How many bytes of payload are held.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    fn entry(&self, slot: Slot) -> Option<&Entry> {
+        self.entries.get(slot as usize)?.as_ref()
+    }
+
+    fn remove(&mut self, slot: Slot) -> Option<Entry> {
+        let entry = self.entries.get_mut(slot as usize)?.take()?;
+        self.free.push(slot);
+        self.bytes -= entry.received.envelope.body().len();
+        if entry.generation != self.generation {
+            self.orphans = self.orphans.saturating_sub(1);
+        }
+        Some(entry)
+    }
+}
+
+fn is_same(held: &Received, again: &Received) -> bool {
+    let id = |received: &Received| {
+        let envelope = received.envelope.as_ref();
+        message_id(None, &Carried::read(envelope), envelope).map(str::to_owned)
+    };
+    held.envelope.body() == again.envelope.body() && id(held) == id(again) && id(held).is_some()
+}

@@ -1,0 +1,88 @@
+//! The ways from consumers to handler actors: which handler a message is for, and its queue.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use tokio::sync::mpsc;
+
+use super::pump::Dispatch;
+use crate::pipeline::{Outcome, Scope, Work, kind_of};
+
+/// All handler actors of a subscription, as one consumer sees them.
+#[derive(Clone)]
+pub(super) struct Links {
+    routes: Vec<LinkedRoute>,
+    /// The route for every type that has none of its own.
+    fallback: Option<usize>,
+    /// No type is looked for where one handler takes all.
+    typed: bool,
+}
+
+#[derive(Clone)]
+struct LinkedRoute {
+    kind: Option<String>,
+    seats: Vec<Link>,
+    /// The seat whose turn it is.
+    next: usize,
+}
+
+/// The queue of one handler actor, and what is about to be put there.
+struct Link {
+    queue: mpsc::Sender<Dispatch>,
+    letter: Vec<Work>,
+}
+
+impl Clone for Link {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone(), letter: Vec::new() }
+    }
+}
+
+impl Links {
+    /// `routes`: the type and the queues of each handler.
+    pub(super) fn new(routes: Vec<(Option<String>, Vec<mpsc::Sender<Dispatch>>)>) -> Self {
+        let fallback = routes.iter().position(|(kind, _)| kind.is_none());
+        let typed = routes.iter().any(|(kind, _)| kind.is_some());
+        let link = |queue| Link { queue, letter: Vec::new() };
+        let routes = routes
+            .into_iter()
+            .map(|(kind, queues)| LinkedRoute {
+                kind,
+                seats: queues.into_iter().map(link).collect(),
+                next: 0,
+            })
+            .collect();
+        Self { routes, fallback, typed }
+    }
+
+    /// The handler that a message is for.
+    pub(super) fn route_of(&self, work: &Work, scope: &Scope) -> Option<usize> {
+        if !self.typed {
+            return self.fallback;
+        }
+        let kind = kind_of(work, scope);
+        let own = |route: &LinkedRoute| route.kind.is_some() && route.kind.as_deref() == kind.as_deref();
+        self.routes.iter().position(own).or(self.fallback)
+    }
+
+    /// Puts a message into the letter for the next actor of its handler.
+    pub(super) fn enqueue(&mut self, route: usize, work: Work) {
+        let route = &mut self.routes[route];
+        route.seats[route.next].letter.push(work);
+        route.next = (route.next + 1) % route.seats.len();
+    }
+
+    /// Sends the letters.
+    pub(super) fn dispatch(&mut self, reply: &mpsc::Sender<Vec<Outcome>>, alive: &Arc<AtomicBool>) {
+        for link in self.routes.iter_mut().flat_map(|route| &mut route.seats) {
+            if !link.letter.is_empty() {
+                let capacity = link.letter.len();
+                let works = std::mem::replace(&mut link.letter, Vec::with_capacity(capacity));
+                let dispatch = Dispatch { works, reply: reply.clone(), alive: Arc::clone(alive) };
+                // Room for every message that may run. The seat keeps the other end for as long as
+                // the subscription lives.
+                let _ = link.queue.try_send(dispatch);
+            }
+        }
+    }
+}

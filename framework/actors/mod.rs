@@ -1,0 +1,44 @@
+//! The actors, and who starts whom again.
+//!
+//! ```text
+//! Root                            one a service, on the service's own thread; starts in order, stops in reverse
+//!  └─ Supervisor                  one a subscription, on an arbiter (thread) of its own; mailbox 16
+//!      ├─ Opener (a task)         waits for lanes; asked to open one again after a full-jitter delay
+//!      ├─ Consumer                one a lane; mailbox 16; outlives its lanes
+//!      │    │  ──[ Dispatch: at most in_flight_max messages, a letter a batch ]──▶ handler actors
+//!      │    │  ◀─[ outcomes: room for in_flight_max + parked_max ]── handler actors
+//!      │    └─[ Carry: a letter a batch ]──▶ Retrier
+//!      ├─ Retrier                 copies to waits and dead letters; mailbox 16; reports a copy when it is confirmed
+//!      └─ handler actors          the user's, `handlers` of each; on arbiters of their own when there are several
+//!           └─ Pump (a future in the actor's context): process() of each message
+//! ```
+//!
+//! | what ends | what happens |
+//! |---|---|
+//! | a handler panics over a message | the message is charged an attempt; the actor finishes what it has and is made anew at once |
+//! | a handler actor stops or dies otherwise | its messages start again, uncounted; it is made anew after a delay, within the restart budget |
+//! | the budget is spent | the subscription is held and unhealthy, or the process exits, as configured |
+//! | a lane ends or stalls | it is opened again, for ever; its consumer waits and recognises what comes back |
+//! | a copy is not confirmed | it is made again, for ever; the original stays with the broker |
+
+mod answer;
+mod batches;
+mod blocking;
+mod breaker;
+mod consumer;
+mod handlers;
+mod ledger;
+mod links;
+mod panics;
+mod parking;
+mod pump;
+mod retrier;
+mod slots;
+mod supervisor;
+
+pub use answer::IntoRunning;
+pub use handlers::{
+    ByActor, ByFunction, Handlers, IntoCodecs, IntoHandlers, blocking, by_type, in_batches,
+    with_codec,
+};
+pub(crate) use supervisor::{Halt, Holding, Inspect, Plan, Resume, Supervisor};

@@ -1,0 +1,190 @@
+//! Carries messages to another place of their subscription: to a wait, or to the dead letters.
+//!
+//! Owns the copies that are under way. A message is reported back only when the broker has
+//! confirmed its copy; until then its original stays unsettled, and a copy that cannot be
+//! confirmed is made again for as long as it takes. Never settles anything itself.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+
+use crate::broker::{Copy, Place, Publisher, Received};
+use crate::health::HealthCell;
+use crate::pipeline::{Epitaph, Fault, Scope, Work, expires_at};
+use crate::retry::{Policy, Schedule};
+use crate::telemetry;
+use crate::wire::{self, Stamps};
+
+/// Mailbox: 16 letters, each with a consumer's whole batch.
+const MAILBOX: usize = 16;
+
+/// One for each subscription.
+pub(super) struct Retrier {
+    scope: Arc<Scope>,
+    publisher: Arc<dyn Publisher>,
+    health: HealthCell,
+    /// Aborted with the actor; their originals are still with the broker.
+    carried: JoinSet<()>,
+}
+
+/// Why a message is carried away.
+#[derive(Clone)]
+pub(super) enum Errand {
+    /// An attempt was made and counts; the next one after this wait.
+    Retry(Duration, Fault),
+    /// Nothing counts; back after this wait.
+    Defer(Duration),
+    /// To the dead letters.
+    Bury(Epitaph),
+}
+
+/// Messages to carry, and where to report.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Carry {
+    pub(super) errands: Vec<(Work, Errand)>,
+    pub(super) done: mpsc::Sender<Work>,
+}
+
+impl Actor for Retrier {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.set_mailbox_capacity(MAILBOX);
+    }
+}
+
+impl Retrier {
+    pub(super) fn new(
+        scope: Arc<Scope>,
+        publisher: Arc<dyn Publisher>,
+        health: HealthCell,
+    ) -> Self {
+        Self { scope, publisher, health, carried: JoinSet::new() }
+    }
+}
+
+impl Handler<Carry> for Retrier {
+    type Result = ();
+
+    fn handle(&mut self, carry: Carry, _: &mut Context<Self>) {
+        while self.carried.try_join_next().is_some() {}
+        for (work, errand) in carry.errands {
+            let (scope, publisher) = (Arc::clone(&self.scope), Arc::clone(&self.publisher));
+            let (health, done) = (self.health.clone(), carry.done.clone());
+            self.carried.spawn_local(async move {
+                let copy = copy_of(&work, &errand, &scope);
+                if confirmed(&copy, publisher.as_ref(), &scope, &health, &done).await {
+                    note(&scope, &work, &errand);
+                    let _ = done.send(work).await;
+                }
+            });
+        }
+    }
+}
+
+/// Copies until the broker confirms; false if nobody waits for it any more.
+async fn confirmed(
+    copy: &Copy,
+    publisher: &dyn Publisher,
+    scope: &Scope,
+    health: &HealthCell,
+    done: &mpsc::Sender<Work>,
+) -> bool {
+    let mut schedule = Schedule::new(Policy {
+        delay_max: Duration::from_secs(30),
+        ..Policy::default()
+    });
+    let mut failed = false;
+    loop {
+        let Err(error) = publisher.copy(copy).await else {
+            if failed {
+                health.update(|health| health.copies = None);
+            }
+            return true;
+        };
+        failed = true;
+        scope.metrics.copies_failed.inc();
+        telemetry::copy_failed(scope.name(), &copy.place, &error);
+        health.update(|health| health.copies = Some(format!("a copy is not confirmed: {error}")));
+        tokio::select! {
+            () = tokio::time::sleep(schedule.next_delay()) => {}
+            () = done.closed() => return false,
+        }
+    }
+}
+
+/// Counts and logs a message that was carried.
+fn note(scope: &Scope, work: &Work, errand: &Errand) {
+    let metrics = &scope.metrics;
+    match errand {
+        Errand::Retry(delay, _) | Errand::Defer(delay) => {
+            metrics.wait_time.observe(delay.as_secs_f64());
+            telemetry::waits(scope.name(), work.id(), *delay);
+        }
+        Errand::Bury(epitaph) => {
+            let reason = epitaph.reason.as_str();
+            metrics.dead(reason);
+            telemetry::dead_lettered(scope.name(), work.id(), reason, &epitaph.fault.error);
+        }
+    }
+}
+
+/// The copy that an errand asks for, with everything it has to carry.
+fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
+    let now = scope.clock.now();
+    let mut stamps = lasting(work, now);
+    let place = match errand {
+        Errand::Retry(delay, fault) => {
+            stamps.push((wire::DUE, wire::format_time(now + *delay)));
+            stamps.push((wire::ERROR, wire::sanitise(&fault.error)));
+            Place::Wait(*delay)
+        }
+        Errand::Defer(delay) => {
+            stamps.push((wire::DUE, wire::format_time(now + *delay)));
+            Place::Wait(*delay)
+        }
+        Errand::Bury(epitaph) => {
+            stamps.push((wire::REASON, epitaph.reason.as_str().to_owned()));
+            stamps.push((wire::ERROR, wire::sanitise(&epitaph.fault.error)));
+            if let Some(class) = &epitaph.fault.class {
+                stamps.push((wire::ERROR_CLASS, wire::sanitise(class)));
+            }
+            stamps.push((wire::CONSUMER, scope.consumer.to_string()));
+            stamps.push((wire::DEAD_AT, wire::format_time(now)));
+            Place::Dead
+        }
+    };
+    let Received { envelope, .. } = &work.received;
+    Copy { source: Arc::clone(&scope.source), envelope: Arc::clone(envelope), place, stamps }
+}
+
+/// What every copy of a message carries on.
+fn lasting(work: &Work, now: std::time::SystemTime) -> Stamps {
+    let carried = &work.carried;
+    let mut stamps = Stamps::new();
+    if let Some(id) = work.id() {
+        stamps.push((wire::ID, id.to_owned()));
+    }
+    stamps.push((wire::FIRST_SEEN, wire::format_time(carried.first_seen.unwrap_or(now))));
+    let origin = carried.origin.as_deref().map(str::to_owned);
+    stamps.push((wire::ORIGIN, origin.unwrap_or_else(|| work.received.envelope.origin())));
+    if carried.attempts > 0 {
+        stamps.push((wire::ATTEMPT, carried.attempts.to_string()));
+    }
+    if let Some(delay) = carried.delay {
+        stamps.push((wire::DELAY, delay.as_millis().to_string()));
+    }
+    if let Some(expires) = expires_at(work) {
+        stamps.push((wire::EXPIRES, wire::format_time(expires)));
+    }
+    for (name, count) in [(wire::GENERATION, carried.generation), (wire::HOPS, carried.hops)] {
+        if count > 0 {
+            stamps.push((name, count.to_string()));
+        }
+    }
+    stamps
+}

@@ -1,0 +1,604 @@
+//! A broker in this process: queues, waits and dead letters with the semantics of a real one, and
+//! nothing that outlives the process.
+//!
+//! For first steps, for users' own tests and for measuring what the framework itself costs. Owns
+//! its queues; shares them with nobody.
+
+use std::any::Any;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::{
+    Broker, BrokerError, BrokerState, Copy, DeadLetterReader, Depth, Envelope, Fault, HeaderValue,
+    Lane, LaneEnd, LaneEvent, LaneId, Lanes, Outgoing, Place, Publisher, Received, Settlement,
+    Source, Target, Token,
+};
+use crate::config::BrokerKind;
+use crate::wire;
+
+/// The broker. Clones share their queues.
+#[derive(Clone)]
+pub struct MemoryBroker {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    queues: Mutex<Queues>,
+    /// Something began to wait that is due before everything else.
+    earlier: Notify,
+    ticking: AtomicBool,
+    generations: AtomicU64,
+    clock: fn() -> SystemTime,
+}
+
+#[derive(Default)]
+struct Queues {
+    by_name: HashMap<String, Queue>,
+    bindings: Vec<(String, String, String)>,
+    waits: BinaryHeap<Reverse<Waiting>>,
+    count: u64,
+}
+
+#[derive(Default)]
+struct Queue {
+    ready: VecDeque<Arc<Message>>,
+    unsettled: u64,
+    waiting: u64,
+    arrived: Arc<Notify>,
+}
+
+struct Waiting {
+    due: Instant,
+    number: u64,
+    queue: String,
+    message: Arc<Message>,
+}
+
+/// A stored message.
+#[derive(Clone, Debug)]
+struct Message {
+    body: Bytes,
+    headers: Vec<(String, String)>,
+    id: Option<String>,
+    content_type: Option<String>,
+    kind: Option<String>,
+    key: Option<Bytes>,
+    published_at: SystemTime,
+    time_to_live: Option<Duration>,
+    queue: Arc<str>,
+    returns: u32,
+}
+
+impl MemoryBroker {
+    /// An empty broker.
+    pub fn new() -> Self {
+        Self::with_clock(SystemTime::now)
+    }
+
+    /// An empty broker that takes the time of publishing from `clock`.
+    pub fn with_clock(clock: fn() -> SystemTime) -> Self {
+        Self {
+            shared: Arc::new(Shared {
+                queues: Mutex::default(),
+                earlier: Notify::new(),
+                ticking: AtomicBool::new(false),
+                generations: AtomicU64::new(0),
+                clock,
+            }),
+        }
+    }
+}
+
+impl Default for MemoryBroker {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Moves what is due to its queue, for as long as the broker lives.
+    async fn tick(shared: std::sync::Weak<Self>) {
+        loop {
+            let Some(strong) = shared.upgrade() else { return };
+            let next = strong.lock().release_due(Instant::now());
+            let changed = strong.earlier.notified();
+            match next {
+                Some(due) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(due) => {}
+                        () = changed => {}
+                    }
+                }
+                None => changed.await,
+            }
+        }
+    }
+}
+
+impl Queues {
+    fn push(&mut self, name: &str, message: Arc<Message>) -> Result<(), BrokerError> {
+        let Some(queue) = self.by_name.get_mut(name) else {
+            return Err(BrokerError::new(
+                Fault::Unroutable,
+                format!("there is no queue `{name}` in the memory broker; subscribe to it first"),
+            ));
+        };
+        queue.ready.push_back(message);
+        queue.arrived.notify_one();
+        Ok(())
+    }
+
+    fn release_due(&mut self, now: Instant) -> Option<Instant> {
+        while let Some(Reverse(first)) = self.waits.peek() {
+            if first.due > now {
+                return Some(first.due);
+            }
+            if let Some(Reverse(Waiting { queue, message, .. })) = self.waits.pop() {
+                if let Some(queue) = self.by_name.get_mut(&queue) {
+                    queue.waiting -= 1;
+                }
+                let _ = self.push(&queue, message);
+            }
+        }
+        None
+    }
+}
+
+#[async_trait]
+impl Broker for MemoryBroker {
+    fn kind(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn connect(&self) -> Result<(), BrokerError> {
+        if !self.shared.ticking.swap(true, Ordering::AcqRel) {
+            tokio::spawn(Shared::tick(Arc::downgrade(&self.shared)));
+        }
+        Ok(())
+    }
+
+    async fn prepare(&self, source: &Source) -> Result<Vec<String>, BrokerError> {
+        let mut queues = self.shared.lock();
+        for name in [source_queue(source), dead_queue(source)] {
+            queues.by_name.entry(name).or_default();
+        }
+        for binding in &source.settings.bindings {
+            let bound = (binding.exchange.clone(), binding.routing_key.clone(), source_queue(source));
+            if !queues.bindings.contains(&bound) {
+                queues.bindings.push(bound);
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    fn topology(&self, source: &Source) -> Vec<String> {
+        vec![format!("queue {}", source_queue(source)), format!("queue {}", dead_queue(source))]
+    }
+
+    fn lanes(&self, source: Arc<Source>) -> Box<dyn Lanes> {
+        let closed = (0..source.settings.consumers.get()).rev().collect();
+        Box::new(MemoryLanes { shared: Arc::clone(&self.shared), source, closed })
+    }
+
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        Arc::new(MemoryPublisher { shared: Arc::clone(&self.shared) })
+    }
+
+    async fn dead_letters(
+        &self,
+        source: Arc<Source>,
+    ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
+        let name = dead_queue(&source);
+        Ok(Box::new(MemoryDeadLetters {
+            shared: Arc::clone(&self.shared),
+            name,
+            held: VecDeque::new(),
+            next: 0,
+        }))
+    }
+
+    async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
+        let queues = self.shared.lock();
+        let queue = queues.by_name.get(&source_queue(source));
+        let dead = queues.by_name.get(&dead_queue(source));
+        Ok(Depth {
+            ready: queue.map(|queue| queue.ready.len() as u64),
+            unsettled: queue.map(|queue| queue.unsettled),
+            waiting: queue.map(|queue| queue.waiting),
+            dead: dead.map(|dead| dead.ready.len() as u64 + dead.unsettled),
+        })
+    }
+
+    fn state(&self) -> BrokerState {
+        BrokerState::Connected
+    }
+
+    async fn close(&self) {}
+}
+
+fn source_queue(source: &Source) -> String {
+    source.settings.queue.clone().unwrap_or_else(|| source.name.to_string())
+}
+
+fn dead_queue(source: &Source) -> String {
+    let queue = source_queue(source);
+    source.settings.dead_template(BrokerKind::Memory).fill(&[("queue", &queue)])
+}
+
+struct MemoryLanes {
+    shared: Arc<Shared>,
+    source: Arc<Source>,
+    closed: Vec<usize>,
+}
+
+#[async_trait]
+impl Lanes for MemoryLanes {
+    async fn next(&mut self) -> LaneEvent {
+        let Some(number) = self.closed.pop() else { return std::future::pending().await };
+        let queue = source_queue(&self.source);
+        let arrived = {
+            let mut queues = self.shared.lock();
+            Arc::clone(&queues.by_name.entry(queue.clone()).or_default().arrived)
+        };
+        let lane = MemoryLane {
+            shared: Arc::clone(&self.shared),
+            queue,
+            arrived,
+            generation: self.shared.generations.fetch_add(1, Ordering::Relaxed) + 1,
+            first: 0,
+            unsettled: VecDeque::new(),
+        };
+        LaneEvent::Opened(LaneId(number.to_string().into()), Box::new(lane))
+    }
+
+    fn release(&mut self, lane: LaneId) {
+        if let Ok(number) = lane.0.parse() {
+            self.closed.push(number);
+        }
+    }
+
+    async fn close(&mut self) {
+        self.closed.clear();
+    }
+}
+
+struct MemoryLane {
+    shared: Arc<Shared>,
+    queue: String,
+    arrived: Arc<Notify>,
+    generation: u64,
+    /// The token of the oldest entry of `unsettled`.
+    first: u64,
+    unsettled: VecDeque<Option<Arc<Message>>>,
+}
+
+impl MemoryLane {
+    fn take(&mut self, batch: &mut Vec<Received>, limit: usize) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut queues = shared.lock();
+        let Some(queue) = queues.by_name.get_mut(&self.queue) else { return false };
+        let count = queue.ready.len().min(limit);
+        for message in queue.ready.drain(..count) {
+            let token = Token(self.first + self.unsettled.len() as u64);
+            self.unsettled.push_back(Some(Arc::clone(&message)));
+            batch.push(Received { envelope: message, token });
+        }
+        queue.unsettled += count as u64;
+        if !queue.ready.is_empty() {
+            // Another lane may have slept through the same notice.
+            queue.arrived.notify_one();
+        }
+        count > 0
+    }
+
+    fn remove(&mut self, token: Token) -> Option<Arc<Message>> {
+        let place = usize::try_from(token.0.checked_sub(self.first)?).ok()?;
+        let message = self.unsettled.get_mut(place)?.take();
+        while let Some(None) = self.unsettled.front() {
+            self.unsettled.pop_front();
+            self.first += 1;
+        }
+        message
+    }
+
+    fn give_back(&mut self, messages: impl DoubleEndedIterator<Item = Arc<Message>>) {
+        let mut queues = self.shared.lock();
+        let Some(queue) = queues.by_name.get_mut(&self.queue) else { return };
+        for message in messages.rev() {
+            let returns = message.returns + 1;
+            queue.ready.push_front(Arc::new(Message { returns, ..Message::clone(&message) }));
+            queue.unsettled -= 1;
+            queue.arrived.notify_one();
+        }
+    }
+}
+
+#[async_trait(?Send)]
+impl Lane for MemoryLane {
+    async fn next(&mut self, batch: &mut Vec<Received>, limit: usize) -> Result<(), LaneEnd> {
+        let arrived = Arc::clone(&self.arrived);
+        loop {
+            let notice = arrived.notified();
+            if self.take(batch, limit) {
+                return Ok(());
+            }
+            notice.await;
+        }
+    }
+
+    async fn settle(&mut self, settlements: &mut Vec<Settlement>) -> Result<(), LaneEnd> {
+        let mut acked = 0;
+        let mut returned = Vec::new();
+        for settlement in settlements.drain(..) {
+            match settlement {
+                Settlement::Ack(token) => acked += u64::from(self.remove(token).is_some()),
+                Settlement::Return(token) => returned.extend(self.remove(token)),
+            }
+        }
+        if acked > 0
+            && let Some(queue) = self.shared.lock().by_name.get_mut(&self.queue)
+        {
+            queue.unsettled -= acked;
+        }
+        if !returned.is_empty() {
+            self.give_back(returned.into_iter());
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<(), LaneEnd> {
+        let unsettled = std::mem::take(&mut self.unsettled);
+        self.give_back(unsettled.into_iter().flatten());
+        Ok(())
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// A lane that is dropped gives back what it holds, as a closed connection does.
+impl Drop for MemoryLane {
+    fn drop(&mut self) {
+        let unsettled = std::mem::take(&mut self.unsettled);
+        self.give_back(unsettled.into_iter().flatten());
+    }
+}
+
+struct MemoryPublisher {
+    shared: Arc<Shared>,
+}
+
+#[async_trait]
+impl Publisher for MemoryPublisher {
+    async fn send(&self, outgoing: &Outgoing) -> Result<(), BrokerError> {
+        let mut queues = self.shared.lock();
+        let names = match &outgoing.target {
+            Target::Queue(name) | Target::Topic(name) => vec![name.clone()],
+            Target::Exchange { exchange, routing_key } => queues
+                .bindings
+                .iter()
+                .filter(|(from, key, _)| from == exchange && (key == routing_key || key == "#"))
+                .map(|(_, _, queue)| queue.clone())
+                .collect(),
+        };
+        if names.is_empty() {
+            let error = format!("no queue is bound to {}", outgoing.target);
+            return Err(BrokerError::new(Fault::Unroutable, error));
+        }
+        for name in names {
+            let message = Arc::new(stored(outgoing, &name, (self.shared.clock)()));
+            queues.push(&name, message)?;
+        }
+        Ok(())
+    }
+
+    async fn copy(&self, copy: &Copy) -> Result<(), BrokerError> {
+        let source = source_queue(&copy.source);
+        let original = copy.envelope.as_any().downcast_ref::<Message>().ok_or_else(|| {
+            BrokerError::new(Fault::Other, "a message of another broker cannot be copied here")
+        })?;
+        let mut queues = self.shared.lock();
+        match copy.place {
+            Place::Source => queues.push(&source, Arc::new(original.copied(copy, &source))),
+            Place::Dead => {
+                let dead = dead_queue(&copy.source);
+                queues.push(&dead, Arc::new(original.copied(copy, &dead)))
+            }
+            Place::Wait(delay) => {
+                queues.count += 1;
+                let due = Instant::now() + delay;
+                let message = Arc::new(original.copied(copy, &source));
+                let first = queues.waits.peek().is_none_or(|Reverse(first)| due < first.due);
+                let number = queues.count;
+                queues.by_name.entry(source.clone()).or_default().waiting += 1;
+                queues.waits.push(Reverse(Waiting { due, number, queue: source, message }));
+                if first {
+                    self.shared.earlier.notify_one();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+fn stored(outgoing: &Outgoing, queue: &str, published_at: SystemTime) -> Message {
+    Message {
+        body: outgoing.body.clone(),
+        headers: outgoing.headers.clone(),
+        id: (!outgoing.id.is_empty()).then(|| outgoing.id.clone()),
+        content_type: outgoing.content_type.clone(),
+        kind: outgoing.kind.clone(),
+        key: outgoing.key.clone(),
+        published_at,
+        time_to_live: outgoing.time_to_live,
+        queue: queue.into(),
+        returns: 0,
+    }
+}
+
+impl Message {
+    /// What another place gets: everything but our own headers, which the stamps replace.
+    fn copied(&self, copy: &Copy, queue: &str) -> Self {
+        let own = |name: &str| {
+            name.starts_with(wire::PREFIX) && !name.starts_with(wire::ORIGINAL_PREFIX)
+        };
+        let mut headers: Vec<(String, String)> =
+            self.headers.iter().filter(|(name, _)| !own(name)).cloned().collect();
+        let stamps = copy.stamps.iter();
+        headers.extend(stamps.map(|(name, value)| ((*name).to_owned(), value.clone())));
+        Self {
+            headers,
+            time_to_live: None,
+            queue: queue.into(),
+            returns: 0,
+            ..self.clone()
+        }
+    }
+}
+
+impl Envelope for Message {
+    fn body(&self) -> &[u8] {
+        &self.body
+    }
+
+    fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
+        let (_, value) = self.headers.iter().find(|(known, _)| known == name)?;
+        Some(HeaderValue::Text(value))
+    }
+
+    fn visit_headers(&self, visit: &mut dyn FnMut(&str, HeaderValue<'_>)) {
+        for (name, value) in &self.headers {
+            visit(name, HeaderValue::Text(value));
+        }
+    }
+
+    fn has_headers(&self) -> bool {
+        !self.headers.is_empty()
+    }
+
+    fn id(&self) -> Option<&str> {
+        self.id.as_deref()
+    }
+
+    fn content_type(&self) -> Option<&str> {
+        self.content_type.as_deref()
+    }
+
+    fn kind(&self) -> Option<&str> {
+        self.kind.as_deref()
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        self.key.as_deref()
+    }
+
+    fn published_at(&self) -> Option<SystemTime> {
+        Some(self.published_at)
+    }
+
+    fn time_to_live(&self) -> Option<Duration> {
+        self.time_to_live
+    }
+
+    fn is_redelivered(&self) -> bool {
+        self.returns > 0
+    }
+
+    fn returns(&self) -> u32 {
+        self.returns
+    }
+
+    fn origin(&self) -> String {
+        format!("memory/{}", self.queue)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+struct MemoryDeadLetters {
+    shared: Arc<Shared>,
+    name: String,
+    held: VecDeque<(Token, Arc<Message>)>,
+    next: u64,
+}
+
+#[async_trait]
+impl DeadLetterReader for MemoryDeadLetters {
+    async fn next(&mut self) -> Result<Option<Received>, BrokerError> {
+        let mut queues = self.shared.lock();
+        let Some(queue) = queues.by_name.get_mut(&self.name) else { return Ok(None) };
+        let Some(message) = queue.ready.pop_front() else { return Ok(None) };
+        queue.unsettled += 1;
+        self.next += 1;
+        let token = Token(self.next);
+        self.held.push_back((token, Arc::clone(&message)));
+        Ok(Some(Received { envelope: message, token }))
+    }
+
+    async fn remove(&mut self, token: Token) -> Result<(), BrokerError> {
+        if let Some(place) = self.held.iter().position(|(held, _)| *held == token) {
+            self.held.remove(place);
+            if let Some(queue) = self.shared.lock().by_name.get_mut(&self.name) {
+                queue.unsettled -= 1;
+            }
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<(), BrokerError> {
+        self.give_back();
+        Ok(())
+    }
+}
+
+impl MemoryDeadLetters {
+    fn give_back(&mut self) {
+        let mut queues = self.shared.lock();
+        let Some(queue) = queues.by_name.get_mut(&self.name) else { return };
+        for (_, message) in self.held.drain(..).rev() {
+            queue.ready.push_front(message);
+            queue.unsettled -= 1;
+        }
+    }
+}
+
+impl Drop for MemoryDeadLetters {
+    fn drop(&mut self) {
+        self.give_back();
+    }
+}
+
+impl PartialEq for Waiting {
+    fn eq(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+impl Eq for Waiting {}
+
+impl PartialOrd for Waiting {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Waiting {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        (self.due, self.number).cmp(&(other.due, other.number))
+    }
+}

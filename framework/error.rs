@@ -1,0 +1,48 @@
+//! What building, starting or asking a service can fail with.
+
+use crate::broker::BrokerError;
+use crate::config::Problems;
+
+/// Why a service could not be built, started or asked.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration is not usable.
+    #[error(transparent)]
+    Config(#[from] Problems),
+    /// The code and the configuration do not fit each other.
+    #[error("{0}")]
+    Mismatch(String),
+    /// A broker or one of its sources is not usable.
+    #[error("{0}")]
+    Broker(String),
+    /// There is no such thing in the configuration.
+    #[error("there is no {what} `{name}` in the configuration; there is {known}")]
+    Unknown {
+        /// What was asked for: a broker, a subscription.
+        what: &'static str,
+        /// How it was called.
+        name: String,
+        /// What there is.
+        known: String,
+    },
+    /// The service has stopped.
+    #[error("the service has stopped")]
+    Stopped,
+}
+
+impl Error {
+    pub(crate) fn unknown<'a>(
+        what: &'static str,
+        name: &str,
+        known: impl Iterator<Item = &'a String>,
+    ) -> Self {
+        let known: Vec<String> = known.map(|name| format!("`{name}`")).collect();
+        let known = if known.is_empty() { String::from("none") } else { known.join(", ") };
+        Self::Unknown { what, name: name.to_owned(), known }
+    }
+
+    pub(crate) fn starting(subscription: &str, error: &BrokerError) -> Self {
+        Self::Broker(format!("subscription `{subscription}`: {error}"))
+    }
+}

@@ -1,0 +1,107 @@
+//! Whether the service works, and why not: what `/healthz` and `/readyz` answer.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+
+/// A picture of the service's health.
+#[derive(Clone, Debug, Serialize)]
+pub struct Health {
+    /// The process is worth keeping: false when only a restart can help.
+    pub live: bool,
+    /// Every subscription consumes, or is paused because somebody said so.
+    pub ready: bool,
+    /// Why it is not ready, a sentence each.
+    pub reasons: Vec<String>,
+    /// Every subscription by name.
+    pub subscriptions: BTreeMap<String, SubscriptionHealth>,
+    /// Every broker by name, and what is wrong with it.
+    pub brokers: BTreeMap<String, Option<String>>,
+}
+
+/// The health of one subscription.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct SubscriptionHealth {
+    /// What it is doing.
+    pub state: SubscriptionState,
+    /// Every lane by name, and what is wrong with it.
+    pub lanes: BTreeMap<String, Option<String>>,
+    /// Its breaker is open: nearly everything failed, and it waits for its dependency.
+    pub breaker_open: bool,
+    /// What was last wrong with copies to its waits and dead letters.
+    pub copies: Option<String>,
+}
+
+/// What a subscription is doing.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum SubscriptionState {
+    /// Not consuming yet.
+    #[default]
+    Starting,
+    /// Consuming.
+    Running,
+    /// Held by `pause`.
+    Paused,
+    /// Given up until it is resumed; with the reason.
+    Failed(String),
+    /// Stopped with the service.
+    Stopped,
+}
+
+/// Where the actors write a subscription's health.
+#[derive(Clone, Default)]
+pub(crate) struct HealthCell(Arc<Mutex<SubscriptionHealth>>);
+
+impl HealthCell {
+    pub(crate) fn update(&self, change: impl FnOnce(&mut SubscriptionHealth)) {
+        change(&mut self.lock());
+    }
+
+    pub(crate) fn read(&self) -> SubscriptionHealth {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, SubscriptionHealth> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SubscriptionHealth {
+    /// Why it does not consume, if it should.
+    fn complaint(&self) -> Option<String> {
+        match &self.state {
+            SubscriptionState::Starting => Some(String::from("is starting")),
+            SubscriptionState::Failed(why) => Some(why.clone()),
+            SubscriptionState::Stopped => Some(String::from("is stopped")),
+            SubscriptionState::Paused => None,
+            SubscriptionState::Running if self.breaker_open => {
+                Some(String::from("nearly everything fails: its breaker is open"))
+            }
+            SubscriptionState::Running => {
+                let down = |(lane, wrong): (&String, &Option<String>)| {
+                    wrong.as_ref().map(|wrong| format!("lane {lane} is down: {wrong}"))
+                };
+                self.lanes.iter().find_map(down).or_else(|| self.copies.clone())
+            }
+        }
+    }
+}
+
+impl Health {
+    pub(crate) fn of(
+        subscriptions: BTreeMap<String, SubscriptionHealth>,
+        brokers: BTreeMap<String, Option<String>>,
+        live: bool,
+    ) -> Self {
+        let brokers_down = brokers
+            .iter()
+            .filter_map(|(name, wrong)| Some(format!("broker {name}: {}", wrong.as_ref()?)));
+        let complaints = subscriptions
+            .iter()
+            .filter_map(|(name, health)| Some(format!("{name}: {}", health.complaint()?)));
+        let reasons: Vec<String> = brokers_down.chain(complaints).collect();
+        Self { live, ready: live && reasons.is_empty(), reasons, subscriptions, brokers }
+    }
+}

@@ -1,0 +1,341 @@
+//! All that the author of a handler needs: [`Delivery`], [`Handled`] and [`Failure`].
+//!
+//! Knows nothing of brokers, policies and actors beyond the fact that a delivery is an actix
+//! message.
+
+use std::borrow::Cow;
+use std::error::Error as StdError;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::envelope::{Envelope, HeaderValue};
+use crate::publisher::{Cause, Publisher};
+use crate::wire::{self, Carried};
+
+/// What a handler answers: it worked, or a [`Failure`].
+pub type Handled = Result<(), Failure>;
+
+/// One message, decoded, handed to a handler once.
+///
+/// Everything known about the message beside its payload is behind [`Deref`] to [`Metadata`].
+///
+/// ```
+/// use actix::prelude::*;
+/// use redeliver::{Delivery, Handled};
+///
+/// #[derive(serde::Deserialize)]
+/// struct Order { id: u64 }
+///
+/// struct Shipping;
+/// impl Actor for Shipping { type Context = Context<Self>; }
+///
+/// impl Handler<Delivery<Order>> for Shipping {
+///     type Result = ResponseFuture<Handled>;
+///
+///     fn handle(&mut self, delivery: Delivery<Order>, _: &mut Context<Self>) -> Self::Result {
+///         Box::pin(async move {
+///             println!("order {}, attempt {}", delivery.payload.id, delivery.attempt());
+///             Ok(())
+///         })
+///     }
+/// }
+/// ```
+#[derive(Debug)]
+pub struct Delivery<T> {
+    /// The decoded payload.
+    pub payload: T,
+    metadata: Metadata,
+}
+
+impl<T> Delivery<T> {
+    pub(crate) fn new(payload: T, metadata: Metadata) -> Self {
+        Self { payload, metadata }
+    }
+
+    /// Gives the payload and what was known about it.
+    pub fn into_parts(self) -> (T, Metadata) {
+        (self.payload, self.metadata)
+    }
+}
+
+impl<T> Deref for Delivery<T> {
+    type Target = Metadata;
+
+    fn deref(&self) -> &Metadata {
+        &self.metadata
+    }
+}
+
+impl<T: 'static> actix::Message for Delivery<T> {
+    type Result = Handled;
+}
+
+/// Several deliveries of one subscription, answered one by one.
+///
+/// A handler of batches returns one [`Handled`] for each delivery, in the batch's order; what is
+/// missing at the end counts as a failure.
+#[derive(Debug)]
+pub struct Batch<T> {
+    /// The deliveries, in the order in which they were received.
+    pub deliveries: Vec<Delivery<T>>,
+}
+
+impl<T: 'static> actix::Message for Batch<T> {
+    type Result = Vec<Handled>;
+}
+
+/// What is known about a delivery beside its payload.
+#[derive(Clone)]
+pub struct Metadata {
+    pub(crate) envelope: Arc<dyn Envelope>,
+    pub(crate) carried: Carried,
+    pub(crate) id: Option<Arc<str>>,
+    pub(crate) attempt: u32,
+    pub(crate) scope: Arc<DeliveryScope>,
+}
+
+/// What all deliveries of a subscription share.
+pub(crate) struct DeliveryScope {
+    pub(crate) subscription: Arc<str>,
+    pub(crate) publisher: Publisher,
+}
+
+impl Metadata {
+    /// The message's id, if it has one: the same at every delivery and every attempt.
+    pub fn id(&self) -> Option<&str> {
+        message_id(self.id.as_deref(), &self.carried, self.envelope.as_ref())
+    }
+
+    /// The how-many-eth execution this is, from 1.
+    pub fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// The subscription that received it.
+    pub fn subscription(&self) -> &str {
+        &self.scope.subscription
+    }
+
+    /// How often it was redriven from the dead letters.
+    pub fn generation(&self) -> u32 {
+        self.carried.generation
+    }
+
+    /// How many handlers sent it on before.
+    pub fn hops(&self) -> u32 {
+        self.carried.hops
+    }
+
+    /// When it was first delivered to this subscription, if this is not the first time.
+    pub fn first_seen(&self) -> Option<SystemTime> {
+        self.carried.first_seen
+    }
+
+    /// The message's type, if its publisher told one as the broker's type property.
+    pub fn kind(&self) -> Option<&str> {
+        self.envelope.kind()
+    }
+
+    /// The routing key (RabbitMQ) or the record's key (Kafka).
+    pub fn key(&self) -> Option<&[u8]> {
+        self.envelope.key()
+    }
+
+    /// The content type, if its publisher told one.
+    pub fn content_type(&self) -> Option<&str> {
+        self.envelope.content_type()
+    }
+
+    /// The broker says that somebody received it before.
+    pub fn is_redelivered(&self) -> bool {
+        self.envelope.is_redelivered()
+    }
+
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
+        self.envelope.header(name)
+    }
+
+    /// The payload's bytes as they were received.
+    pub fn body(&self) -> &[u8] {
+        self.envelope.body()
+    }
+
+    /// A publisher whose messages carry on this delivery's trace, name it as their cause, and
+    /// count one hop more, so that nothing circles for ever.
+    pub fn publisher(&self) -> Publisher {
+        self.scope.publisher.caused_by(Cause {
+            id: self.id().map(Into::into),
+            hops: self.carried.hops,
+            traceparent: self.header("traceparent").and_then(text),
+            tracestate: self.header("tracestate").and_then(text),
+        })
+    }
+}
+
+impl fmt::Debug for Metadata {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metadata")
+            .field("id", &self.id())
+            .field("attempt", &self.attempt)
+            .field("subscription", &self.scope.subscription)
+            .finish_non_exhaustive()
+    }
+}
+
+fn text(value: HeaderValue<'_>) -> Option<String> {
+    match value {
+        HeaderValue::Text(text) if text.len() <= wire::TEXT_LENGTH_MAX => Some(text.to_owned()),
+        _ => None,
+    }
+}
+
+/// The id a message goes by: what the subscription found where it was told to look, else what a
+/// copy of ours carries, else the broker's property.
+pub(crate) fn message_id<'a>(
+    found: Option<&'a str>,
+    carried: &'a Carried,
+    envelope: &'a dyn Envelope,
+) -> Option<&'a str> {
+    let plain = |id: &&str| !id.is_empty() && id.len() <= wire::ID_LENGTH_MAX;
+    found.or(carried.id.as_deref()).or_else(|| envelope.id().filter(plain))
+}
+
+/// What a handler answers when it did not work.
+///
+/// Any error converts into "try again" with `?`:
+///
+/// ```
+/// use redeliver::{Failure, Handled};
+///
+/// fn ship(address: &str) -> Handled {
+///     let house: u32 = address.parse()?;                       // retry, by the policy
+///     if house == 0 {
+///         return Err(Failure::reject("there is no house 0"));  // dead-letter now
+///     }
+///     Ok(())
+/// }
+/// # assert!(ship("x").is_err() && ship("1").is_ok());
+/// ```
+pub struct Failure {
+    pub(crate) wish: Wish,
+    class: Option<Cow<'static, str>>,
+    error: Box<dyn StdError + Send + Sync>,
+}
+
+/// What the author of a failure wants to happen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Wish {
+    /// Again, when the policy says.
+    Retry,
+    /// Again, but not earlier than this.
+    RetryAfter(Duration),
+    /// Again after this, and this time does not count.
+    Defer(Duration),
+    /// Never again.
+    Reject,
+}
+
+impl Failure {
+    /// It may work later: tried again when the policy says.
+    pub fn retry(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(Wish::Retry, error)
+    }
+
+    /// It may work after `delay` (a `Retry-After`, a rate limit): counts an attempt, comes back
+    /// no earlier than that.
+    pub fn retry_after(delay: Duration, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(Wish::RetryAfter(delay), error)
+    }
+
+    /// Nothing was tried: comes back after `delay` without an attempt counted, until `age_max`.
+    pub fn defer(delay: Duration, why: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(Wish::Defer(delay), why)
+    }
+
+    /// It will never work: dead-lettered now.
+    pub fn reject(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self::new(Wish::Reject, error)
+    }
+
+    fn new(wish: Wish, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
+        Self { wish, class: None, error: error.into() }
+    }
+
+    /// Names the kind of error, for the rules of the retry policy and for the dead letter.
+    #[must_use]
+    pub fn class(mut self, class: impl Into<Cow<'static, str>>) -> Self {
+        self.class = Some(class.into());
+        self
+    }
+
+    pub(crate) fn class_name(&self) -> Option<&str> {
+        self.class.as_deref()
+    }
+
+    /// The error and its sources in one line.
+    pub(crate) fn text(&self) -> String {
+        let mut text = self.error.to_string();
+        let mut source = self.error.source();
+        while let Some(error) = source {
+            text.push_str(": ");
+            text.push_str(&error.to_string());
+            source = error.source();
+        }
+        text
+    }
+}
+
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failure")
+            .field("wish", &self.wish)
+            .field("class", &self.class)
+            .field("error", &self.text())
+            .finish()
+    }
+}
+
+impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self::retry(error)
+    }
+}
+
+/// Says on a `Result` what its error means to the message.
+///
+/// ```
+/// use redeliver::{Handled, OrFailure};
+///
+/// fn refund(cents: &str) -> Handled {
+///     let cents: u32 = cents.parse().or_reject("validation")?;
+///     # let _ = cents;
+///     Ok(())
+/// }
+/// # assert!(refund("1.5").is_err());
+/// ```
+pub trait OrFailure<T> {
+    /// An error is tried again, and is of this class for the policy's rules.
+    ///
+    /// # Errors
+    /// The error, as a [`Failure`] that retries.
+    fn or_retry(self, class: &'static str) -> Result<T, Failure>;
+
+    /// An error makes a dead letter of this class.
+    ///
+    /// # Errors
+    /// The error, as a [`Failure`] that rejects.
+    fn or_reject(self, class: &'static str) -> Result<T, Failure>;
+}
+
+impl<T, E: Into<Box<dyn StdError + Send + Sync>>> OrFailure<T> for Result<T, E> {
+    fn or_retry(self, class: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::retry(error).class(class))
+    }
+
+    fn or_reject(self, class: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| Failure::reject(error).class(class))
+    }
+}

@@ -1,0 +1,169 @@
+//! From a payload's bytes to a value.
+//!
+//! Owns the choice of a codec by content type. Never sees headers or policies.
+
+use std::error::Error as StdError;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use crate::envelope::Envelope;
+
+/// Turns payloads into values of type `T`.
+///
+/// ```
+/// use redeliver::{Codec, DecodeError};
+///
+/// /// Two numbers with a comma between.
+/// struct Pair;
+///
+/// impl Codec<(u32, u32)> for Pair {
+///     fn accepts(&self, content_type: Option<&str>) -> bool {
+///         content_type == Some("text/x-pair")
+///     }
+///
+///     fn decode(&self, body: Option<&[u8]>) -> Result<(u32, u32), DecodeError> {
+///         let text = std::str::from_utf8(body.unwrap_or_default())?;
+///         let (left, right) = text.split_once(',').ok_or("no comma")?;
+///         Ok((left.parse()?, right.parse()?))
+///     }
+/// }
+/// # assert_eq!(Pair.decode(Some(b"1,2")).unwrap(), (1, 2));
+/// ```
+pub trait Codec<T>: Send + Sync + 'static {
+    /// Whether it is for messages of this content type; `None` for a message without one.
+    fn accepts(&self, content_type: Option<&str>) -> bool;
+
+    /// Decodes a payload. `body` is `None` for a record without a value (Kafka's tombstone).
+    ///
+    /// # Errors
+    /// What is wrong with the payload; the message becomes a dead letter, `undecodable`.
+    fn decode(&self, body: Option<&[u8]>) -> Result<T, DecodeError>;
+}
+
+/// Why a payload could not be decoded. Must not quote the payload.
+pub type DecodeError = Box<dyn StdError + Send + Sync>;
+
+/// JSON by serde, for messages without a content type and of every JSON type (RFC 6838 `+json`
+/// included). Nesting deeper than 128 is refused (serde_json's limit).
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Json;
+
+impl<T: DeserializeOwned> Codec<T> for Json {
+    fn accepts(&self, content_type: Option<&str>) -> bool {
+        let Some(content_type) = content_type else { return true };
+        let media = content_type.split(';').next().unwrap_or_default().trim();
+        media.eq_ignore_ascii_case("application/json")
+            || media.eq_ignore_ascii_case("text/json")
+            || media.get(media.len().saturating_sub(5)..).is_some_and(|end| {
+                end.eq_ignore_ascii_case("+json")
+            })
+    }
+
+    fn decode(&self, body: Option<&[u8]>) -> Result<T, DecodeError> {
+        match body {
+            Some([]) => Err("the body is empty".into()),
+            Some(body) => serde_json::from_slice(body).map_err(without_quotes),
+            // No value at all: what a JSON null would be, `None` for an `Option`.
+            None => serde_json::from_slice(b"null").map_err(|_| "the record has no value".into()),
+        }
+    }
+}
+
+/// serde_json quotes wrong values; payloads never show in errors, so only kind and place do.
+fn without_quotes(error: serde_json::Error) -> DecodeError {
+    use serde_json::error::Category;
+    let what = match error.classify() {
+        Category::Syntax => "is not JSON",
+        Category::Eof => "ends in the middle of a JSON value",
+        Category::Data => "is JSON, but not of the expected shape",
+        Category::Io => "could not be read",
+    };
+    format!("the body {what} (line {}, column {})", error.line(), error.column()).into()
+}
+
+/// Bytes as they are, whatever the content type.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Raw;
+
+impl Codec<Bytes> for Raw {
+    fn accepts(&self, _: Option<&str>) -> bool {
+        true
+    }
+
+    fn decode(&self, body: Option<&[u8]>) -> Result<Bytes, DecodeError> {
+        Ok(Bytes::copy_from_slice(body.unwrap_or_default()))
+    }
+}
+
+impl Codec<Vec<u8>> for Raw {
+    fn accepts(&self, _: Option<&str>) -> bool {
+        true
+    }
+
+    fn decode(&self, body: Option<&[u8]>) -> Result<Vec<u8>, DecodeError> {
+        Ok(body.unwrap_or_default().to_vec())
+    }
+}
+
+/// The codecs of one handler, asked in order.
+pub(crate) struct Codecs<T> {
+    codecs: Vec<Arc<dyn Codec<T>>>,
+}
+
+impl<T> Codecs<T> {
+    pub(crate) fn new(codecs: Vec<Arc<dyn Codec<T>>>) -> Self {
+        Self { codecs }
+    }
+
+    pub(crate) fn decode(&self, envelope: &dyn Envelope) -> Result<T, DecodeError> {
+        let content_type = envelope.content_type();
+        let Some(codec) = self.codecs.iter().find(|codec| codec.accepts(content_type)) else {
+            let content_type = content_type.unwrap_or("(none)");
+            let shown: String = content_type.chars().take(100).collect();
+            return Err(format!("no codec takes content type `{shown}`").into());
+        };
+        codec.decode((!envelope.is_tombstone()).then(|| envelope.body()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn takes(content_type: Option<&str>) -> bool {
+        Codec::<serde_json::Value>::accepts(&Json, content_type)
+    }
+
+    #[test]
+    fn json_takes_json_types_and_messages_without_a_type() {
+        for content_type in
+            [None, Some("application/json"), Some("Application/JSON; charset=utf-8"), Some("application/problem+json")]
+        {
+            assert!(takes(content_type), "{content_type:?}");
+        }
+        for content_type in [Some("text/plain"), Some("application/octet-stream"), Some("")] {
+            assert!(!takes(content_type), "{content_type:?}");
+        }
+    }
+
+    #[test]
+    fn errors_name_the_place_and_never_quote_the_payload() {
+        let error = Codec::<u32>::decode(&Json, Some(b"\"hunter2\"")).unwrap_err().to_string();
+        assert_eq!(error, "the body is JSON, but not of the expected shape (line 1, column 9)");
+    }
+
+    #[test]
+    fn a_depth_bomb_is_an_error_and_not_a_stack_overflow() {
+        let bomb = "[".repeat(1_000_000);
+        assert!(Codec::<serde_json::Value>::decode(&Json, Some(bomb.as_bytes())).is_err());
+    }
+
+    #[test]
+    fn no_value_is_none_and_an_empty_body_is_an_error() {
+        assert_eq!(Codec::<Option<u32>>::decode(&Json, None).unwrap(), None);
+        assert!(Codec::<Option<u32>>::decode(&Json, Some(b"")).is_err());
+        assert!(Codec::<u32>::decode(&Json, None).is_err());
+    }
+}

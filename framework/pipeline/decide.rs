@@ -1,0 +1,258 @@
+//! The one decision: what becomes of a message after an answer.
+//!
+//! Pure: the time and the chance are handed in.
+
+use std::time::{Duration, SystemTime};
+
+use super::{Retries, Work};
+use crate::message::{Failure, Wish};
+use crate::retry::Policy;
+
+/// The class of a failure by panic.
+pub(crate) const CLASS_PANIC: &str = "panic";
+/// The class of a failure by timeout.
+pub(crate) const CLASS_TIMEOUT: &str = "timeout";
+
+/// What came of handing a message to its handler.
+#[derive(Debug)]
+pub(crate) enum Answer {
+    /// It worked.
+    Handled,
+    /// The handler said so.
+    Failed(Failure),
+    /// The handler panicked, with this message.
+    Panicked(String),
+    /// The handler took longer than this and was aborted.
+    TimedOut(Duration),
+    /// Its actor was gone before it answered: nobody knows.
+    Interrupted,
+    /// No handler saw it.
+    Refused(Epitaph),
+}
+
+/// What the framework does with a message.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Verdict {
+    /// It is done with.
+    Ack,
+    /// A rule says that this failure does not matter: acknowledged and counted.
+    Ignore(Fault),
+    /// Another attempt after a wait; this one counts.
+    Retry(Waiting, Fault),
+    /// Back after a wait; nothing counts.
+    Defer(Waiting),
+    /// To the dead letters.
+    Dead(Epitaph),
+    /// Nobody knows whether it was handled: once more at once, nothing counts.
+    Again,
+}
+
+/// Where and how long a message waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// In this process.
+    Here(Duration),
+    /// In the broker's wait of exactly this length.
+    Broker(Duration),
+}
+
+impl Verdict {
+    /// What went wrong, if anything did.
+    pub(crate) fn fault(&self) -> Option<&Fault> {
+        match self {
+            Self::Retry(_, fault) | Self::Ignore(fault) => Some(fault),
+            Self::Dead(epitaph) => Some(&epitaph.fault),
+            Self::Ack | Self::Defer(_) | Self::Again => None,
+        }
+    }
+
+    /// Its text.
+    pub(crate) fn error(&self) -> Option<&str> {
+        self.fault().map(|fault| fault.error.as_str())
+    }
+
+    /// Whether the handler panicked, so that its actor's state may be broken.
+    pub(crate) fn is_panic(&self) -> bool {
+        self.fault().is_some_and(|fault| fault.class.as_deref() == Some(CLASS_PANIC))
+    }
+}
+
+impl Waiting {
+    pub(crate) fn delay(self) -> Duration {
+        match self {
+            Self::Here(delay) | Self::Broker(delay) => delay,
+        }
+    }
+}
+
+/// What went wrong, for headers, logs and metrics.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Fault {
+    pub(crate) error: String,
+    pub(crate) class: Option<String>,
+}
+
+/// Why a message is a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Epitaph {
+    pub(crate) reason: Reason,
+    pub(crate) fault: Fault,
+    /// Whether the handler ran for it, so that the attempt counts.
+    pub(crate) attempted: bool,
+}
+
+impl Epitaph {
+    /// For a message that no handler saw this time.
+    pub(crate) fn new(reason: Reason, error: String) -> Self {
+        Self { reason, fault: Fault { error, class: None }, attempted: false }
+    }
+}
+
+/// The reasons for dead letters, as they stand in the `redeliver-reason` header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[non_exhaustive]
+pub enum Reason {
+    /// Its attempts or its time are used up.
+    Exhausted,
+    /// The handler or a rule rejected it.
+    Rejected,
+    /// Its payload could not be decoded.
+    Undecodable,
+    /// It was too old.
+    Expired,
+    /// Its id was used before with another payload.
+    Mismatch,
+    /// It ended the process that handled it, alone.
+    Poison,
+    /// Its payload is larger than `body_max`.
+    TooLarge,
+    /// It has no id where one is needed.
+    NoId,
+    /// No handler is for its type.
+    UnknownType,
+    /// Too many handlers sent it on.
+    Loop,
+}
+
+impl Reason {
+    /// Every reason there is.
+    pub const ALL: [Self; 10] = [
+        Self::Exhausted,
+        Self::Rejected,
+        Self::Undecodable,
+        Self::Expired,
+        Self::Mismatch,
+        Self::Poison,
+        Self::TooLarge,
+        Self::NoId,
+        Self::UnknownType,
+        Self::Loop,
+    ];
+
+    /// As it stands in headers, metrics and filters.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exhausted => "exhausted",
+            Self::Rejected => "rejected",
+            Self::Undecodable => "undecodable",
+            Self::Expired => "expired",
+            Self::Mismatch => "mismatch",
+            Self::Poison => "poison",
+            Self::TooLarge => "too-large",
+            Self::NoId => "no-id",
+            Self::UnknownType => "unknown-type",
+            Self::Loop => "loop",
+        }
+    }
+
+    /// Reads what [`as_str`](Self::as_str) wrote.
+    pub fn parse(text: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == text)
+    }
+}
+
+/// Decides what becomes of a message that was not simply handled.
+pub(crate) fn decide(
+    answer: Answer,
+    work: &Work,
+    kind: Option<&str>,
+    retries: &Retries,
+    now: SystemTime,
+    chance: &mut dyn FnMut() -> f64,
+) -> Verdict {
+    let (wish, fault) = match answer {
+        Answer::Handled => return Verdict::Ack,
+        Answer::Interrupted => return Verdict::Again,
+        Answer::Refused(epitaph) => return Verdict::Dead(epitaph),
+        Answer::Panicked(message) => {
+            (Wish::Retry, Fault::of_class(format!("panicked: {message}"), CLASS_PANIC))
+        }
+        Answer::TimedOut(limit) => {
+            (Wish::Retry, Fault::of_class(format!("took longer than {limit:?}"), CLASS_TIMEOUT))
+        }
+        Answer::Failed(failure) => {
+            let class = failure.class_name().map(str::to_owned);
+            (failure.wish, Fault { error: failure.text(), class })
+        }
+    };
+    match retries.rule_for(fault.class.as_deref(), kind) {
+        Rule::Ignore => Verdict::Ignore(fault),
+        Rule::Reject => dead(Reason::Rejected, fault),
+        Rule::Retry(policy) => again(wish, fault, work, policy, retries, now, chance),
+    }
+}
+
+/// What the rules of a retry policy say about a failure.
+pub(crate) enum Rule<'a> {
+    /// Acknowledge and count.
+    Ignore,
+    /// Dead-letter now.
+    Reject,
+    /// Retry by this policy.
+    Retry(&'a Policy),
+}
+
+fn again(
+    wish: Wish,
+    fault: Fault,
+    work: &Work,
+    policy: &Policy,
+    retries: &Retries,
+    now: SystemTime,
+    chance: &mut dyn FnMut() -> f64,
+) -> Verdict {
+    let carried = &work.carried;
+    let attempt = work.attempt(policy.attempts_max.get());
+    let counted = !matches!(wish, Wish::Defer(_));
+    if counted && attempt.get() >= policy.attempts_max.get() {
+        return dead(Reason::Exhausted, fault);
+    }
+    let age = carried
+        .first_seen
+        .and_then(|seen| now.duration_since(seen).ok())
+        .unwrap_or_default();
+    if age >= policy.age_max {
+        let age_max = policy.age_max;
+        let error = format!("older than age_max ({age_max:?}): {}", fault.error);
+        return dead(Reason::Expired, Fault { error, class: fault.class });
+    }
+    match wish {
+        Wish::Retry => {
+            let delay = policy.delay_before(attempt.next(), carried.delay, chance());
+            Verdict::Retry(retries.wait_for(delay, policy, chance), fault)
+        }
+        Wish::RetryAfter(delay) => Verdict::Retry(retries.wait_at_least(delay, policy), fault),
+        Wish::Defer(delay) => Verdict::Defer(retries.wait_at_least(delay, policy)),
+        Wish::Reject => dead(Reason::Rejected, fault),
+    }
+}
+
+fn dead(reason: Reason, fault: Fault) -> Verdict {
+    Verdict::Dead(Epitaph { reason, fault, attempted: true })
+}
+
+impl Fault {
+    fn of_class(error: String, class: &'static str) -> Self {
+        Self { error, class: Some(class.to_owned()) }
+    }
+}

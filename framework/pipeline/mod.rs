@@ -1,0 +1,203 @@
+//! The path of one message: from the broker's hands to a verdict.
+//!
+//! Knows no broker, no clock and no actor: that is what makes it testable. What became of the
+//! verdict (acknowledged, copied, parked) is the business of the consumer and the retrier, which
+//! hold the lane.
+
+mod codec;
+mod decide;
+mod lookup;
+mod retries;
+mod screen;
+mod work;
+
+use std::panic::AssertUnwindSafe;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+
+use futures_util::{FutureExt, TryFutureExt};
+use tokio::sync::oneshot;
+
+pub use codec::{Codec, DecodeError, Json, Raw};
+pub(crate) use codec::Codecs;
+pub use decide::Reason;
+pub(crate) use decide::{Answer, Epitaph, Fault, Verdict, Waiting, decide};
+pub(crate) use retries::Retries;
+pub(crate) use screen::{expires_at, screen};
+pub(crate) use work::{Clock, Outcome, Scope, Work};
+
+use crate::config::TypeSource;
+use crate::message::{Delivery, Failure, Handled};
+use crate::telemetry;
+
+/// Takes one message from its receipt to the verdict on it.
+///
+/// Dropping the future gives the message up without a verdict: it was not handled, and no attempt
+/// is counted.
+pub(crate) async fn process<T, C: Call<T>>(
+    work: &Work,
+    scope: &Scope,
+    codecs: &Codecs<T>,
+    call: &C,
+) -> Verdict {
+    let answer = match screen(work, scope).and_then(|()| decode(work, scope, codecs)) {
+        Ok(delivery) => handle(delivery, work, scope, call).await,
+        Err(refusal) => Answer::Refused(refusal),
+    };
+    match answer {
+        Answer::Handled => Verdict::Ack,
+        answer => judge(answer, work, scope),
+    }
+}
+
+/// How a delivery gets to the user's handler and its answer back.
+pub(crate) trait Call<T> {
+    /// Hands the delivery over; returns as soon as the handler has begun.
+    fn begin(&self, delivery: Delivery<T>) -> impl Future<Output = Running>;
+
+    /// Whether dropping what runs ends it; a thread goes on.
+    fn can_abort(&self) -> bool {
+        true
+    }
+}
+
+/// A handler at work.
+pub(crate) enum Running {
+    /// It answered at once.
+    Done(Handled),
+    /// It answers when this is polled to its end.
+    Future(Pin<Box<dyn Future<Output = Handled>>>),
+    /// It answers through this; nothing comes when its actor dies.
+    Reply(oneshot::Receiver<Handled>),
+    /// It answers through this, or tells that it panicked.
+    Watched(oneshot::Receiver<Result<Handled, String>>),
+    /// It panicked while it began.
+    Panicked(String),
+}
+
+fn decode<T>(
+    work: &Work,
+    scope: &Scope,
+    codecs: &Codecs<T>,
+) -> Result<Delivery<T>, Epitaph> {
+    let envelope = &work.received.envelope;
+    let payload = codecs
+        .decode(envelope.as_ref())
+        .map_err(|error| Epitaph::new(Reason::Undecodable, error.to_string()))?;
+    Ok(Delivery::new(payload, work.metadata(scope)))
+}
+
+async fn handle<T, C: Call<T>>(
+    delivery: Delivery<T>,
+    work: &Work,
+    scope: &Scope,
+    call: &C,
+) -> Answer {
+    match call.begin(delivery).await {
+        Running::Done(handled) => handled.into(),
+        Running::Panicked(message) => Answer::Panicked(message),
+        Running::Future(mut future) => {
+            // A handler that waits for nothing is done here, and costs no timer.
+            let polled = std::future::poll_fn(|cx| Poll::Ready(caught(|| future.as_mut().poll(cx))));
+            match polled.await {
+                Ok(Poll::Ready(handled)) => handled.into(),
+                Err(message) => Answer::Panicked(message),
+                Ok(Poll::Pending) => {
+                    let guarded = AssertUnwindSafe(future).catch_unwind();
+                    let guarded = guarded.map_ok_or_else(panicked, Answer::from);
+                    within(guarded, work, scope, call.can_abort()).await
+                }
+            }
+        }
+        Running::Reply(reply) => {
+            let reply = reply.map_ok_or_else(|_| Answer::Interrupted, Answer::from);
+            within(reply, work, scope, call.can_abort()).await
+        }
+        Running::Watched(reply) => {
+            let reply = reply.map(|reply| match reply {
+                Ok(Ok(handled)) => handled.into(),
+                Ok(Err(message)) => Answer::Panicked(message),
+                Err(_) => Answer::Interrupted,
+            });
+            within(reply, work, scope, call.can_abort()).await
+        }
+    }
+}
+
+/// Aborts what takes longer than the subscription's `timeout`, if it can be aborted.
+async fn within(
+    running: impl Future<Output = Answer>,
+    work: &Work,
+    scope: &Scope,
+    can_abort: bool,
+) -> Answer {
+    let limit = scope.settings.timeout;
+    let mut running = pin!(running);
+    match tokio::time::timeout(limit, &mut running).await {
+        Ok(answer) => answer,
+        Err(_) if can_abort => Answer::TimedOut(limit),
+        Err(_) => {
+            telemetry::overrunning(scope.name(), work.id(), limit);
+            running.await
+        }
+    }
+}
+
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Answer {
+    Answer::Panicked(panic_message(panic.as_ref()))
+}
+
+#[cold]
+fn judge(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
+    let retries = scope.retries.load();
+    let kind = kind_of(work, scope);
+    let now = scope.clock.now();
+    let verdict = decide(answer, work, kind.as_deref(), &retries, now, &mut fastrand::f64);
+    if let Some(error) = verdict.error() {
+        let attempt = work.attempt(retries.attempts_max()).get();
+        telemetry::attempt_failed(scope.name(), work.id(), attempt, error);
+    }
+    verdict
+}
+
+/// Runs `f`; a panic becomes its message.
+pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> Result<R, String> {
+    std::panic::catch_unwind(AssertUnwindSafe(f)).map_err(|panic| panic_message(panic.as_ref()))
+}
+
+/// What a panic said.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
+    panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| String::from("a panic without a message"))
+}
+
+impl From<Handled> for Answer {
+    fn from(handled: Handled) -> Self {
+        match handled {
+            Ok(()) => Self::Handled,
+            Err(failure) => Self::Failed(failure),
+        }
+    }
+}
+
+/// The failure of an item of a batch that its handler left unanswered.
+pub(crate) fn unanswered() -> Failure {
+    Failure::retry("the handler of the batch gave no answer for this delivery")
+}
+
+/// The message's type, where the subscription says it is.
+pub(crate) fn kind_of<'a>(work: &'a Work, scope: &Scope) -> Option<std::borrow::Cow<'a, str>> {
+    let envelope = work.received.envelope.as_ref();
+    match &scope.type_source {
+        TypeSource::Property => envelope.kind().map(Into::into),
+        TypeSource::Header(name) => lookup::header(envelope, name).map(Into::into),
+        TypeSource::Pointer(pointer) => lookup::pointer(envelope, pointer).map(Into::into),
+    }
+}
+
+/// Shares the codecs of a route between its actors.
+pub(crate) type SharedCodecs<T> = Arc<Codecs<T>>;

@@ -1,0 +1,134 @@
+//! The retry policy of a subscription as it is in force: schedules, rules, and the broker's waits.
+//!
+//! Replaced as a whole when the configuration changes; never changed in place.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Waiting;
+use super::decide::Rule;
+use crate::config::{Config, Ordering, Subscription, Then};
+use crate::retry::{Policy, WaitSteps};
+
+/// A subscription's schedules, rules and waits.
+#[derive(Clone, Debug)]
+pub(crate) struct Retries {
+    policy: Policy,
+    rules: Vec<Resolved>,
+    steps: WaitSteps,
+    /// Waits of any length stay in the process: an order is to be kept.
+    stays: bool,
+}
+
+#[derive(Clone, Debug)]
+struct Resolved {
+    class: Option<String>,
+    kind: Option<String>,
+    then: Outcome,
+}
+
+#[derive(Clone, Debug)]
+enum Outcome {
+    Reject,
+    Ignore,
+    Retry(Arc<Policy>),
+}
+
+impl Retries {
+    /// What `settings` asks for; `config` has been validated.
+    pub(crate) fn of(settings: &Subscription, config: &Config) -> Self {
+        let table = config.retry_of(settings);
+        let policy = table.policy();
+        let rules: Vec<Resolved> = table
+            .rules
+            .iter()
+            .map(|rule| Resolved {
+                class: rule.class.clone(),
+                kind: rule.kind.clone(),
+                then: match rule.then {
+                    Then::Reject => Outcome::Reject,
+                    Then::Ignore => Outcome::Ignore,
+                    Then::Retry => Outcome::Retry(Arc::new(
+                        rule.retry
+                            .as_ref()
+                            .and_then(|name| config.retry.get(name))
+                            .map_or_else(|| policy.clone(), crate::config::Retry::policy),
+                    )),
+                },
+            })
+            .collect();
+        let others = rules.iter().filter_map(|rule| match &rule.then {
+            Outcome::Retry(policy) => Some(policy.as_ref()),
+            Outcome::Reject | Outcome::Ignore => None,
+        });
+        let policies: Vec<&Policy> = std::iter::once(&policy).chain(others).collect();
+        let steps = WaitSteps::for_policies(&policies, settings.wait_steps_max.get());
+        let stays = settings.ordering != Ordering::None;
+        Self { policy, rules, steps, stays }
+    }
+
+    /// The same rules over the waits that are really there.
+    pub(crate) fn over(mut self, steps: WaitSteps) -> Self {
+        self.steps = steps;
+        self
+    }
+
+    /// The waits at the broker.
+    pub(crate) fn steps(&self) -> &WaitSteps {
+        &self.steps
+    }
+
+    /// The cap of the subscription's own policy.
+    pub(crate) fn attempts_max(&self) -> u32 {
+        self.policy.attempts_max.get()
+    }
+
+    /// The first rule that fits, else the subscription's own policy.
+    pub(super) fn rule_for(&self, class: Option<&str>, kind: Option<&str>) -> Rule<'_> {
+        let fits = |rule: &&Resolved| match (&rule.class, &rule.kind) {
+            (Some(wanted), _) => class == Some(wanted),
+            (None, Some(wanted)) => kind == Some(wanted),
+            (None, None) => false,
+        };
+        match self.rules.iter().find(fits).map(|rule| &rule.then) {
+            Some(Outcome::Reject) => Rule::Reject,
+            Some(Outcome::Ignore) => Rule::Ignore,
+            Some(Outcome::Retry(policy)) => Rule::Retry(policy),
+            None => Rule::Retry(&self.policy),
+        }
+    }
+
+    /// Where a delay of the schedule is waited: short ones here; at the broker in the step of just
+    /// this length, else in a neighbouring one by chance, so that the mean is kept.
+    pub(super) fn wait_for(
+        &self,
+        delay: Duration,
+        policy: &Policy,
+        chance: &mut dyn FnMut() -> f64,
+    ) -> Waiting {
+        if self.stays || delay <= policy.in_process_max {
+            return Waiting::Here(delay);
+        }
+        let exact = self.steps.exact(delay);
+        Waiting::Broker(exact.unwrap_or_else(|| self.steps.round_by_chance(delay, chance())))
+    }
+
+    /// Where a wait is waited that must not end early.
+    pub(crate) fn wait_at_least(&self, delay: Duration, policy: &Policy) -> Waiting {
+        if self.stays || delay <= policy.in_process_max {
+            Waiting::Here(delay)
+        } else {
+            Waiting::Broker(self.steps.round_up(delay))
+        }
+    }
+
+    /// A wait that may be waited by any process.
+    pub(crate) fn wait_elsewhere(&self, delay: Duration) -> Waiting {
+        Waiting::Broker(self.steps.round_up(delay))
+    }
+
+    /// The subscription's own policy.
+    pub(crate) fn policy(&self) -> &Policy {
+        &self.policy
+    }
+}

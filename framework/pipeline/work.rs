@@ -1,0 +1,140 @@
+//! What travels with a message while it is in this process, and what all messages of a
+//! subscription share.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use arc_swap::ArcSwap;
+
+use super::{Retries, Verdict, lookup};
+use crate::broker::{Received, Source};
+use crate::config::{self, IdSource};
+use crate::envelope::Envelope;
+use crate::message::{DeliveryScope, Metadata, message_id};
+use crate::retry::Attempt;
+use crate::telemetry::SubscriptionMetrics;
+use crate::wire::{Carried, ID_LENGTH_MAX};
+
+/// A received message that is not settled yet.
+pub(crate) struct Work {
+    /// What the broker gave us.
+    pub(crate) received: Received,
+    /// What the message carried, and what was added here since.
+    pub(crate) carried: Carried,
+    /// The id that was found where the subscription says, if that is not the broker's property.
+    pub(crate) id: Option<Arc<str>>,
+    /// Which of the subscription's consumers holds it.
+    pub(crate) lane: u32,
+    /// Its place in that consumer's ledger.
+    pub(crate) slot: u32,
+    /// Handed out to learn whether a dependency is back.
+    pub(crate) is_probe: bool,
+}
+
+impl Work {
+    /// Reads what a message carries, and looks for its id where the subscription says.
+    pub(crate) fn new(received: Received, lane: u32, slot: u32, scope: &Scope) -> Self {
+        let carried = Carried::read(received.envelope.as_ref());
+        if carried.malformed > 0 {
+            scope.metrics.malformed.inc_by(carried.malformed.into());
+        }
+        let id = find_id(received.envelope.as_ref(), &scope.settings.id);
+        Self { received, carried, id, lane, slot, is_probe: false }
+    }
+
+    /// An attempt was made and counts; the next one comes after `delay`.
+    pub(crate) fn count_attempt(&mut self, delay: Option<Duration>, attempts_max: u32, now: SystemTime) {
+        self.carried.attempts = self.attempt(attempts_max).get();
+        self.carried.delay = delay.or(self.carried.delay);
+        self.set_first_seen(now);
+    }
+
+    /// Notes when it was first seen, if that is not known yet.
+    pub(crate) fn set_first_seen(&mut self, now: SystemTime) {
+        self.carried.first_seen.get_or_insert(now);
+    }
+
+    pub(crate) fn id(&self) -> Option<&str> {
+        message_id(self.id.as_deref(), &self.carried, self.received.envelope.as_ref())
+    }
+
+    /// The attempt that is about to be made, or is being made. Every delivery gets one, whatever
+    /// its headers claim.
+    pub(crate) fn attempt(&self, attempts_max: u32) -> Attempt {
+        let used = self.carried.attempts.min(attempts_max.saturating_sub(1));
+        Attempt::new(used.saturating_add(1)).unwrap_or(Attempt::FIRST)
+    }
+
+    pub(crate) fn metadata(&self, scope: &Scope) -> Metadata {
+        Metadata {
+            envelope: Arc::clone(&self.received.envelope),
+            carried: self.carried.clone(),
+            id: self.id.clone(),
+            attempt: self.attempt(scope.attempts_max()).get(),
+            scope: Arc::clone(&scope.delivery),
+        }
+    }
+}
+
+/// Looks for the id where `source` says; `None` leaves it to the broker's own property.
+fn find_id(envelope: &dyn Envelope, source: &IdSource) -> Option<Arc<str>> {
+    let found = match source {
+        IdSource::MessageId => return envelope.position().map(Into::into),
+        IdSource::Header(name) => lookup::header(envelope, name),
+        IdSource::Pointer(pointer) => lookup::pointer(envelope, pointer),
+        IdSource::Payload => Some(lookup::fingerprint(envelope)),
+    };
+    found.filter(|id| !id.is_empty() && id.len() <= ID_LENGTH_MAX).map(Into::into)
+}
+
+/// A message and what is to become of it.
+pub(crate) struct Outcome {
+    pub(crate) work: Work,
+    pub(crate) verdict: Verdict,
+}
+
+/// What all messages of a subscription share.
+pub(crate) struct Scope {
+    pub(crate) source: Arc<Source>,
+    pub(crate) settings: Arc<config::Subscription>,
+    pub(crate) retries: Arc<ArcSwap<Retries>>,
+    /// Where the type of a message is found.
+    pub(crate) type_source: config::TypeSource,
+    pub(crate) delivery: Arc<DeliveryScope>,
+    pub(crate) clock: Clock,
+    pub(crate) metrics: SubscriptionMetrics,
+    /// Service, host and process, for dead letters.
+    pub(crate) consumer: Arc<str>,
+}
+
+impl Scope {
+    pub(crate) fn name(&self) -> &str {
+        &self.source.name
+    }
+
+    pub(crate) fn attempts_max(&self) -> u32 {
+        self.retries.load().attempts_max()
+    }
+}
+
+/// Where the time of day comes from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Clock {
+    /// From the system.
+    System,
+    /// From a runtime whose clock can be paused, counted from a moment of its start.
+    #[cfg_attr(not(feature = "testing"), allow(dead_code))]
+    Virtual(tokio::time::Instant),
+}
+
+impl Clock {
+    pub(crate) fn now(self) -> SystemTime {
+        match self {
+            Self::System => SystemTime::now(),
+            // A day in 2026, so that what is printed looks like a time.
+            Self::Virtual(start) => {
+                SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_000_000) + start.elapsed()
+            }
+        }
+    }
+}

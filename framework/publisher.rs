@@ -1,0 +1,275 @@
+//! Publishing: every message confirmed by the broker, or an error that names it.
+//!
+//! Owns ids, trace context, causation and hops of what is sent, and the bounded resend. Never
+//! fire and forget.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::broker::{self, BrokerError, Fault, Outgoing, Target};
+use crate::telemetry;
+use crate::wire;
+
+/// How often a message is sent at most before its confirm is given up.
+const SENDS_MAX: u32 = 3;
+/// How long the first resend waits; each next one twice as long.
+const RESEND_DELAY: Duration = Duration::from_millis(100);
+
+/// Sends messages through one broker of the configuration. Cheap to clone.
+#[derive(Clone)]
+pub struct Publisher {
+    broker: Arc<dyn broker::Publisher>,
+    cause: Option<Arc<Cause>>,
+}
+
+/// What caused the messages of a publisher.
+#[derive(Debug, Default)]
+pub(crate) struct Cause {
+    pub(crate) id: Option<String>,
+    pub(crate) hops: u32,
+    pub(crate) traceparent: Option<String>,
+    pub(crate) tracestate: Option<String>,
+}
+
+impl Publisher {
+    pub(crate) fn new(broker: Arc<dyn broker::Publisher>) -> Self {
+        Self { broker, cause: None }
+    }
+
+    pub(crate) fn caused_by(&self, cause: Cause) -> Self {
+        Self { broker: Arc::clone(&self.broker), cause: Some(Arc::new(cause)) }
+    }
+
+    /// Sends `message` and waits until the broker has stored it.
+    ///
+    /// A message without an id gets one (UUID version 7). Where no confirm comes, it is sent again
+    /// under the same id, three times in all.
+    ///
+    /// # Errors
+    /// [`PublishError`] names the message that was not confirmed; it may have arrived.
+    ///
+    /// # Cancel safety
+    /// Not cancel safe: whether a message whose `send` was dropped arrived is unknown.
+    pub async fn send(&self, message: Message) -> Result<MessageId, PublishError> {
+        let outgoing = self.stamp(message);
+        let mut delay = RESEND_DELAY;
+        for send in 1.. {
+            match self.broker.send(&outgoing).await {
+                Ok(()) => break,
+                Err(error) if send < SENDS_MAX && may_pass(error.fault) => {
+                    telemetry::resending(&outgoing.target, &error);
+                    tokio::time::sleep(delay).await;
+                    delay *= 2;
+                }
+                Err(error) => {
+                    return Err(PublishError {
+                        id: outgoing.id,
+                        target: outgoing.target.to_string(),
+                        cause: error,
+                    });
+                }
+            }
+        }
+        Ok(MessageId(outgoing.id))
+    }
+
+    fn stamp(&self, message: Message) -> Outgoing {
+        let Message { mut outgoing } = message;
+        if outgoing.id.is_empty() {
+            outgoing.id = uuid::Uuid::now_v7().to_string();
+        }
+        if let Some(cause) = self.cause.as_deref() {
+            let mut set = |name: &str, value: Option<String>| {
+                if let Some(value) = value
+                    && !outgoing.headers.iter().any(|(known, _)| known == name)
+                {
+                    outgoing.headers.push((name.to_owned(), value));
+                }
+            };
+            set("traceparent", cause.traceparent.clone());
+            set("tracestate", cause.tracestate.clone());
+            set(wire::CAUSATION, cause.id.clone());
+            set(wire::HOPS, Some(cause.hops.saturating_add(1).to_string()));
+        }
+        outgoing
+    }
+}
+
+/// A resend can help where the message itself was not at fault.
+fn may_pass(fault: Fault) -> bool {
+    match fault {
+        Fault::Unreachable | Fault::Unconfirmed => true,
+        Fault::Refused
+        | Fault::Missing
+        | Fault::Mismatch
+        | Fault::Unroutable
+        | Fault::TooLarge
+        | Fault::Other => false,
+    }
+}
+
+/// The id of a message that was confirmed.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct MessageId(pub(crate) String);
+
+impl MessageId {
+    /// The id's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Display for MessageId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A message that was not confirmed.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "message `{id}` to {target} was not confirmed: {cause}; it may have arrived: send it again \
+     under the same id"
+)]
+pub struct PublishError {
+    id: String,
+    target: String,
+    cause: BrokerError,
+}
+
+impl PublishError {
+    /// The id of the message.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// What kind of fault it was.
+    pub fn fault(&self) -> Fault {
+        self.cause.fault
+    }
+}
+
+/// A message to publish.
+///
+/// ```
+/// use redeliver::Message;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let message = Message::json(&serde_json::json!({ "order": 7 }))?
+///     .to_queue("orders")
+///     .id("order-7")
+///     .kind("placed")
+///     .header("tenant", "acme");
+/// # let _ = message;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone, Debug)]
+pub struct Message {
+    outgoing: Outgoing,
+}
+
+impl Message {
+    /// A message with `value` as JSON.
+    ///
+    /// # Errors
+    /// What serde says when `value` cannot be JSON.
+    pub fn json(value: &impl serde::Serialize) -> serde_json::Result<Self> {
+        Ok(Self::bytes(serde_json::to_vec(value)?).content_type("application/json"))
+    }
+
+    /// A message with these bytes.
+    pub fn bytes(body: impl Into<Bytes>) -> Self {
+        Self {
+            outgoing: Outgoing {
+                target: Target::Queue(String::new()),
+                id: String::new(),
+                body: body.into(),
+                headers: Vec::new(),
+                content_type: None,
+                kind: None,
+                key: None,
+                time_to_live: None,
+                priority: None,
+            },
+        }
+    }
+
+    /// Straight into the queue (RabbitMQ, memory) or topic (Kafka) of this name.
+    #[must_use]
+    pub fn to_queue(mut self, queue: impl Into<String>) -> Self {
+        self.outgoing.target = Target::Queue(queue.into());
+        self
+    }
+
+    /// Into a topic (Kafka).
+    #[must_use]
+    pub fn to_topic(mut self, topic: impl Into<String>) -> Self {
+        self.outgoing.target = Target::Topic(topic.into());
+        self
+    }
+
+    /// Through an exchange (RabbitMQ).
+    #[must_use]
+    pub fn to_exchange(
+        mut self,
+        exchange: impl Into<String>,
+        routing_key: impl Into<String>,
+    ) -> Self {
+        self.outgoing.target =
+            Target::Exchange { exchange: exchange.into(), routing_key: routing_key.into() };
+        self
+    }
+
+    /// Its id; a new UUID without it.
+    #[must_use]
+    pub fn id(mut self, id: impl Into<String>) -> Self {
+        self.outgoing.id = id.into();
+        self
+    }
+
+    /// Its type, by which a subscription can choose a handler.
+    #[must_use]
+    pub fn kind(mut self, kind: impl Into<String>) -> Self {
+        self.outgoing.kind = Some(kind.into());
+        self
+    }
+
+    /// Its content type.
+    #[must_use]
+    pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
+        self.outgoing.content_type = Some(content_type.into());
+        self
+    }
+
+    /// A header more.
+    #[must_use]
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.outgoing.headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Its key (Kafka): messages of one key keep their order.
+    #[must_use]
+    pub fn key(mut self, key: impl Into<Bytes>) -> Self {
+        self.outgoing.key = Some(key.into());
+        self
+    }
+
+    /// Expires after this long; an expired message is dead-lettered or dropped as the
+    /// subscription says.
+    #[must_use]
+    pub fn expires_in(mut self, time_to_live: Duration) -> Self {
+        self.outgoing.time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// Its priority (RabbitMQ).
+    #[must_use]
+    pub fn priority(mut self, priority: u8) -> Self {
+        self.outgoing.priority = Some(priority);
+        self
+    }
+}
