@@ -17,6 +17,8 @@ pub mod retry;
 mod service;
 mod signals;
 mod telemetry;
+#[cfg(feature = "testing")]
+pub mod testing;
 pub mod wire;
 
 pub use actors::{

@@ -1,0 +1,292 @@
+//! One connection to the server, made anew on demand whenever it was lost.
+//!
+//! Owns when and how to connect, and what the server says about the connection as a whole. Reconnects by
+//! itself rather than by lapin's recovery: a fresh connection has fresh channels, so that nothing made for an
+//! old one, no acknowledgement above all, can ever reach a new delivery.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use futures_util::StreamExt;
+use lapin::runtime::default_runtime;
+use lapin::tcp::AMQPUriTcpExt;
+use lapin::uri::{AMQPScheme, AMQPUri};
+use lapin::{Channel, Connection, ConnectionProperties, Event};
+use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::sync::{Mutex, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until, timeout};
+
+use super::{fault, tls};
+use crate::broker::{BrokerError, BrokerState, Fault};
+use crate::config::{self, Tls};
+use crate::retry::Schedule;
+
+/// How long one attempt to connect may take, name resolution and TLS included.
+const CONNECT_MAX: Duration = Duration::from_secs(10);
+/// How long the server may take to answer on a channel; a quorum queue is declared by a vote of its nodes.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(30);
+/// How long closing may take before the socket is dropped.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
+/// Used unless the url says otherwise: a dead peer is noticed after twice this.
+const HEARTBEAT_SECONDS: u16 = 30;
+/// A connection that lived for so long was a good one: the next is made at once.
+const PROVEN_AFTER: Duration = Duration::from_secs(10);
+
+/// The thread that lapin's sockets and tasks live on.
+///
+/// Of our own, because lapin otherwise uses the runtime it is called from: a handler that blocks that one
+/// would stop the heartbeats, and the server would close the connection under all subscriptions.
+pub(super) struct Engine(Option<Runtime>);
+
+impl Engine {
+    pub(super) fn start() -> Result<Arc<Self>, BrokerError> {
+        let runtime = Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("redeliver-rabbitmq")
+            .enable_all()
+            .build()
+            .map_err(|error| BrokerError::new(Fault::Other, format!("starting the thread of RabbitMQ's client: {error}")))?;
+        Ok(Arc::new(Self(Some(runtime))))
+    }
+
+    fn handle(&self) -> &Handle {
+        self.0.as_ref().expect("the runtime is there until the engine is dropped").handle()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        // In the background: the last owner may be dropped inside another runtime, where waiting panics.
+        if let Some(runtime) = self.0.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Where to connect, and as whom. Shows neither user nor password.
+#[derive(Clone)]
+pub(super) struct Address {
+    uri: AMQPUri,
+    tls: Option<Tls>,
+    shown: String,
+}
+
+impl Address {
+    /// Reads the table `[brokers.name]`.
+    pub(super) fn read(name: &str, settings: &config::Broker) -> Result<Self, BrokerError> {
+        let refused = |what: &str| BrokerError::new(Fault::Refused, format!("brokers.{name}.{what}"));
+        let url = settings.url.as_ref().ok_or_else(|| refused("url is missing; write \"amqp://host:5672/%2f\""))?;
+        // The parser's own error may show the whole url, password and all.
+        let unreadable = |_| refused(&format!("url ({url}) cannot be read; write \"amqp://user@host:5672/vhost\", special characters as %XX"));
+        let mut uri: AMQPUri = url.expose().parse().map_err(unreadable)?;
+        if let Some(host) = ipv6_host(url.expose()) {
+            // lapin's parser knows names only and would connect to localhost.
+            uri.authority.host = host.to_owned();
+        }
+        if settings.tls.is_some() && uri.scheme == AMQPScheme::AMQP {
+            return Err(refused("tls is set, but the url begins with amqp://; write amqps://, or remove tls"));
+        }
+        uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
+        Ok(Self { uri, tls: settings.tls.clone(), shown: url.to_string() })
+    }
+}
+
+impl fmt::Display for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+fn ipv6_host(url: &str) -> Option<&str> {
+    let (_, rest) = url.split_once("://")?;
+    let authority = &rest[..rest.find(['/', '?', '#']).unwrap_or(rest.len())];
+    let host = authority.rsplit_once('@').map_or(authority, |(_, host)| host);
+    host.strip_prefix('[')?.split_once(']').map(|(host, _)| host)
+}
+
+/// A connection for one purpose, healed on demand.
+pub(super) struct Link {
+    engine: Arc<Engine>,
+    address: Address,
+    /// As the server shows it: service, host, process and purpose.
+    label: String,
+    live: ArcSwapOption<Live>,
+    healing: Mutex<Healing>,
+    last_failure: Arc<std::sync::Mutex<String>>,
+}
+
+/// A connection that was made.
+pub(super) struct Live {
+    pub(super) connection: Connection,
+    blocked: watch::Receiver<Option<String>>,
+    since: Instant,
+}
+
+/// How the next attempt is paced.
+struct Healing {
+    schedule: Schedule,
+    not_before: Option<Instant>,
+    closed: bool,
+}
+
+impl Link {
+    pub(super) fn new(engine: Arc<Engine>, address: Address, label: String) -> Self {
+        Self {
+            engine,
+            address,
+            label,
+            live: ArcSwapOption::empty(),
+            healing: Mutex::new(Healing { schedule: Schedule::default(), not_before: None, closed: false }),
+            last_failure: Arc::new(std::sync::Mutex::new("not connected yet".to_owned())),
+        }
+    }
+
+    /// The connection, made now if there is none.
+    ///
+    /// One caller at a time connects; attempts are spaced with full jitter, however many callers there are.
+    pub(super) async fn live(&self) -> Result<Arc<Live>, BrokerError> {
+        if let Some(live) = self.connected() {
+            return Ok(live);
+        }
+        let mut healing = self.healing.lock().await;
+        if let Some(live) = self.connected() {
+            return Ok(live);
+        }
+        if healing.closed {
+            return Err(BrokerError::new(Fault::Unreachable, format!("the connection to {} was closed by this process", self.address)));
+        }
+        // Taken out, so that a good connection earns one immediate attempt and not a loop of them.
+        if self.live.swap(None).is_some_and(|lost| lost.since.elapsed() > PROVEN_AFTER) {
+            healing.schedule.restart();
+            healing.not_before = None;
+        }
+        if let Some(not_before) = healing.not_before {
+            sleep_until(not_before).await;
+        }
+        // Set beforehand: whoever is cancelled on the way still counts as an attempt.
+        healing.not_before = Some(Instant::now() + healing.schedule.next_delay());
+        let made = self.connect().await;
+        if let Err(error) = &made {
+            self.note_failure(error.text.clone());
+        }
+        made
+    }
+
+    /// A new channel.
+    pub(super) async fn channel(&self) -> Result<(Arc<Live>, Channel), BrokerError> {
+        let live = self.live().await?;
+        let channel = answer(&format!("opening a channel to {}", self.address), live.connection.create_channel()).await?;
+        Ok((live, channel))
+    }
+
+    pub(super) fn state(&self) -> BrokerState {
+        match self.connected() {
+            Some(live) => match live.blocked.borrow().clone() {
+                Some(reason) => BrokerState::Blocked(reason),
+                None => BrokerState::Connected,
+            },
+            None => BrokerState::Disconnected(self.last_failure()),
+        }
+    }
+
+    pub(super) async fn close(&self) {
+        self.healing.lock().await.closed = true;
+        if let Some(live) = self.live.swap(None) {
+            self.note_failure("closed by this process".to_owned());
+            // Whatever comes of it: the socket is dropped next.
+            let _ = timeout(CLOSE_MAX, live.connection.close(200, "bye".into())).await;
+        }
+    }
+
+    fn connected(&self) -> Option<Arc<Live>> {
+        self.live.load_full().filter(|live| live.connection.status().connected())
+    }
+
+    async fn connect(&self) -> Result<Arc<Live>, BrokerError> {
+        let attempt = format!("connecting to {}", self.address);
+        let unreachable = |what: &str| BrokerError::new(Fault::Unreachable, format!("{attempt}: {what}"));
+        let connecting = self.start_connecting().map_err(|what| BrokerError::new(Fault::Refused, format!("{attempt}: {what}")))?;
+        let abort = connecting.abort_handle();
+        let connection = match timeout(CONNECT_MAX, connecting).await {
+            Ok(Ok(made)) => made.map_err(|error| fault::fault(&attempt, &error))?,
+            Ok(Err(_)) => return Err(unreachable("the attempt was aborted")),
+            Err(_) => {
+                abort.abort();
+                return Err(unreachable(&format!("no answer within {} s", CONNECT_MAX.as_secs())));
+            }
+        };
+        let live = Arc::new(Live { blocked: self.watch(&connection), connection, since: Instant::now() });
+        self.live.store(Some(live.clone()));
+        Ok(live)
+    }
+
+    /// Connects on the engine's thread, which the connection's tasks then stay on.
+    fn start_connecting(&self) -> Result<JoinHandle<lapin::Result<Connection>>, String> {
+        let Address { uri, tls, .. } = self.address.clone();
+        let upgrade = match uri.scheme {
+            AMQPScheme::AMQPS => Some(tls::connector(&tls.unwrap_or_default())?),
+            AMQPScheme::AMQP => None,
+        };
+        let properties = ConnectionProperties::default().with_connection_name(self.label.clone().into());
+        Ok(self.engine.handle().spawn(async move {
+            let open = async move |uri: AMQPUri, runtime| {
+                let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri };
+                let stream = plain.connect_async(&runtime).await?;
+                match &upgrade {
+                    Some(connector) => Ok(stream.into_rustls(connector, &plain.authority.host).await?),
+                    None => Ok(stream),
+                }
+            };
+            Connection::connector(uri, default_runtime()?, open, properties).await
+        }))
+    }
+
+    /// Follows what the server says about the connection until it ends.
+    fn watch(&self, connection: &Connection) -> watch::Receiver<Option<String>> {
+        let (sender, receiver) = watch::channel(None);
+        let last_failure = self.last_failure.clone();
+        let mut events = Box::pin(connection.events_listener());
+        self.engine.handle().spawn(async move {
+            while let Some(event) = events.next().await {
+                match event {
+                    Event::ConnectionBlocked(reason) => drop(sender.send_replace(Some(reason))),
+                    Event::ConnectionUnblocked => drop(sender.send_replace(None)),
+                    Event::Error(error) => note(&last_failure, fault::said(&error)),
+                    _ => {}
+                }
+            }
+        });
+        receiver
+    }
+
+    fn note_failure(&self, text: String) {
+        note(&self.last_failure, text);
+    }
+
+    fn last_failure(&self) -> String {
+        self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+fn note(last_failure: &std::sync::Mutex<String>, text: String) {
+    *last_failure.lock().unwrap_or_else(PoisonError::into_inner) = text;
+}
+
+/// Waits for the server's answer to `asking`, at most [`ANSWER_MAX`].
+pub(super) async fn answer<T>(attempt: &str, asking: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+    match timeout(ANSWER_MAX, asking).await {
+        Ok(answered) => answered.map_err(|error| fault::fault(attempt, &error)),
+        Err(_) => Err(BrokerError::new(Fault::Unreachable, format!("{attempt}: no answer within {} s", ANSWER_MAX.as_secs()))),
+    }
+}
+
+impl Live {
+    /// Waits until the server takes messages.
+    pub(super) async fn unblocked(&self) {
+        // An error means that the connection is gone, which whoever waits will find out by using it.
+        let _ = self.blocked.clone().wait_for(Option::is_none).await;
+    }
+}

@@ -1,0 +1,118 @@
+//! Reads the dead letters of a source and leaves them where they are.
+//!
+//! Owns a channel on which messages are fetched without being acknowledged: the server holds them for it, and
+//! puts them back where they were when it closes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use futures_util::FutureExt;
+use lapin::Channel;
+use lapin::message::BasicGetMessage;
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::{FieldTable, ShortString};
+use tokio::time::timeout;
+
+use super::connection::{Link, Live, answer};
+use super::envelope::AmqpEnvelope;
+use super::fault;
+use super::ledger::Ledger;
+use super::topology::{dead_name, short};
+use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, Source, Token};
+
+/// How many fetches are under way at once, so that reading is not one round trip a message.
+const FETCHES_MAX: usize = 32;
+/// How long closing may take before the channel is dropped, which gives everything back too.
+const CLOSE_MAX: Duration = Duration::from_secs(10);
+
+/// A reader of one queue of dead letters.
+pub(super) struct RabbitDeadLetters {
+    _live: Arc<Live>,
+    channel: Channel,
+    queue: Arc<str>,
+    fetches: FuturesOrdered<BoxFuture<'static, lapin::Result<Option<BasicGetMessage>>>>,
+    /// No more fetches: one of them found the queue empty, and later arrivals are not ours to chase.
+    reached_end: bool,
+    ledger: Ledger,
+    removed: bool,
+}
+
+/// Opens a channel for reading the dead letters of `source`.
+pub(super) async fn open(link: &Link, source: &Source) -> Result<RabbitDeadLetters, BrokerError> {
+    let (live, channel) = link.channel().await?;
+    let queue = dead_name(&source.settings).into();
+    Ok(RabbitDeadLetters { _live: live, channel, queue, fetches: FuturesOrdered::new(), reached_end: false, ledger: Ledger::default(), removed: false })
+}
+
+impl RabbitDeadLetters {
+    fn attempt(&self) -> String {
+        format!("reading the dead letters in queue `{}`", self.queue)
+    }
+
+    fn fetch(&mut self) -> Result<(), BrokerError> {
+        while !self.reached_end && self.fetches.len() < FETCHES_MAX {
+            let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
+            self.fetches.push_back(async move { channel.basic_get(queue, BasicGetOptions::default()).await }.boxed());
+        }
+        Ok(())
+    }
+}
+
+/// Gives back what is held and closes the channel.
+///
+/// Removals must be known before it is gone, or the dead letters come back. An acknowledgement has no answer;
+/// a cancel that was answered went the same way through the server to the queue.
+async fn wind_down(channel: Channel, queue: ShortString, removed: bool) -> lapin::Result<()> {
+    if removed {
+        let tag = format!("redeliver.dead-letters.{:016x}", fastrand::u64(..));
+        channel.basic_qos(1, BasicQosOptions::default()).await?;
+        let consumer = channel.basic_consume(queue, tag.into(), BasicConsumeOptions::default(), FieldTable::default()).await?;
+        channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+    }
+    channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true }).await?;
+    channel.close(200, "read".into()).await
+}
+
+#[async_trait]
+impl DeadLetterReader for RabbitDeadLetters {
+    async fn next(&mut self) -> Result<Option<Received>, BrokerError> {
+        loop {
+            self.fetch()?;
+            let attempt = self.attempt();
+            let fetched = async { self.fetches.next().await.unwrap_or(Ok(None)) };
+            match answer(&attempt, fetched).await? {
+                Some(message) => {
+                    let tag = message.delivery.delivery_tag;
+                    self.ledger.deliver(tag);
+                    let envelope = Arc::new(AmqpEnvelope { delivery: message.delivery, queue: self.queue.clone() });
+                    return Ok(Some(Received { envelope, token: Token(tag) }));
+                }
+                None => self.reached_end = true,
+            }
+            if self.fetches.is_empty() {
+                return Ok(None);
+            }
+        }
+    }
+
+    async fn remove(&mut self, token: Token) -> Result<(), BrokerError> {
+        if !self.ledger.settle(token.0) {
+            let text = format!("{}: this one is not held by the reader, or was removed before", self.attempt());
+            return Err(BrokerError::new(Fault::Other, text));
+        }
+        self.removed = true;
+        let (attempt, channel) = (self.attempt(), self.channel.clone());
+        answer(&attempt, channel.basic_ack(token.0, BasicAckOptions::default())).await
+    }
+
+    async fn close(&mut self) -> Result<(), BrokerError> {
+        let attempt = format!("giving back the dead letters of queue `{}`", self.queue);
+        match timeout(CLOSE_MAX, wind_down(self.channel.clone(), short(&self.queue)?, self.removed)).await {
+            Ok(wound_down) => wound_down.map_err(|error| fault::fault(&attempt, &error)),
+            Err(_) => Err(BrokerError::new(Fault::Unreachable, format!("{attempt}: no answer within {} s", CLOSE_MAX.as_secs()))),
+        }
+    }
+}

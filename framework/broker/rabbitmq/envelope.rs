@@ -1,0 +1,245 @@
+//! A message as lapin delivered it, answered without copying.
+//!
+//! Owns how AMQP's types read as ours, and what RabbitMQ itself writes into headers. Settles nothing.
+
+use std::any::Any;
+use std::str;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use lapin::message::Delivery;
+use lapin::types::{AMQPValue, FieldTable, ShortString};
+
+use crate::broker::{Envelope, HeaderValue};
+
+/// How often the broker saw the message come back; absent on a first delivery and on classic queues.
+const DELIVERY_COUNT: &str = "x-delivery-count";
+/// Which queues the broker moved the message out of, and why.
+const DEATHS: &str = "x-death";
+
+/// A delivery and the queue it came from.
+pub(super) struct AmqpEnvelope {
+    pub(super) delivery: Delivery,
+    pub(super) queue: Arc<str>,
+}
+
+impl AmqpEnvelope {
+    fn headers(&self) -> Option<&FieldTable> {
+        self.delivery.properties.headers().as_ref()
+    }
+
+    fn value(&self, name: &str) -> Option<&AMQPValue> {
+        self.headers()?.inner().get(name)
+    }
+}
+
+impl Envelope for AmqpEnvelope {
+    fn body(&self) -> &[u8] {
+        &self.delivery.data
+    }
+
+    fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
+        self.value(name).map(read)
+    }
+
+    fn visit_headers(&self, visit: &mut dyn FnMut(&str, HeaderValue<'_>)) {
+        for (name, value) in self.headers().into_iter().flatten() {
+            visit(name.as_str(), read(value));
+        }
+    }
+
+    fn has_headers(&self) -> bool {
+        self.headers().is_some_and(|headers| !headers.inner().is_empty())
+    }
+
+    fn id(&self) -> Option<&str> {
+        text(self.delivery.properties.message_id())
+    }
+
+    fn content_type(&self) -> Option<&str> {
+        text(self.delivery.properties.content_type())
+    }
+
+    fn kind(&self) -> Option<&str> {
+        text(self.delivery.properties.kind())
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        Some(self.delivery.routing_key.as_str().as_bytes())
+    }
+
+    fn published_at(&self) -> Option<SystemTime> {
+        // Whole seconds, written by the publisher: any 64-bit number is possible.
+        let seconds = (*self.delivery.properties.timestamp())?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(seconds))
+    }
+
+    fn time_to_live(&self) -> Option<Duration> {
+        let milliseconds = text(self.delivery.properties.expiration())?;
+        milliseconds.parse().ok().map(Duration::from_millis)
+    }
+
+    fn is_redelivered(&self) -> bool {
+        self.delivery.redelivered
+    }
+
+    fn returns(&self) -> u32 {
+        match self.header(DELIVERY_COUNT) {
+            Some(HeaderValue::Number(count)) => u32::try_from(count.max(0)).unwrap_or(u32::MAX),
+            _ => 0,
+        }
+    }
+
+    fn origin(&self) -> String {
+        format!("{}/{}/{}", self.delivery.exchange, self.delivery.routing_key, self.queue)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// Why the broker itself made a dead letter of this message, in our words for reasons; `None` if it did not.
+///
+/// Read for a dead letter that carries no reason of ours. `x-death` holds the latest move first: a time to
+/// live that ran out reads `expired`; a delivery limit that was reached, `poison`; a rejection without
+/// requeueing, `rejected`; a queue that was over its length, `too-large`.
+///
+/// A message that came back from one of our waits carries `x-death` too, so only its place tells that it is a
+/// dead letter.
+pub fn reason_of_broker(envelope: &dyn Envelope) -> Option<&'static str> {
+    let envelope = envelope.as_any().downcast_ref::<AmqpEnvelope>()?;
+    let AMQPValue::FieldArray(deaths) = envelope.value(DEATHS)? else { return None };
+    let AMQPValue::FieldTable(latest) = deaths.as_slice().first()? else { return None };
+    let HeaderValue::Text(reason) = read(latest.inner().get("reason")?) else { return None };
+    match reason {
+        "expired" => Some("expired"),
+        "delivery_limit" => Some("poison"),
+        "rejected" => Some("rejected"),
+        "maxlen" => Some("too-large"),
+        _ => None,
+    }
+}
+
+fn text(property: &Option<ShortString>) -> Option<&str> {
+    property.as_ref().map(ShortString::as_str)
+}
+
+/// AMQP's value as ours. A timestamp is no number: nobody who counts means one.
+fn read(value: &AMQPValue) -> HeaderValue<'_> {
+    match value {
+        AMQPValue::ShortString(text) => HeaderValue::Text(text.as_str()),
+        AMQPValue::LongString(text) => text_or_bytes(text.as_bytes()),
+        AMQPValue::ByteArray(bytes) => HeaderValue::Bytes(bytes.as_slice()),
+        AMQPValue::ShortShortInt(number) => HeaderValue::Number((*number).into()),
+        AMQPValue::ShortShortUInt(number) => HeaderValue::Number((*number).into()),
+        AMQPValue::ShortInt(number) => HeaderValue::Number((*number).into()),
+        AMQPValue::ShortUInt(number) => HeaderValue::Number((*number).into()),
+        AMQPValue::LongInt(number) => HeaderValue::Number((*number).into()),
+        AMQPValue::LongUInt(number) => HeaderValue::Number((*number).into()),
+        AMQPValue::LongLongInt(number) => HeaderValue::Number(*number),
+        AMQPValue::Boolean(_) => HeaderValue::Other("boolean"),
+        AMQPValue::Float(_) => HeaderValue::Other("float"),
+        AMQPValue::Double(_) => HeaderValue::Other("double"),
+        AMQPValue::DecimalValue(_) => HeaderValue::Other("decimal"),
+        AMQPValue::Timestamp(_) => HeaderValue::Other("timestamp"),
+        AMQPValue::FieldArray(_) => HeaderValue::Other("array"),
+        AMQPValue::FieldTable(_) => HeaderValue::Other("table"),
+        AMQPValue::Void => HeaderValue::Other("void"),
+    }
+}
+
+fn text_or_bytes(bytes: &[u8]) -> HeaderValue<'_> {
+    match str::from_utf8(bytes) {
+        Ok(text) => HeaderValue::Text(text),
+        Err(_) => HeaderValue::Bytes(bytes),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::BasicProperties;
+
+    use super::*;
+
+    fn envelope(headers: &[(&str, AMQPValue)]) -> AmqpEnvelope {
+        let mut table = FieldTable::default();
+        for (name, value) in headers {
+            table.insert((*name).into(), value.clone());
+        }
+        let mut delivery = Delivery::mock(1, "shop".into(), "order.placed".into(), false, b"{}".to_vec());
+        delivery.properties = BasicProperties::default().with_headers(table);
+        AmqpEnvelope { delivery, queue: "orders".into() }
+    }
+
+    #[test]
+    fn whole_numbers_of_every_width_are_numbers() {
+        for (value, number) in [
+            (AMQPValue::ShortShortInt(-1), -1),
+            (AMQPValue::ShortShortUInt(255), 255),
+            (AMQPValue::ShortInt(-300), -300),
+            (AMQPValue::ShortUInt(65_535), 65_535),
+            (AMQPValue::LongInt(i32::MIN), i32::MIN.into()),
+            (AMQPValue::LongUInt(u32::MAX), u32::MAX.into()),
+            (AMQPValue::LongLongInt(i64::MAX), i64::MAX),
+        ] {
+            assert_eq!(envelope(&[("n", value)]).header("n"), Some(HeaderValue::Number(number)));
+        }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_stay_bytes() {
+        let envelope = envelope(&[
+            ("text", AMQPValue::LongString("héllo".into())),
+            ("bytes", AMQPValue::LongString(vec![0xff, 0].into())),
+            ("time", AMQPValue::Timestamp(1)),
+        ]);
+        assert_eq!(envelope.header("text"), Some(HeaderValue::Text("héllo")));
+        assert_eq!(envelope.header("bytes"), Some(HeaderValue::Bytes(&[0xff, 0])));
+        assert_eq!(envelope.header("time"), Some(HeaderValue::Other("timestamp")));
+        assert_eq!(envelope.header("absent"), None);
+        assert_eq!(envelope.origin(), "shop/order.placed/orders");
+    }
+
+    #[test]
+    fn a_hostile_delivery_count_counts_nothing() {
+        for (value, returns) in [
+            (AMQPValue::LongLongInt(7), 7),
+            (AMQPValue::LongLongInt(-7), 0),
+            (AMQPValue::LongLongInt(i64::MAX), u32::MAX),
+            (AMQPValue::LongString("7".into()), 0),
+            (AMQPValue::FieldTable(FieldTable::default()), 0),
+        ] {
+            assert_eq!(envelope(&[(DELIVERY_COUNT, value)]).returns(), returns);
+        }
+        assert_eq!(envelope(&[]).returns(), 0);
+    }
+
+    #[test]
+    fn what_the_broker_dead_lettered_has_its_reason() {
+        let death = |reason: &str| {
+            let mut death = FieldTable::default();
+            death.insert("reason".into(), AMQPValue::LongString(reason.into()));
+            AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into())
+        };
+        for (theirs, ours) in [
+            ("expired", Some("expired")),
+            ("delivery_limit", Some("poison")),
+            ("rejected", Some("rejected")),
+            ("maxlen", Some("too-large")),
+            ("made up", None),
+        ] {
+            assert_eq!(reason_of_broker(&envelope(&[(DEATHS, death(theirs))])), ours);
+        }
+        assert_eq!(reason_of_broker(&envelope(&[(DEATHS, AMQPValue::LongString("expired".into()))])), None);
+        assert_eq!(reason_of_broker(&envelope(&[])), None);
+    }
+
+    #[test]
+    fn hostile_times_are_no_times() {
+        let mut envelope = envelope(&[]);
+        let properties = BasicProperties::default().with_timestamp(u64::MAX).with_expiration("-5".into());
+        envelope.delivery.properties = properties;
+        assert_eq!((envelope.published_at(), envelope.time_to_live()), (None, None));
+    }
+}

@@ -1,0 +1,339 @@
+//! Lanes: a queue drained through a channel each.
+//!
+//! Owns opening them, what is handed out, and how settlements become frames. Publishes nothing, and never
+//! settles anything that it did not hand out itself.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, Stream, StreamExt};
+use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
+use lapin::types::ShortString;
+use lapin::{Channel, Consumer};
+use tokio::time::timeout;
+
+use super::connection::{Link, Live, answer};
+use super::envelope::AmqpEnvelope;
+use super::fault;
+use super::ledger::Ledger;
+use super::topology;
+use crate::broker::{BrokerError, Fault, Lane, LaneEnd, LaneEvent, LaneId, Lanes, Received, Settlement, Source, Token};
+use crate::config::Topology;
+
+/// How long each step of closing may take before the channel is simply dropped.
+const CLOSE_STEP_MAX: Duration = Duration::from_secs(5);
+/// A token is a generation and a delivery tag: 24 bits and 40.
+const TAG_BITS: u32 = 40;
+
+/// Generations of all lanes of a connection: a new one is higher than any before, whoever asks.
+pub(super) type Generations = Arc<AtomicU64>;
+
+/// What is out at one queue, over all lanes of this process.
+#[derive(Default)]
+pub(super) struct Tally {
+    pub(super) lanes: AtomicUsize,
+    pub(super) unsettled: AtomicUsize,
+}
+
+/// The tallies by queue.
+pub(super) type Tallies = std::sync::Mutex<BTreeMap<String, Arc<Tally>>>;
+
+type Opening = BoxFuture<'static, (LaneId, Result<RabbitLane, BrokerError>)>;
+
+/// Hands out as many lanes as the subscription has consumers.
+pub(super) struct RabbitLanes {
+    link: Arc<Link>,
+    source: Arc<Source>,
+    generations: Generations,
+    tally: Arc<Tally>,
+    /// Kept here rather than in `next`, so that a cancelled `next` loses no lane.
+    opening: FuturesUnordered<Opening>,
+}
+
+impl RabbitLanes {
+    pub(super) fn new(link: Arc<Link>, source: Arc<Source>, generations: Generations, tally: Arc<Tally>) -> Self {
+        let consumers = source.settings.consumers.get();
+        let mut lanes = Self { link, source, generations, tally, opening: FuturesUnordered::new() };
+        (1..=consumers).for_each(|number| lanes.release(LaneId(number.to_string().into())));
+        lanes
+    }
+}
+
+#[async_trait]
+impl Lanes for RabbitLanes {
+    async fn next(&mut self) -> LaneEvent {
+        match self.opening.next().await {
+            Some((id, Ok(lane))) => LaneEvent::Opened(id, Box::new(lane)),
+            Some((id, Err(error))) => LaneEvent::Failed(id, error),
+            // All lanes are out: the next thing to happen is a release, which needs `self`.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn release(&mut self, lane: LaneId) {
+        let (link, source) = (self.link.clone(), self.source.clone());
+        let (generations, tally) = (self.generations.clone(), self.tally.clone());
+        self.opening.push(Box::pin(async move {
+            let opened = RabbitLane::open(&link, &source, &generations, tally).await;
+            (lane, opened)
+        }));
+    }
+
+    async fn close(&mut self) {
+        self.opening.clear();
+    }
+}
+
+/// A channel with one consumer.
+struct RabbitLane {
+    /// Keeps the connection alive as long as the lane.
+    _live: Arc<Live>,
+    channel: Channel,
+    consumer: Consumer,
+    tag: ShortString,
+    queue: Arc<str>,
+    generation: u64,
+    ledger: Ledger,
+    /// What ended the lane, once something has; told after everything delivered before it.
+    end: Option<BrokerEnd>,
+    single_active: bool,
+    tally: Out,
+    returned: Vec<u64>,
+    acked: Vec<u64>,
+}
+
+/// An end that can be told more than once.
+#[derive(Clone)]
+enum BrokerEnd {
+    Cancelled,
+    Lost(BrokerError),
+}
+
+impl From<BrokerEnd> for LaneEnd {
+    fn from(end: BrokerEnd) -> Self {
+        match end {
+            BrokerEnd::Cancelled => Self::Cancelled,
+            BrokerEnd::Lost(error) => Self::Lost(error),
+        }
+    }
+}
+
+impl RabbitLane {
+    async fn open(link: &Link, source: &Source, generations: &AtomicU64, tally: Arc<Tally>) -> Result<Self, BrokerError> {
+        match Self::consume(link, source, generations, tally.clone()).await {
+            // Deleted while we were away. Where declaring is ours to do, it comes back with its bindings.
+            Err(error) if error.fault == Fault::Missing && source.settings.topology == Topology::Declare => {
+                topology::prepare(link, source).await?;
+                Self::consume(link, source, generations, tally).await
+            }
+            opened => opened,
+        }
+    }
+
+    async fn consume(link: &Link, source: &Source, generations: &AtomicU64, tally: Arc<Tally>) -> Result<Self, BrokerError> {
+        let settings = &*source.settings;
+        let queue: Arc<str> = topology::queue_name(settings).into();
+        let attempt = format!("subscription `{}`: consuming queue `{queue}`", source.name);
+        let (live, channel) = link.channel().await?;
+        let window = channel.basic_qos(topology::prefetch(settings), BasicQosOptions::default());
+        answer(&attempt, window).await?;
+        let tag = consumer_tag(&source.service);
+        let arguments = topology::consumer_arguments(settings);
+        let consuming = channel.basic_consume(topology::short(&queue)?, tag.clone(), BasicConsumeOptions::default(), arguments);
+        let consumer = answer(&attempt, consuming).await?;
+        Ok(Self {
+            _live: live,
+            channel,
+            consumer,
+            tag,
+            queue,
+            generation: generations.fetch_add(1, Ordering::Relaxed) + 1,
+            ledger: Ledger::default(),
+            end: None,
+            single_active: topology::is_single_active(settings),
+            tally: Out::new(tally),
+            returned: Vec::new(),
+            acked: Vec::new(),
+        })
+    }
+
+    fn poll_batch(&mut self, context: &mut Context<'_>, batch: &mut Vec<Received>, limit: usize) -> Poll<Result<(), LaneEnd>> {
+        let before = batch.len();
+        while self.end.is_none() && batch.len() - before < limit.max(1) {
+            match Pin::new(&mut self.consumer).poll_next(context) {
+                Poll::Ready(Some(Ok(delivery))) => {
+                    self.ledger.deliver(delivery.delivery_tag);
+                    let token = self.token(delivery.delivery_tag);
+                    let envelope = Arc::new(AmqpEnvelope { delivery, queue: self.queue.clone() });
+                    batch.push(Received { envelope, token });
+                }
+                Poll::Ready(Some(Err(error))) => self.end = Some(self.lost(&error)),
+                Poll::Ready(None) => self.end = Some(self.cancelled()),
+                Poll::Pending => break,
+            }
+        }
+        self.tally.set(self.ledger.open_count());
+        match (&self.end, batch.len() > before) {
+            (_, true) => Poll::Ready(Ok(())),
+            (Some(end), false) => Poll::Ready(Err(end.clone().into())),
+            (None, false) => Poll::Pending,
+        }
+    }
+
+    /// A stream that ends without an error was cancelled by the server, if there still is a channel.
+    fn cancelled(&self) -> BrokerEnd {
+        match self.channel.status().connected() {
+            true => BrokerEnd::Cancelled,
+            false => BrokerEnd::Lost(BrokerError::new(Fault::Unreachable, format!("consuming queue `{}`: the channel is closed", self.queue))),
+        }
+    }
+
+    fn lost(&self, error: &lapin::Error) -> BrokerEnd {
+        BrokerEnd::Lost(fault::fault(&format!("consuming queue `{}`", self.queue), error))
+    }
+
+    fn token(&self, tag: u64) -> Token {
+        Token((self.generation << TAG_BITS) | tag)
+    }
+
+    /// The delivery tag, if the token is of this generation.
+    fn tag_of(&self, token: Token) -> Option<u64> {
+        let tag = token.0 & ((1 << TAG_BITS) - 1);
+        (self.token(tag) == token).then_some(tag)
+    }
+
+    /// Sorts settlements of this lane's own open deliveries; all others settle nothing.
+    fn sort(&mut self, settlements: &mut Vec<Settlement>) {
+        for settlement in settlements.drain(..) {
+            let (Settlement::Ack(token) | Settlement::Return(token)) = settlement;
+            let Some(tag) = self.tag_of(token).filter(|tag| self.ledger.settle(*tag)) else { continue };
+            match settlement {
+                Settlement::Ack(_) => self.acked.push(tag),
+                Settlement::Return(_) => self.returned.push(tag),
+            }
+        }
+    }
+
+    /// Hands the frames to lapin, in order. It writes them by itself; there is no answer to wait for.
+    fn write(&mut self) -> Result<(), BrokerEnd> {
+        let mut written = Ok(());
+        // Returns first: an acknowledgement by `multiple` would take them along.
+        for tag in self.returned.drain(..) {
+            let options = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            written = written.and(begun(self.channel.basic_nack(tag, options)));
+        }
+        let acks = self.ledger.acks(&mut self.acked);
+        if let Some(tag) = acks.up_to {
+            written = written.and(begun(self.channel.basic_ack(tag, BasicAckOptions { multiple: true })));
+        }
+        for tag in acks.singles {
+            written = written.and(begun(self.channel.basic_ack(tag, BasicAckOptions::default())));
+        }
+        self.tally.set(self.ledger.open_count());
+        written.map_err(|error| self.lost(&error))
+    }
+
+    /// The order of steps is what keeps acknowledgements from being lost: measured, closing right after the
+    /// last one loses some in most runs, closing after a cancel that was answered loses none, because the
+    /// cancel goes the same way through the server to the queue.
+    async fn wind_down(&mut self) -> Result<(), BrokerEnd> {
+        self.step(self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default())).await?;
+        // Tag 0 and `multiple` are everything that is out, handed on by us or not.
+        let everything = BasicNackOptions { multiple: true, requeue: true };
+        begun(self.channel.basic_nack(0, everything)).map_err(|error| self.lost(&error))?;
+        self.step(self.channel.close(200, "closed".into())).await
+    }
+
+    async fn step(&self, step: impl Future<Output = lapin::Result<()>>) -> Result<(), BrokerEnd> {
+        match timeout(CLOSE_STEP_MAX, step).await {
+            Ok(done) => done.map_err(|error| self.lost(&error)),
+            Err(_) => {
+                let text = format!("closing the lane of queue `{}`: no answer within {} s", self.queue, CLOSE_STEP_MAX.as_secs());
+                Err(BrokerEnd::Lost(BrokerError::new(Fault::Unreachable, text)))
+            }
+        }
+    }
+}
+
+#[async_trait(?Send)]
+impl Lane for RabbitLane {
+    async fn next(&mut self, batch: &mut Vec<Received>, limit: usize) -> Result<(), LaneEnd> {
+        poll_fn(|context| self.poll_batch(context, batch, limit)).await
+    }
+
+    async fn settle(&mut self, settlements: &mut Vec<Settlement>) -> Result<(), LaneEnd> {
+        self.sort(settlements);
+        self.write().map_err(LaneEnd::from)
+    }
+
+    async fn close(&mut self) -> Result<(), LaneEnd> {
+        if let Some(BrokerEnd::Lost(error)) = &self.end {
+            return Err(LaneEnd::Lost(error.clone()));
+        }
+        let wound_down = self.wind_down().await;
+        self.tally.set(0);
+        let closed = BrokerError::new(Fault::Other, format!("the lane of queue `{}` was closed", self.queue));
+        self.end = Some(BrokerEnd::Lost(closed));
+        wound_down.map_err(LaneEnd::from)
+    }
+
+    /// AMQP 0-9-1 does not tell a consumer that it became the active one: a standby is answered as the active
+    /// one is, and then receives nothing. So a lane counts as active from its first delivery on. An active
+    /// lane whose queue is empty counts as standby, which does no harm: it has nothing to be late with.
+    fn is_active(&self) -> bool {
+        !self.single_active || self.ledger.has_delivered()
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+/// Polls once, which puts the frame into lapin's queue; dropping the rest only gives up the news that it was written.
+fn begun(writing: impl Future<Output = lapin::Result<()>>) -> lapin::Result<()> {
+    writing.now_or_never().unwrap_or(Ok(()))
+}
+
+/// Whose consumer it is, for whoever looks at the server: service, host, process; and a part by chance.
+fn consumer_tag(service: &str) -> ShortString {
+    let full = format!("{}.{:08x}", super::label(service), fastrand::u32(..));
+    let mut end = full.len().min(255);
+    while !full.is_char_boundary(end) {
+        end -= 1;
+    }
+    ShortString::from(&full[..end])
+}
+
+/// One lane's share of its queue's tally, taken back when the lane is gone.
+struct Out {
+    tally: Arc<Tally>,
+    counted: usize,
+}
+
+impl Out {
+    fn new(tally: Arc<Tally>) -> Self {
+        tally.lanes.fetch_add(1, Ordering::Relaxed);
+        Self { tally, counted: 0 }
+    }
+
+    fn set(&mut self, count: usize) {
+        self.tally.unsettled.fetch_add(count, Ordering::Relaxed);
+        self.tally.unsettled.fetch_sub(self.counted, Ordering::Relaxed);
+        self.counted = count;
+    }
+}
+
+impl Drop for Out {
+    fn drop(&mut self) {
+        self.tally.lanes.fetch_sub(1, Ordering::Relaxed);
+        self.tally.unsettled.fetch_sub(self.counted, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,123 @@
+//! RabbitMQ through lapin.
+//!
+//! Owns two connections, one to consume and one to publish: while the server blocks publishers it also stops
+//! reading their acknowledgements. Knows no policy.
+//!
+//! Runs against 3.10 and later. What a server of that range does differently is written where it matters.
+
+mod connection;
+mod copies;
+mod dead_letters;
+mod envelope;
+mod fault;
+mod lane;
+mod ledger;
+mod publisher;
+mod tls;
+mod topology;
+
+use std::sync::{Arc, PoisonError};
+use std::{env, fs, process};
+
+use async_trait::async_trait;
+
+use self::connection::{Address, Engine, Link};
+use self::lane::{Generations, RabbitLanes, Tallies, Tally};
+use self::publisher::RabbitPublisher;
+use self::topology::Plan;
+use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Publisher, Source};
+use crate::config;
+
+pub use self::envelope::reason_of_broker;
+
+/// A RabbitMQ server or cluster.
+pub struct RabbitBroker {
+    consuming: Arc<Link>,
+    publishing: Arc<Link>,
+    publisher: Arc<RabbitPublisher>,
+    generations: Generations,
+    tallies: Tallies,
+}
+
+impl RabbitBroker {
+    /// Reads the table `[brokers.name]` for the service `service`; connects to nothing yet.
+    ///
+    /// # Errors
+    /// A url that cannot be read, or one that contradicts `tls`.
+    pub fn new(name: &str, settings: &config::Broker, service: &str) -> Result<Self, BrokerError> {
+        let address = Address::read(name, settings)?;
+        let engine = Engine::start()?;
+        let link = |purpose| Arc::new(Link::new(engine.clone(), address.clone(), format!("{} {purpose}", label(service))));
+        let publishing = link("publish");
+        Ok(Self {
+            consuming: link("consume"),
+            publisher: Arc::new(RabbitPublisher::new(publishing.clone())),
+            publishing,
+            generations: Generations::default(),
+            tallies: Tallies::default(),
+        })
+    }
+
+    fn tally(&self, source: &Source) -> Arc<Tally> {
+        let mut tallies = self.tallies.lock().unwrap_or_else(PoisonError::into_inner);
+        tallies.entry(topology::queue_name(&source.settings).to_owned()).or_default().clone()
+    }
+}
+
+#[async_trait]
+impl Broker for RabbitBroker {
+    fn kind(&self) -> &'static str {
+        "rabbitmq"
+    }
+
+    async fn connect(&self) -> Result<(), BrokerError> {
+        self.consuming.live().await?;
+        self.publishing.live().await?;
+        Ok(())
+    }
+
+    async fn prepare(&self, source: &Source) -> Result<Vec<String>, BrokerError> {
+        topology::prepare(&self.consuming, source).await
+    }
+
+    fn topology(&self, source: &Source) -> Vec<String> {
+        Plan::of(source).lines()
+    }
+
+    fn lanes(&self, source: Arc<Source>) -> Box<dyn Lanes> {
+        let tally = self.tally(&source);
+        Box::new(RabbitLanes::new(self.consuming.clone(), source, self.generations.clone(), tally))
+    }
+
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        self.publisher.clone()
+    }
+
+    async fn dead_letters(&self, source: Arc<Source>) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
+        Ok(Box::new(dead_letters::open(&self.consuming, &source).await?))
+    }
+
+    async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
+        topology::depth(&self.consuming, source, &self.tally(source)).await
+    }
+
+    fn state(&self) -> BrokerState {
+        match self.consuming.state() {
+            BrokerState::Connected => self.publishing.state(),
+            other => other,
+        }
+    }
+
+    async fn close(&self) {
+        self.publisher.close().await;
+        self.publishing.close().await;
+        self.consuming.close().await;
+    }
+}
+
+/// Who we are, for whoever looks at the server: service, host and process.
+fn label(service: &str) -> String {
+    let host = env::var("HOSTNAME").ok().filter(|host| !host.is_empty());
+    let host = host.or_else(|| fs::read_to_string("/etc/hostname").ok());
+    format!("{service}.{}.{}", host.as_deref().map_or("localhost", str::trim), process::id())
+}
