@@ -9,7 +9,9 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::broker::{Broker, BrokerError, Copy, DeadLetterReader, Envelope, HeaderValue, Place, Received, Source};
+use crate::broker::{
+    Broker, BrokerError, Copy, DeadLetterReader, Envelope, HeaderValue, Place, Received, Source,
+};
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::pipeline::Reason;
@@ -146,9 +148,13 @@ impl DeadLetters {
         let mut reader = self.reader().await?;
         let started = self.clock.now();
         while done.matched < redrive.count_max {
-            let Some(received) = reader.next().await.map_err(|error| self.error(&error))? else { break };
+            let Some(received) = reader.next().await.map_err(|error| self.error(&error))? else {
+                break;
+            };
             let letter = DeadLetter::read(received.envelope.as_ref());
-            if letter.dead_at.is_some_and(|at| at > started) || !redrive.filter.fits(&letter, started) {
+            if letter.dead_at.is_some_and(|at| at > started)
+                || !redrive.filter.fits(&letter, started)
+            {
                 continue;
             }
             done.matched += 1;
@@ -223,7 +229,8 @@ impl Pages {
     pub async fn next(&mut self) -> Result<Option<Vec<DeadLetter>>, Error> {
         let mut page = Vec::new();
         while page.len() < self.size {
-            let next = self.reader.next().await.map_err(|error| Error::Broker(error.to_string()))?;
+            let next =
+                self.reader.next().await.map_err(|error| Error::Broker(error.to_string()))?;
             let Some(received) = next else { break };
             page.push(DeadLetter::read(received.envelope.as_ref()));
         }

@@ -60,7 +60,8 @@ async fn prepare(
 ) -> Result<Source, Error> {
     let old = subscription.scope.source.load_full();
     let missing = |wait: &&Duration| !old.waits.contains(wait);
-    let missing: Vec<Duration> = retries.steps().as_slice().iter().filter(missing).copied().collect();
+    let missing: Vec<Duration> =
+        retries.steps().as_slice().iter().filter(missing).copied().collect();
     // Messages may still be in waits that the new policy does not use.
     let mut waits: Vec<Duration> = old.waits.iter().chain(&missing).copied().collect();
     waits.sort_unstable();
@@ -84,7 +85,8 @@ async fn prepare(
 /// what it returns is dropped.
 pub(crate) fn watch(inner: &Arc<Inner>) -> Option<RecommendedWatcher> {
     let (changed, changes) = mpsc::channel(1);
-    let names: Vec<PathBuf> = inner.files.iter().filter_map(|file| file.file_name().map(Into::into)).collect();
+    let names: Vec<PathBuf> =
+        inner.files.iter().filter_map(|file| file.file_name().map(Into::into)).collect();
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // A Kubernetes volume changes a link beside the file, so any event without a known name counts too.
         let ours = event.is_ok_and(|event| {
@@ -114,7 +116,8 @@ async fn follow(inner: Weak<Inner>, mut changes: mpsc::Receiver<()>) {
         tokio::time::sleep(QUIET).await;
         while changes.try_recv().is_ok() {}
         let Some(inner) = inner.upgrade() else { return };
-        let files: Vec<String> = inner.files.iter().map(|file| file.display().to_string()).collect();
+        let files: Vec<String> =
+            inner.files.iter().map(|file| file.display().to_string()).collect();
         match from_files(&inner).await {
             Ok(()) => telemetry::reloaded(&files.join(", ")),
             Err(error) => telemetry::reload_refused(&files.join(", "), &error),

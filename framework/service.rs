@@ -197,7 +197,9 @@ impl Service {
             metrics.oldest.set(oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64()));
             if let Ok(depth) = broker.depth(&scope.source.load()).await {
                 let gauges = [&metrics.ready, &metrics.waiting, &metrics.dead_letters];
-                for (gauge, count) in gauges.into_iter().zip([depth.ready, depth.waiting, depth.dead]) {
+                for (gauge, count) in
+                    gauges.into_iter().zip([depth.ready, depth.waiting, depth.dead])
+                {
                     if let Some(count) = count {
                         gauge.set(count as i64);
                     }
@@ -363,17 +365,8 @@ impl ServiceBuilder {
         let (stop, stopping) = watch::channel(false);
         let (end, ended) = watch::channel(None);
         let grace = config.service.shutdown_grace;
-        let inner = Inner {
-            config,
-            subscriptions,
-            brokers,
-            metrics,
-            clock,
-            root,
-            stop,
-            ended,
-            files,
-        };
+        let inner =
+            Inner { config, subscriptions, brokers, metrics, clock, root, stop, ended, files };
         let service = Service { inner: Arc::new(inner) };
         let watcher = watch.then(|| reload::watch(&service.inner)).flatten();
         let inner = Arc::clone(&service.inner);
@@ -392,14 +385,16 @@ impl ServiceBuilder {
     }
 
     fn check_handlers(&self) -> Result<(), Error> {
-        let missing = self.config.subscriptions.keys().filter(|name| !self.handlers.contains_key(*name));
+        let missing =
+            self.config.subscriptions.keys().filter(|name| !self.handlers.contains_key(*name));
         let missing = missing.map(|name| {
             format!(
                 "subscription `{name}` has no handler; add .subscribe(\"{name}\", ..) or remove it \
                  from the configuration"
             )
         });
-        let unknown = self.handlers.keys().filter(|name| !self.config.subscriptions.contains_key(*name));
+        let unknown =
+            self.handlers.keys().filter(|name| !self.config.subscriptions.contains_key(*name));
         let unknown = unknown.map(|name| {
             format!(
                 "handler `{name}` has no subscription; add [subscriptions.{name}] to the \
@@ -473,8 +468,9 @@ fn broker_of(
         #[cfg(feature = "rabbitmq")]
         BrokerKind::Rabbitmq => {
             let service = &config.service.name;
-            let broker = crate::broker::rabbitmq::RabbitmqBroker::new(name, service, settings);
-            let broker = broker.map_err(|error| Error::Broker(format!("broker `{name}`: {error}")))?;
+            let broker = crate::broker::rabbitmq::RabbitBroker::new(name, settings, service);
+            let broker =
+                broker.map_err(|error| Error::Broker(format!("broker `{name}`: {error}")))?;
             Ok(Arc::new(broker))
         }
         #[allow(unreachable_patterns)]

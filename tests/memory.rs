@@ -73,7 +73,8 @@ fn messages_are_handled_retried_and_dead_lettered() {
         let done = async {
             loop {
                 let depth = service.depth("orders").await.unwrap();
-                if depth.ready == Some(0) && depth.unsettled == Some(0) && depth.waiting == Some(0) {
+                if depth.ready == Some(0) && depth.unsettled == Some(0) && depth.waiting == Some(0)
+                {
                     break depth.dead;
                 }
                 tokio::time::sleep(Duration::from_millis(10)).await;

@@ -154,7 +154,11 @@ impl Handler<Count> for Consumer {
 type Orders = mpsc::Receiver<(Instant, oneshot::Sender<usize>)>;
 
 /// Drains `lane` until it ends or is told to wind down. The whole life of a consumer in one place.
-async fn drain(mut lane: Box<dyn Lane>, mut desk: Desk, mut orders: Orders) -> (Desk, Option<Down>) {
+async fn drain(
+    mut lane: Box<dyn Lane>,
+    mut desk: Desk,
+    mut orders: Orders,
+) -> (Desk, Option<Down>) {
     desk.open(lane.generation());
     let end = loop {
         desk.hand_out();
@@ -465,7 +469,8 @@ impl Desk {
 
     fn bury(&mut self, mut work: Work, epitaph: Epitaph) {
         let scope = Arc::clone(&self.shared.scope);
-        if epitaph.reason == Reason::Expired && self.settings().on_expired == config::OnExpired::Drop
+        if epitaph.reason == Reason::Expired
+            && self.settings().on_expired == config::OnExpired::Drop
         {
             scope.metrics.dropped.inc();
             self.settle(work);

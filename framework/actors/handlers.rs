@@ -171,7 +171,8 @@ impl Handlers {
     pub fn on<M>(mut self, kind: impl Into<String>, handlers: impl IntoHandlers<M>) -> Self {
         let kind = kind.into();
         let routes = handlers.into_handlers().routes;
-        self.routes.extend(routes.into_iter().map(|route| Route { kind: Some(kind.clone()), ..route }));
+        self.routes
+            .extend(routes.into_iter().map(|route| Route { kind: Some(kind.clone()), ..route }));
         self
     }
 

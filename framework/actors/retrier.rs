@@ -94,10 +94,8 @@ async fn confirmed(
     health: &HealthCell,
     done: &mpsc::Sender<Work>,
 ) -> bool {
-    let mut schedule = Schedule::new(Policy {
-        delay_max: Duration::from_secs(30),
-        ..Policy::default()
-    });
+    let mut schedule =
+        Schedule::new(Policy { delay_max: Duration::from_secs(30), ..Policy::default() });
     let mut failed = false;
     loop {
         let Err(error) = publisher.copy(copy).await else {

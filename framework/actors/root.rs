@@ -64,7 +64,9 @@ impl Running {
         let name = plan.scope.name().to_owned();
         let arbiter = plan.threads.then(Arbiter::new);
         let supervisor = match &arbiter {
-            Some(arbiter) => Supervisor::start_in_arbiter(&arbiter.handle(), |_| Supervisor::new(plan)),
+            Some(arbiter) => {
+                Supervisor::start_in_arbiter(&arbiter.handle(), |_| Supervisor::new(plan))
+            }
             None => Supervisor::new(plan).start(),
         };
         Self { name, supervisor, arbiter }

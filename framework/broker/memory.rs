@@ -176,7 +176,8 @@ impl Broker for MemoryBroker {
             queues.by_name.entry(name).or_default();
         }
         for binding in &source.settings.bindings {
-            let bound = (binding.exchange.clone(), binding.routing_key.clone(), source_queue(source));
+            let bound =
+                (binding.exchange.clone(), binding.routing_key.clone(), source_queue(source));
             if !queues.bindings.contains(&bound) {
                 queues.bindings.push(bound);
             }
@@ -453,20 +454,13 @@ fn stored(outgoing: &Outgoing, queue: &str, published_at: SystemTime) -> Message
 impl Message {
     /// What another place gets: everything but our own headers, which the stamps replace.
     fn copied(&self, copy: &Copy, queue: &str) -> Self {
-        let own = |name: &str| {
-            name.starts_with(wire::PREFIX) && !name.starts_with(wire::ORIGINAL_PREFIX)
-        };
+        let own =
+            |name: &str| name.starts_with(wire::PREFIX) && !name.starts_with(wire::ORIGINAL_PREFIX);
         let mut headers: Vec<(String, String)> =
             self.headers.iter().filter(|(name, _)| !own(name)).cloned().collect();
         let stamps = copy.stamps.iter();
         headers.extend(stamps.map(|(name, value)| ((*name).to_owned(), value.clone())));
-        Self {
-            headers,
-            time_to_live: None,
-            queue: queue.into(),
-            returns: 0,
-            ..self.clone()
-        }
+        Self { headers, time_to_live: None, queue: queue.into(), returns: 0, ..self.clone() }
     }
 }
 

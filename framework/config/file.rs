@@ -41,11 +41,7 @@ pub(super) fn read(file: Option<PathBuf>, text: &str) -> (Layer, Vec<Problem>) {
     let problems = findings
         .iter()
         .map(|finding| {
-            text.problem(
-                &finding.path,
-                finding.words.text.clone(),
-                finding.span.clone(),
-            )
+            text.problem(&finding.path, finding.words.text.clone(), finding.span.clone())
         })
         .collect();
     let layer = Layer {
@@ -63,21 +59,14 @@ fn places(entries: &[Entry], text: &Arc<Text>) -> BTreeMap<String, Place> {
         value: entry.value.clone(),
         is_table: entry.is_table,
     };
-    entries
-        .iter()
-        .map(|entry| (dotted(&entry.path), place(entry)))
-        .collect()
+    entries.iter().map(|entry| (dotted(&entry.path), place(entry))).collect()
 }
 
 /// What must not be shown: secrets, and whatever stands under a key that nobody knows.
 fn hidden(entries: &[Entry], findings: &[Finding]) -> Vec<Range<usize>> {
     let is_unknown = |path: &str| {
-        let unknown = findings
-            .iter()
-            .filter(|finding| finding.words.is_unknown_key);
-        unknown
-            .into_iter()
-            .any(|finding| path.starts_with(&finding.path))
+        let unknown = findings.iter().filter(|finding| finding.words.is_unknown_key);
+        unknown.into_iter().any(|finding| path.starts_with(&finding.path))
     };
     entries
         .iter()
@@ -99,18 +88,11 @@ impl Finding {
     /// The paths about which nothing else is to be said: its own, that of the key it was meant to be, which is
     /// not missing, and those of the lists that were taken out with one of their items.
     fn paths(&self) -> Vec<String> {
-        let lists = self
-            .path
-            .match_indices('[')
-            .map(|(at, _)| self.path[..at].to_owned());
-        let meant = self
-            .words
-            .meant_key
-            .iter()
-            .map(|meant| match self.path.rsplit_once('.') {
-                Some((parent, _)) => format!("{parent}.{meant}"),
-                None => meant.clone(),
-            });
+        let lists = self.path.match_indices('[').map(|(at, _)| self.path[..at].to_owned());
+        let meant = self.words.meant_key.iter().map(|meant| match self.path.rsplit_once('.') {
+            Some((parent, _)) => format!("{parent}.{meant}"),
+            None => meant.clone(),
+        });
         lists.chain(meant).chain([self.path.clone()]).collect()
     }
 }
@@ -122,19 +104,11 @@ fn sound_part(mut root: Spanned<DeTable<'_>>) -> (toml::Table, Vec<Finding>) {
         let words = words::of(error.message());
         let blamed = error.span().and_then(|span| blame(root.get_ref(), &span));
         let Some(blamed) = blamed.filter(|_| findings.len() < PROBLEMS_MAX) else {
-            findings.push(Finding {
-                path: String::new(),
-                words,
-                span: 0..0,
-            });
+            findings.push(Finding { path: String::new(), words, span: 0..0 });
             return (toml::Table::new(), findings);
         };
         let path = dotted(&blamed.path);
-        findings.push(Finding {
-            path,
-            words,
-            span: blamed.span,
-        });
+        findings.push(Finding { path, words, span: blamed.span });
         take_out(root.get_mut(), &blamed.path);
     }
     // What could be read as a configuration can be read as a table.
@@ -210,18 +184,11 @@ fn blame(root: &DeTable<'_>, span: &Range<usize>) -> Option<Blamed> {
         .filter(|entry| within(&entry.key) || within(&entry.value))
         .min_by_key(|entry| {
             let exact = entry.key == *span || entry.value == *span;
-            let extent = if within(&entry.key) {
-                entry.key.len()
-            } else {
-                entry.value.len()
-            };
+            let extent = if within(&entry.key) { entry.key.len() } else { entry.value.len() };
             // Items of an array share its key's span, and are deeper: the array itself is meant by its key.
             (!exact, extent, entry.path.len())
         })
-        .map(|entry| Blamed {
-            path: entry.path,
-            span: span.clone(),
-        })
+        .map(|entry| Blamed { path: entry.path, span: span.clone() })
 }
 
 /// Removes the deepest key of a path; an item of a list goes with its whole list.

@@ -20,21 +20,13 @@ pub(super) struct Text {
 impl Text {
     /// A text by its name, with the ranges of it that must not be shown.
     pub(super) fn new(file: Option<PathBuf>, text: &str, hidden: Vec<Range<usize>>) -> Self {
-        Self {
-            file,
-            text: text.to_owned(),
-            hidden,
-        }
+        Self { file, text: text.to_owned(), hidden }
     }
 
     /// A problem with what stands at `span`.
     pub(super) fn problem(&self, path: &str, text: String, span: Range<usize>) -> Problem {
         let (line, column) = self.position(span.start);
-        let origin = Origin::File {
-            file: self.file.clone(),
-            line,
-            column,
-        };
+        let origin = Origin::File { file: self.file.clone(), line, column };
         let excerpt = self.excerpt(line, span, &self.hidden);
         Problem::new(path, text).at(origin, Some(excerpt))
     }
@@ -47,11 +39,7 @@ impl Text {
         let shown = shown_of_unreadable(&self.text[line_at.clone()]);
         let hidden = line_at.start + shown..line_at.end;
         let excerpt = self.excerpt(line, span, std::slice::from_ref(&hidden));
-        let origin = Origin::File {
-            file: self.file.clone(),
-            line,
-            column,
-        };
+        let origin = Origin::File { file: self.file.clone(), line, column };
         Problem::new("", format!("is no TOML: {}", error.message())).at(origin, Some(excerpt))
     }
 
@@ -59,27 +47,20 @@ impl Text {
     fn position(&self, at: usize) -> (usize, usize) {
         let before = &self.text[..self.floor(at)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        (
-            before.matches('\n').count() + 1,
-            before[line_start..].chars().count() + 1,
-        )
+        (before.matches('\n').count() + 1, before[line_start..].chars().count() + 1)
     }
 
     fn line_at(&self, at: usize) -> Range<usize> {
         let at = self.floor(at);
         let start = self.text[..at].rfind('\n').map_or(0, |newline| newline + 1);
-        let end = self.text[at..]
-            .find(['\n', '\r'])
-            .map_or(self.text.len(), |newline| at + newline);
+        let end =
+            self.text[at..].find(['\n', '\r']).map_or(self.text.len(), |newline| at + newline);
         start..end
     }
 
     /// The nearest place before `at` where a character begins.
     fn floor(&self, at: usize) -> usize {
-        (0..=at.min(self.text.len()))
-            .rev()
-            .find(|at| self.text.is_char_boundary(*at))
-            .unwrap_or(0)
+        (0..=at.min(self.text.len())).rev().find(|at| self.text.is_char_boundary(*at)).unwrap_or(0)
     }
 
     /// The line of `span`, without what is hidden, and where carets go under it.
@@ -111,12 +92,7 @@ impl Text {
         let width = shown.chars().count();
         let before = before.unwrap_or(width);
         let carets = after.unwrap_or(width).saturating_sub(before).max(1);
-        Excerpt {
-            line,
-            text: without_credentials(&shown),
-            before,
-            carets,
-        }
+        Excerpt { line, text: without_credentials(&shown), before, carets }
     }
 }
 
@@ -131,10 +107,7 @@ fn shown_of_unreadable(line: &str) -> usize {
         return 0;
     };
     let is_key = key.trim().len() <= 64
-        && key
-            .trim()
-            .chars()
-            .all(|c| c.is_ascii_lowercase() || "._".contains(c));
+        && key.trim().chars().all(|c| c.is_ascii_lowercase() || "._".contains(c));
     match is_key {
         true if sounds_secret(line) || value.contains(['@', '{']) => key.len() + 1,
         true => line.len(),

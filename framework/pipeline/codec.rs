@@ -55,9 +55,9 @@ impl<T: DeserializeOwned> Codec<T> for Json {
         let media = content_type.split(';').next().unwrap_or_default().trim();
         media.eq_ignore_ascii_case("application/json")
             || media.eq_ignore_ascii_case("text/json")
-            || media.get(media.len().saturating_sub(5)..).is_some_and(|end| {
-                end.eq_ignore_ascii_case("+json")
-            })
+            || media
+                .get(media.len().saturating_sub(5)..)
+                .is_some_and(|end| end.eq_ignore_ascii_case("+json"))
     }
 
     fn decode(&self, body: Option<&[u8]>) -> Result<T, DecodeError> {
@@ -145,9 +145,12 @@ mod tests {
 
     #[test]
     fn json_takes_json_types_and_messages_without_a_type() {
-        for content_type in
-            [None, Some("application/json"), Some("Application/JSON; charset=utf-8"), Some("application/problem+json")]
-        {
+        for content_type in [
+            None,
+            Some("application/json"),
+            Some("Application/JSON; charset=utf-8"),
+            Some("application/problem+json"),
+        ] {
             assert!(takes(content_type), "{content_type:?}");
         }
         for content_type in [Some("text/plain"), Some("application/octet-stream"), Some("")] {

@@ -98,7 +98,8 @@ async fn handle<T, C: Call<T>>(
         Running::Panicked(message) => Answer::Panicked(message),
         Running::Future(mut future) => {
             // A handler that waits for nothing is done here, and costs no timer.
-            let polled = std::future::poll_fn(|cx| Poll::Ready(caught(|| future.as_mut().poll(cx))));
+            let polled =
+                std::future::poll_fn(|cx| Poll::Ready(caught(|| future.as_mut().poll(cx))));
             match polled.await {
                 Ok(Poll::Ready(handled)) => handled.into(),
                 Err(message) => Answer::Panicked(message),

@@ -44,7 +44,12 @@ impl Work {
     }
 
     /// An attempt was made and counts; the next one comes after `delay`.
-    pub(crate) fn count_attempt(&mut self, delay: Option<Duration>, attempts_max: u32, now: SystemTime) {
+    pub(crate) fn count_attempt(
+        &mut self,
+        delay: Option<Duration>,
+        attempts_max: u32,
+        now: SystemTime,
+    ) {
         self.carried.attempts = self.attempt(attempts_max).get();
         self.carried.delay = delay.or(self.carried.delay);
         self.set_first_seen(now);

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
-use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
+    BasicQosOptions,
+};
 use lapin::types::{FieldTable, ShortString};
 use tokio::time::timeout;
 
@@ -44,7 +47,15 @@ pub(super) struct RabbitDeadLetters {
 pub(super) async fn open(link: &Link, source: &Source) -> Result<RabbitDeadLetters, BrokerError> {
     let (live, channel) = link.channel().await?;
     let queue = dead_name(&source.settings).into();
-    Ok(RabbitDeadLetters { _live: live, channel, queue, fetches: FuturesOrdered::new(), reached_end: false, ledger: Ledger::default(), removed: false })
+    Ok(RabbitDeadLetters {
+        _live: live,
+        channel,
+        queue,
+        fetches: FuturesOrdered::new(),
+        reached_end: false,
+        ledger: Ledger::default(),
+        removed: false,
+    })
 }
 
 impl RabbitDeadLetters {
@@ -55,7 +66,9 @@ impl RabbitDeadLetters {
     fn fetch(&mut self) -> Result<(), BrokerError> {
         while !self.reached_end && self.fetches.len() < FETCHES_MAX {
             let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
-            self.fetches.push_back(async move { channel.basic_get(queue, BasicGetOptions::default()).await }.boxed());
+            self.fetches.push_back(
+                async move { channel.basic_get(queue, BasicGetOptions::default()).await }.boxed(),
+            );
         }
         Ok(())
     }
@@ -69,7 +82,9 @@ async fn wind_down(channel: Channel, queue: ShortString, removed: bool) -> lapin
     if removed {
         let tag = format!("redeliver.dead-letters.{:016x}", fastrand::u64(..));
         channel.basic_qos(1, BasicQosOptions::default()).await?;
-        let consumer = channel.basic_consume(queue, tag.into(), BasicConsumeOptions::default(), FieldTable::default()).await?;
+        let consumer = channel
+            .basic_consume(queue, tag.into(), BasicConsumeOptions::default(), FieldTable::default())
+            .await?;
         channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
     }
     channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true }).await?;
@@ -87,7 +102,10 @@ impl DeadLetterReader for RabbitDeadLetters {
                 Some(message) => {
                     let tag = message.delivery.delivery_tag;
                     self.ledger.deliver(tag);
-                    let envelope = Arc::new(AmqpEnvelope { delivery: message.delivery, queue: self.queue.clone() });
+                    let envelope = Arc::new(AmqpEnvelope {
+                        delivery: message.delivery,
+                        queue: self.queue.clone(),
+                    });
                     return Ok(Some(Received { envelope, token: Token(tag) }));
                 }
                 None => self.reached_end = true,
@@ -100,7 +118,10 @@ impl DeadLetterReader for RabbitDeadLetters {
 
     async fn remove(&mut self, token: Token) -> Result<(), BrokerError> {
         if !self.ledger.settle(token.0) {
-            let text = format!("{}: this one is not held by the reader, or was removed before", self.attempt());
+            let text = format!(
+                "{}: this one is not held by the reader, or was removed before",
+                self.attempt()
+            );
             return Err(BrokerError::new(Fault::Other, text));
         }
         self.removed = true;
@@ -110,9 +131,14 @@ impl DeadLetterReader for RabbitDeadLetters {
 
     async fn close(&mut self) -> Result<(), BrokerError> {
         let attempt = format!("giving back the dead letters of queue `{}`", self.queue);
-        match timeout(CLOSE_MAX, wind_down(self.channel.clone(), short(&self.queue)?, self.removed)).await {
+        match timeout(CLOSE_MAX, wind_down(self.channel.clone(), short(&self.queue)?, self.removed))
+            .await
+        {
             Ok(wound_down) => wound_down.map_err(|error| fault::fault(&attempt, &error)),
-            Err(_) => Err(BrokerError::new(Fault::Unreachable, format!("{attempt}: no answer within {} s", CLOSE_MAX.as_secs()))),
+            Err(_) => Err(BrokerError::new(
+                Fault::Unreachable,
+                format!("{attempt}: no answer within {} s", CLOSE_MAX.as_secs()),
+            )),
         }
     }
 }
