@@ -76,7 +76,7 @@ pub(crate) struct SubscriptionMetrics {
     pub(crate) restarts: Counter,
     /// Lanes opened again.
     pub(crate) lanes_reopened: Counter,
-    /// 0 closed, 1 open, 2 half open.
+    /// 1 while the breaker holds messages back.
     pub(crate) breaker: Gauge,
     /// Handlers that run.
     pub(crate) in_flight: Gauge,
@@ -152,7 +152,7 @@ impl Metrics {
             };
         }
         let (breaker, in_flight, parked, ready, waiting, dead_letters) = gauges! {
-            "breaker_state" "0 closed, 1 open, 2 half open",
+            "breaker_state" "1 while the breaker holds messages back, else 0",
             "in_flight" "Handlers that run",
             "parked" "Messages that wait in the process",
             "source_ready" "Messages ready in the source",
@@ -282,6 +282,11 @@ pub(crate) fn copy_failed(subscription: &str, place: &dyn std::fmt::Debug, error
 /// A message is a dead letter now.
 pub(crate) fn dead_lettered(subscription: &str, id: Option<&str>, reason: &str, error: &str) {
     tracing::warn!(subscription, id, reason, error, "dead-lettered");
+}
+
+/// A message may have ended a process; it is handled alone next.
+pub(crate) fn suspected(subscription: &str, id: Option<&str>) {
+    tracing::warn!(subscription, id, "came back from several crashes: it is handled alone next");
 }
 
 /// A message waits at the broker.

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::breaker::Gate;
@@ -31,6 +31,9 @@ use crate::telemetry;
 
 /// How often an idle lane asks the broker whether it should be idle, at the most.
 const STALL_QUERY_MAX: Duration = Duration::from_secs(5);
+
+/// How long a stopping process may take to put back a suspect whose handler is not done.
+const PUT_BACK_MAX: Duration = Duration::from_secs(2);
 
 /// A lane was lost, or found to stall; the supervisor opens it again.
 #[derive(Message)]
@@ -81,7 +84,18 @@ pub(super) struct Shared {
     /// Handlers that run, over all lanes.
     pub(super) running: Cell<usize>,
     pub(super) health: HealthCell,
+    /// A suspect is to run, or runs, and nothing else may.
+    pub(super) alone: Cell<bool>,
+    /// Told when that changes, and when the last handler before it is done.
+    pub(super) alone_changed: Notify,
+    /// Asks for the lane of the suspects.
+    pub(super) suspected: Recipient<Suspected>,
 }
+
+/// A message was put among the suspects: their lane is needed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Suspected;
 
 /// What the consumer holds right now.
 #[derive(Message)]
@@ -160,6 +174,7 @@ async fn drain(
     mut orders: Orders,
 ) -> (Desk, Option<Down>) {
     desk.open(lane.generation());
+    let shared = Rc::clone(&desk.shared);
     let end = loop {
         desk.hand_out();
         desk.show();
@@ -178,6 +193,7 @@ async fn drain(
             }
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(work) = desk.carried.recv() => desk.is_carried(work),
+            () = shared.alone_changed.notified(), if desk.minds_alone() => {}
             received = lane.next(&mut desk.received, room), if room > 0 => match received {
                 Ok(()) => desk.receive(),
                 Err(end) => break Down::Ended(end),
@@ -199,7 +215,7 @@ async fn drain(
 async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> usize {
     desk.winding_down = true;
     desk.send_parked_away();
-    let left = loop {
+    let mut left = loop {
         let settled = lane.settle(&mut desk.settlements).await;
         let busy = desk.running + desk.carrying;
         if busy == 0 || settled.is_err() {
@@ -212,10 +228,34 @@ async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> u
             () = tokio::time::sleep_until(deadline) => break busy,
         }
     };
+    if desk.suspects && desk.running > 0 {
+        // Given back as it is, it would look as if the process had died of it.
+        left = put_back_suspect(lane, desk).await;
+    }
     desk.winding_down = false;
     if let Err(end) = lane.close().await {
         telemetry::close_failed(desk.shared.scope.name(), &desk.lane, &end);
     }
+    left
+}
+
+/// Copies a suspect whose handler is not done to where it came from, so that nothing is held
+/// against it.
+async fn put_back_suspect(lane: &mut dyn Lane, desk: &mut Desk) -> usize {
+    let left = desk.running;
+    for (slot, received) in desk.ledger.held() {
+        let work = Work::new(received, desk.index, slot, &desk.shared.scope);
+        desk.errands.push((work, Errand::Suspect));
+    }
+    desk.run_errands();
+    let deadline = Instant::now() + PUT_BACK_MAX;
+    while desk.carrying > 0 {
+        tokio::select! {
+            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            () = tokio::time::sleep_until(deadline) => break,
+        }
+    }
+    let _ = lane.settle(&mut desk.settlements).await;
     left
 }
 
@@ -242,6 +282,8 @@ struct Desk {
     errands: Vec<(Work, Errand)>,
     last_delivery: Instant,
     winding_down: bool,
+    /// It drains the suspects: one at a time, and nothing else beside.
+    suspects: bool,
     /// What an inspector sees.
     holding: Rc<Cell<Holding>>,
 }
@@ -261,6 +303,7 @@ impl Desk {
         let (carried_to, carried) = mpsc::channel(prefetch);
         Self {
             index,
+            suspects: lane.is_suspects(),
             lane,
             shared,
             links,
@@ -311,8 +354,11 @@ impl Desk {
         let shared = self.shared.as_ref();
         let full = self.parked.len() + self.carrying >= settings.parked_max.get()
             || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
-        if full || self.winding_down {
+        if full || self.winding_down || (shared.alone.get() && !self.suspects) {
             return 0;
+        }
+        if self.suspects {
+            return usize::from(self.running + self.ready.len() + self.carrying == 0);
         }
         let busy = self.running + self.ready.len();
         let mut room = settings.in_flight_max.get().saturating_sub(busy);
@@ -339,7 +385,8 @@ impl Desk {
             match self.ledger.adopt(&received) {
                 None => {
                     let slot = self.ledger.enter(received.clone(), self.last_delivery);
-                    self.ready.push_back(Work::new(received, self.index, slot, &shared.scope));
+                    let work = Work::new(received, self.index, slot, &shared.scope);
+                    self.admit(work);
                 }
                 Some(Adopted::Running) => self.note_adopted(),
                 Some(Adopted::Done(outcome)) => {
@@ -354,6 +401,43 @@ impl Desk {
         self.run_errands();
     }
 
+    /// Takes in a message: to the handlers, unless it came back from crashes too often.
+    fn admit(&mut self, work: Work) {
+        let scope = &self.shared.scope;
+        if let Some(due) = work.carried.due {
+            let late = scope.clock.now().duration_since(due).unwrap_or_default();
+            scope.metrics.lateness.observe(late.as_secs_f64());
+        }
+        let returns = work.received.envelope.returns();
+        let crashes_max = self.settings().crashes_max.get();
+        if self.suspects && returns > 0 {
+            // It was out on its own when the process that handled it ended.
+            let error = format!("it ended {returns} process(es) that handled nothing else");
+            self.bury(work, Epitaph::new(Reason::Poison, error));
+        } else if !self.suspects && returns >= crashes_max {
+            self.errands.push((work, Errand::Suspect));
+            self.shared.suspected.do_send(Suspected);
+        } else {
+            self.ready.push_back(work);
+        }
+    }
+
+    /// Whether it matters to this lane that a suspect runs, or is done.
+    fn minds_alone(&self) -> bool {
+        self.suspects || self.shared.alone.get()
+    }
+
+    /// Whether it may hand out now, with regard to suspects.
+    fn may_hand_out(&self) -> bool {
+        if !self.suspects {
+            return !self.shared.alone.get();
+        }
+        if !self.ready.is_empty() {
+            self.shared.alone.set(true);
+        }
+        self.shared.running.get() == 0
+    }
+
     fn note_adopted(&self) {
         let scope = &self.shared.scope;
         scope.metrics.adopted.inc();
@@ -366,7 +450,7 @@ impl Desk {
         while let Some(work) = self.parked.take_due(now) {
             self.ready.push_back(work);
         }
-        if self.ready.is_empty() {
+        if self.ready.is_empty() || !self.may_hand_out() {
             return;
         }
         let shared = Rc::clone(&self.shared);
@@ -408,12 +492,22 @@ impl Desk {
         self.running -= 1;
         let shared = Rc::clone(&self.shared);
         shared.running.set(shared.running.get() - 1);
+        if self.suspects {
+            shared.alone.set(false);
+            shared.alone_changed.notify_waiters();
+        } else if shared.alone.get() && shared.running.get() == 0 {
+            shared.alone_changed.notify_waiters();
+        }
         if self.ledger.is_orphan(work.slot) {
             self.ledger.keep_fate(work.slot, Outcome { work, verdict });
             return;
         }
         let probe_failed = work.is_probe && verdict.is_failure();
-        shared.gate.borrow_mut().record(&work, &verdict, &shared.scope);
+        let changed = shared.gate.borrow_mut().record(&work, &verdict, &shared.scope);
+        if changed {
+            let open = shared.gate.borrow().is_open();
+            shared.health.update(|health| health.breaker_open = open);
+        }
         if probe_failed {
             // A probe costs no attempt: it goes back to the head.
             work.is_probe = false;
@@ -434,6 +528,7 @@ impl Desk {
             }
             Verdict::Again => self.ready.push_front(work),
             Verdict::Retry(waiting, fault) => {
+                metrics.retried.inc();
                 work.count_attempt(Some(waiting.delay()), attempts_max, now.now());
                 self.wait(work, waiting, Some(fault));
             }
@@ -450,7 +545,9 @@ impl Desk {
         let crowded = self.parked.len() >= self.settings().parked_max.get();
         let may_leave = self.settings().ordering == config::Ordering::None;
         let waiting = match waiting {
-            Waiting::Here(delay) if may_leave && (crowded || self.winding_down) => {
+            Waiting::Here(delay)
+                if may_leave && (crowded || self.winding_down || self.suspects) =>
+            {
                 self.shared.scope.retries.load().wait_elsewhere(delay)
             }
             waiting => waiting,
@@ -514,8 +611,10 @@ impl Desk {
     /// Sends what waits here to the broker's waits with the rest of its delay, so that no attempt
     /// is forgotten; where an order is kept it goes back in place instead.
     fn send_parked_away(&mut self) {
+        let suspects = self.ready.drain(..).filter(|_| self.suspects);
+        self.errands.extend(suspects.map(|work| (work, Errand::Suspect)));
         if self.settings().ordering != config::Ordering::None {
-            return;
+            return self.run_errands();
         }
         let now = Instant::now();
         let retries = self.shared.scope.retries.load();
@@ -532,7 +631,9 @@ impl Desk {
     fn wake_at(&self) -> Instant {
         let stall = self.last_delivery + self.settings().stall_after;
         let gate = self.shared.gate.borrow().opens_at();
-        [self.parked.next_due(), gate].into_iter().flatten().fold(stall, Instant::min)
+        // Nothing is handed out while a suspect runs; the end of that wakes us.
+        let parked = self.parked.next_due().filter(|_| !self.shared.alone.get());
+        [parked, gate].into_iter().flatten().fold(stall, Instant::min)
     }
 
     /// Whether the lane is silent though the broker has something for it.
