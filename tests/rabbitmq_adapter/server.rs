@@ -278,16 +278,23 @@ impl Node {
         output(Command::new(self.folder.join("rabbitmqctl")).args(arguments))
     }
 
-    fn run_server(&self, command: &str) -> String {
+    fn script(&self, command: &str) -> Command {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/rabbitmq.sh");
-        let printed = output(Command::new("bash").args([script.as_os_str(), OsStr::new(command), self.folder.as_os_str()]));
+        let mut bash = Command::new("bash");
+        bash.args([script.as_os_str(), OsStr::new(command), self.folder.as_os_str()]);
+        bash
+    }
+
+    fn run_server(&self, command: &str) -> String {
+        let printed = output(&mut self.script(command));
         printed.lines().find_map(|line| line.strip_prefix("RABBITMQ_URL=")).unwrap_or_default().to_owned()
     }
 }
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.stop();
+        // Whatever comes of it: a panic in here would hide the one that brought us here.
+        let _ = self.script("stop").output();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
