@@ -60,6 +60,12 @@ pub trait Envelope: Send + Sync + 'static {
         None
     }
 
+    /// Why the broker itself dead-lettered it (its `x-death`), in the words of
+    /// [`Reason`](crate::Reason).
+    fn broker_reason(&self) -> Option<&'static str> {
+        None
+    }
+
     /// For the adapter that made it.
     fn as_any(&self) -> &dyn Any;
 }

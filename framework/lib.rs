@@ -3,6 +3,7 @@
 
 mod actors;
 pub mod broker;
+mod clock;
 pub mod config;
 mod dead_letters;
 mod envelope;
@@ -11,19 +12,23 @@ mod health;
 mod message;
 mod pipeline;
 mod publisher;
+mod reload;
 pub mod retry;
 mod service;
+mod signals;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
 pub mod wire;
 
 pub use actors::{
-    ByActor, ByFunction, Handlers, IntoCodecs, IntoHandlers, IntoRunning, blocking, by_type,
-    in_batches, with_codec,
+    ByActor, ByFunction, Handlers, IntoHandlers, IntoRunning, blocking, by_type, in_batches,
+    with_codec, with_codecs,
 };
+pub use dead_letters::{DeadLetter, DeadLetters, Filter, Pages, Redrive, Redriven};
 pub use error::Error;
 pub use health::{Health, SubscriptionHealth, SubscriptionState};
 pub use message::{Batch, Delivery, Failure, Handled, Metadata, OrFailure};
-pub use pipeline::{Codec, DecodeError, Json, Raw, Reason};
+pub use pipeline::{Codec, Codecs, DecodeError, Json, Raw, Reason};
 pub use publisher::{Message, MessageId, PublishError, Publisher};
+pub use service::{Service, ServiceBuilder, Stop};

@@ -266,7 +266,12 @@ pub(crate) fn attempt_failed(subscription: &str, id: Option<&str>, attempt: u32,
 
 /// A blocking handler is over its time and cannot be aborted.
 pub(crate) fn overrunning(subscription: &str, id: Option<&str>, limit: Duration) {
-    tracing::warn!(subscription, id, ?limit, "blocking handler is over its timeout; waiting for it");
+    tracing::warn!(
+        subscription,
+        id,
+        ?limit,
+        "blocking handler is over its timeout; waiting for it"
+    );
 }
 
 /// A copy could not be confirmed; its original stays.
@@ -295,7 +300,12 @@ pub(crate) fn lane_opened(subscription: &str, lane: &dyn Display) {
 }
 
 /// A lane ended and is opened again.
-pub(crate) fn lane_down(subscription: &str, lane: &dyn Display, why: &dyn Display, delay: Duration) {
+pub(crate) fn lane_down(
+    subscription: &str,
+    lane: &dyn Display,
+    why: &dyn Display,
+    delay: Duration,
+) {
     tracing::warn!(subscription, %lane, %why, ?delay, "lane is down; opening it again");
 }
 
@@ -306,7 +316,11 @@ pub(crate) fn close_failed(subscription: &str, lane: &dyn Display, error: &dyn D
 
 /// The breaker opened.
 pub(crate) fn breaker_opened(subscription: &str, pause: Duration) {
-    tracing::error!(subscription, ?pause, "nearly everything fails: consuming pauses; look at what the handler depends on");
+    tracing::error!(
+        subscription,
+        ?pause,
+        "nearly everything fails: consuming pauses; look at what the handler depends on"
+    );
 }
 
 /// The breaker closed.
@@ -321,7 +335,11 @@ pub(crate) fn handler_restarted(subscription: &str, why: &str) {
 
 /// The restart budget is spent.
 pub(crate) fn restarts_spent(subscription: &str, why: &str) {
-    tracing::error!(subscription, why, "handler actors keep dying: the subscription is paused; mend the handler, then resume it");
+    tracing::error!(
+        subscription,
+        why,
+        "handler actors keep dying: the subscription is paused; mend the handler, then resume it"
+    );
 }
 
 /// Retry tables were swapped.

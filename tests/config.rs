@@ -17,33 +17,20 @@ fn problems_of(text: &str) -> Problems {
 /// The text has exactly one problem, at this path, and these words are in it.
 fn refused(text: &str, path: &str, words: &[&str]) {
     let problems = problems_of(text);
-    let [problem] = problems.list() else {
-        panic!("not one problem: {problems}")
-    };
+    let [problem] = problems.list() else { panic!("not one problem: {problems}") };
     assert_eq!(problem.path(), path, "{problems}");
     for word in words {
-        assert!(
-            problem.to_string().contains(word),
-            "{word:?} is not in {problems}"
-        );
+        assert!(problem.to_string().contains(word), "{word:?} is not in {problems}");
     }
 }
 
 /// The same for one line of a RabbitMQ subscription.
 fn line_refused(line: &str, path: &str, words: &[&str]) {
-    refused(
-        &orders_with(line),
-        &format!("subscriptions.orders.{path}"),
-        words,
-    );
+    refused(&orders_with(line), &format!("subscriptions.orders.{path}"), words);
 }
 
 fn policy_refused(lines: &str, path: &str, words: &[&str]) {
-    refused(
-        &format!("[retry.slow]\n{lines}\n"),
-        &format!("retry.slow{path}"),
-        words,
-    );
+    refused(&format!("[retry.slow]\n{lines}\n"), &format!("retry.slow{path}"), words);
 }
 
 fn orders_with(lines: &str) -> String {
@@ -72,10 +59,7 @@ fn what_is_not_said_has_its_default() -> Result<(), Problems> {
     let orders = &config.subscriptions["orders"];
     assert_eq!(orders.in_flight_max.get(), 64);
     assert_eq!(orders.timeout, Duration::from_secs(30));
-    assert_eq!(
-        orders.key.as_ref().map(KeySource::to_string).as_deref(),
-        Some("/customer_id")
-    );
+    assert_eq!(orders.key.as_ref().map(KeySource::to_string).as_deref(), Some("/customer_id"));
     assert_eq!(config.retry_of(orders), Retry::default());
     assert_eq!(config.retry_of(&Subscription::default()), Retry::default());
     Ok(())
@@ -86,22 +70,10 @@ fn a_misspelled_key_is_named_with_the_nearest_one() {
     line_refused(
         "in_flight_mx = 5",
         "in_flight_mx",
-        &[
-            "did you mean `in_flight_max`?",
-            "line 6, column 1:",
-            "^^^^^^^^^^^^",
-        ],
+        &["did you mean `in_flight_max`?", "line 6, column 1:", "^^^^^^^^^^^^"],
     );
-    refused(
-        "[subscription.orders]\n",
-        "subscription",
-        &["did you mean `subscriptions`?"],
-    );
-    policy_refused(
-        "delay-max = \"1s\"",
-        ".delay-max",
-        &["did you mean `delay_max`?"],
-    );
+    refused("[subscription.orders]\n", "subscription", &["did you mean `subscriptions`?"]);
+    policy_refused("delay-max = \"1s\"", ".delay-max", &["did you mean `delay_max`?"]);
     policy_refused(
         "[[retry.slow.rules]]\nclas = \"x\"\nthen = \"reject\"",
         ".rules[0].clas",
@@ -120,11 +92,7 @@ fn a_misspelled_key_that_had_to_be_there_is_one_problem() {
 
 #[test]
 fn a_misspelled_choice_is_named_with_the_nearest_one() {
-    line_refused(
-        "ordering = \"kee\"",
-        "ordering",
-        &["did you mean \"key\"?", "^^^^^"],
-    );
+    line_refused("ordering = \"kee\"", "ordering", &["did you mean \"key\"?", "^^^^^"]);
     line_refused(
         "ordering = \"by customer\"",
         "ordering",
@@ -135,16 +103,8 @@ fn a_misspelled_choice_is_named_with_the_nearest_one() {
 #[test]
 fn a_misspelled_name_is_named_with_the_nearest_one() {
     let text = ORDERS.replace("broker = \"main\"", "broker = \"mian\"");
-    refused(
-        &text,
-        "subscriptions.orders.broker",
-        &["did you mean \"main\"?"],
-    );
-    line_refused(
-        "retry = \"standrad\"",
-        "retry",
-        &["did you mean \"standard\"?"],
-    );
+    refused(&text, "subscriptions.orders.broker", &["did you mean \"main\"?"]);
+    line_refused("retry = \"standrad\"", "retry", &["did you mean \"standard\"?"]);
     line_refused(
         "idempotency = { store = \"mains\" }",
         "idempotency.store",
@@ -159,20 +119,12 @@ fn nothing_is_taken_for_a_number_that_is_none() {
         "in_flight_max",
         &["5.7", "whole number", "line 6, column 17:"],
     );
-    line_refused(
-        "in_flight_max = \"5\"",
-        "in_flight_max",
-        &["without quotes"],
-    );
+    line_refused("in_flight_max = \"5\"", "in_flight_max", &["without quotes"]);
     line_refused("in_flight_max = true", "in_flight_max", &["`true`"]);
     line_refused("in_flight_max = 0", "in_flight_max", &["use 1 or more"]);
     line_refused("in_flight_max = -1", "in_flight_max", &["out of range"]);
     line_refused("crashes_max = 4294967296", "crashes_max", &["out of range"]);
-    line_refused(
-        "single_active_consumer = 1",
-        "single_active_consumer",
-        &["true or false"],
-    );
+    line_refused("single_active_consumer = 1", "single_active_consumer", &["true or false"]);
 }
 
 #[test]
@@ -189,11 +141,7 @@ fn every_problem_is_reported_at_once() {
     let problems = problems_of(
         "[brokers.main]\nkind = \"rabbit\"\n[subscriptions.orders]\nbroker = \"man\"\nqueue = 5\nin_flight_max = 0\ntimeout = \"5\"\n[retry.slow]\ndelay_min = \"1s\"\ndelay_max = \"500ms\"\n",
     );
-    let paths: Vec<&str> = problems
-        .list()
-        .iter()
-        .map(|problem| problem.path())
-        .collect();
+    let paths: Vec<&str> = problems.list().iter().map(|problem| problem.path()).collect();
     assert_eq!(
         paths,
         [
@@ -210,11 +158,7 @@ fn every_problem_is_reported_at_once() {
 
 #[test]
 fn a_text_that_is_no_toml_is_shown_where_it_breaks() {
-    refused(
-        "[brokers.main]\nkind = \n",
-        "",
-        &["line 2, column", "kind ="],
-    );
+    refused("[brokers.main]\nkind = \n", "", &["line 2, column", "kind ="]);
     assert!(problems_of("a = = 1\n[b\n").list().len() > 1);
 }
 
@@ -225,16 +169,8 @@ fn a_rabbitmq_subscription_needs_a_queue_and_a_kafka_one_topics_and_group() {
         "subscriptions.orders.queue",
         &["add queue ="],
     );
-    refused(
-        &kafka_with("group = \"g\""),
-        "subscriptions.orders.topics",
-        &["add topics ="],
-    );
-    refused(
-        &kafka_with("topics = [\"t\"]"),
-        "subscriptions.orders.group",
-        &["add group ="],
-    );
+    refused(&kafka_with("group = \"g\""), "subscriptions.orders.topics", &["add topics ="]);
+    refused(&kafka_with("topics = [\"t\"]"), "subscriptions.orders.group", &["add group ="]);
     refused(
         &kafka_with("group = \"g\"\npattern = \"orders-\""),
         "subscriptions.orders.pattern",
@@ -249,11 +185,7 @@ fn a_rabbitmq_subscription_needs_a_queue_and_a_kafka_one_topics_and_group() {
 
 #[test]
 fn keys_of_another_broker_are_refused() {
-    line_refused(
-        "group = \"billing\"",
-        "group",
-        &["means nothing on a rabbitmq broker"],
-    );
+    line_refused("group = \"billing\"", "group", &["means nothing on a rabbitmq broker"]);
     refused(
         &kafka_with("group = \"g\"\ntopics = [\"t\"]\nconsumers = 2"),
         "subscriptions.orders.consumers",
@@ -268,16 +200,8 @@ fn keys_of_another_broker_are_refused() {
 
 #[test]
 fn a_kind_is_never_guessed() {
-    refused(
-        "[brokers.main]\nurl = \"amqp://x\"",
-        "brokers.main.kind",
-        &["add kind ="],
-    );
-    refused(
-        "[stores.main]\nstrict = true",
-        "stores.main.kind",
-        &["add kind ="],
-    );
+    refused("[brokers.main]\nurl = \"amqp://x\"", "brokers.main.kind", &["add kind ="]);
+    refused("[stores.main]\nstrict = true", "stores.main.kind", &["add kind ="]);
 }
 
 #[test]
@@ -292,31 +216,22 @@ fn an_address_must_fit_its_kind() {
         "brokers.main.url",
         &["HOST:9092"],
     );
-    refused(
-        "[stores.main]\nkind = \"redis\"",
-        "stores.main.url",
-        &["add url ="],
-    );
+    refused("[stores.main]\nkind = \"redis\"", "stores.main.url", &["add url ="]);
 }
 
 #[test]
 fn names_that_no_variable_can_reach_are_refused() {
     for name in ["Orders", "\"or ders\"", "a__b", "\"ü\"", "\"\""] {
         let problems = problems_of(&format!("[retry.{name}]\n"));
-        assert!(
-            problems.to_string().contains("no usable name"),
-            "{problems}"
-        );
+        assert!(problems.to_string().contains("no usable name"), "{problems}");
     }
 }
 
 #[test]
 fn order_by_key_needs_a_key_but_on_kafka() -> Result<(), Problems> {
     line_refused("ordering = \"key\"", "key", &["needs it"]);
-    Config::from_toml(&kafka_with(
-        "group = \"g\"\ntopics = [\"t\"]\nordering = \"key\"",
-    ))
-    .map(|_| ())
+    Config::from_toml(&kafka_with("group = \"g\"\ntopics = [\"t\"]\nordering = \"key\""))
+        .map(|_| ())
 }
 
 #[test]
@@ -329,71 +244,33 @@ fn order_with_long_waits_must_say_what_becomes_of_them() -> Result<(), Problems>
     );
     let ruled = "ordering = \"lane\"\n[retry.standard]\nrules = [{ class = \"down\", retry = \"slow\" }]\n[retry.slow]\nbackoff = \"fixed\"\ndelay_min = \"1m\"";
     line_refused(ruled, "order_on_long_wait", &["retry.slow"]);
-    Config::from_toml(&orders_with(&format!(
-        "order_on_long_wait = \"reorder\"\n{slow}"
-    )))
-    .map(|_| ())
+    Config::from_toml(&orders_with(&format!("order_on_long_wait = \"reorder\"\n{slow}")))
+        .map(|_| ())
 }
 
 #[test]
 fn a_subscription_that_contradicts_itself_is_refused() {
-    line_refused(
-        "ordering = \"lane\"\nconsumers = 4",
-        "consumers",
-        &["stand by"],
-    );
-    line_refused(
-        "in_flight_bytes_max = \"1MiB\"",
-        "in_flight_bytes_max",
-        &["body_max (16MiB)"],
-    );
-    line_refused(
-        "batch = { size = 100 }",
-        "batch.size",
-        &["in_flight_max (64)"],
-    );
-    line_refused(
-        "breaker = { failure_rate = 1.5 }",
-        "breaker.failure_rate",
-        &["no share"],
-    );
-    line_refused(
-        "breaker = { pause = \"10m\" }",
-        "breaker.pause_max",
-        &["pause (10m)"],
-    );
+    line_refused("ordering = \"lane\"\nconsumers = 4", "consumers", &["stand by"]);
+    line_refused("in_flight_bytes_max = \"1MiB\"", "in_flight_bytes_max", &["body_max (16MiB)"]);
+    line_refused("batch = { size = 100 }", "batch.size", &["in_flight_max (64)"]);
+    line_refused("breaker = { failure_rate = 1.5 }", "breaker.failure_rate", &["no share"]);
+    line_refused("breaker = { pause = \"10m\" }", "breaker.pause_max", &["pause (10m)"]);
     line_refused("wait = \"later\"", "wait", &["{ms}"]);
-    line_refused(
-        "dead = \"{topic}.dead\"",
-        "dead",
-        &["{topic}", "use {queue}"],
-    );
+    line_refused("dead = \"{topic}.dead\"", "dead", &["{topic}", "use {queue}"]);
     line_refused("lock = { store = \"main\" }", "lock.key", &["add key ="]);
     line_refused(
         "lock = { store = \"main\", key = \"/a\", lease = \"1h\" }",
         "lock.hold_max",
         &["lease (1h)"],
     );
-    line_refused(
-        "key = \"customer_id\"",
-        "key",
-        &["JSON pointer like \"/customer_id\""],
-    );
-    line_refused(
-        "bindings = [{ routing_key = \"a\" }]",
-        "bindings[0].exchange",
-        &["is missing"],
-    );
+    line_refused("key = \"customer_id\"", "key", &["JSON pointer like \"/customer_id\""]);
+    line_refused("bindings = [{ routing_key = \"a\" }]", "bindings[0].exchange", &["is missing"]);
 }
 
 #[test]
 fn ids_must_be_kept_longer_than_their_retries_last() {
     let short = "idempotency = { store = \"main\", keep = \"1m\" }";
-    line_refused(
-        short,
-        "idempotency.keep",
-        &["shorter than the attempts of retry.standard"],
-    );
+    line_refused(short, "idempotency.keep", &["shorter than the attempts of retry.standard"]);
 }
 
 #[test]
@@ -413,32 +290,20 @@ fn a_policy_that_contradicts_itself_is_refused() {
         ".delays[1]",
         &["delay_max (10m)", "\n  3 | "],
     );
-    policy_refused(
-        "backoff = \"list\"\ndelays = [\"1s\", 5]",
-        ".delays[1]",
-        &["no unit"],
-    );
+    policy_refused("backoff = \"list\"\ndelays = [\"1s\", 5]", ".delays[1]", &["no unit"]);
     policy_refused("immediate = 8", ".immediate", &["7 retries"]);
     policy_refused("attempts_max = 0", ".attempts_max", &["1 or more"]);
 }
 
 #[test]
 fn a_rule_must_fit_something_and_end_somewhere() {
-    policy_refused(
-        "rules = [{ then = \"reject\" }]",
-        ".rules[0]",
-        &["neither class nor type"],
-    );
+    policy_refused("rules = [{ then = \"reject\" }]", ".rules[0]", &["neither class nor type"]);
     policy_refused(
         "rules = [{ class = \"a\", type = \"b\", then = \"reject\" }]",
         ".rules[0]",
         &["make two rules"],
     );
-    policy_refused(
-        "rules = [{ class = \"a\" }]",
-        ".rules[0].then",
-        &["add then ="],
-    );
+    policy_refused("rules = [{ class = \"a\" }]", ".rules[0].then", &["add then ="]);
     policy_refused(
         "rules = [{ class = \"a\", retry = \"sloww\" }]",
         ".rules[0].retry",
@@ -449,20 +314,13 @@ fn a_rule_must_fit_something_and_end_somewhere() {
         ".rules[0].retry",
         &["then = \"retry\""],
     );
-    policy_refused(
-        "rules = [{ class = \"a\", retry = \"slow\" }]",
-        ".rules",
-        &["lead back"],
-    );
+    policy_refused("rules = [{ class = \"a\", retry = \"slow\" }]", ".rules", &["lead back"]);
 }
 
 #[test]
 fn later_files_lie_over_earlier_ones_key_by_key() -> Result<(), Box<dyn std::error::Error>> {
     let folder = tempfile::tempdir()?;
-    let (base, over) = (
-        folder.path().join("base.toml"),
-        folder.path().join("over.toml"),
-    );
+    let (base, over) = (folder.path().join("base.toml"), folder.path().join("over.toml"));
     std::fs::write(&base, ORDERS)?;
     std::fs::write(
         &over,
@@ -470,10 +328,7 @@ fn later_files_lie_over_earlier_ones_key_by_key() -> Result<(), Box<dyn std::err
     )?;
     let config = Config::load_all_with(&[&base, &over], NO_ENVIRONMENT)?;
     assert_eq!(config.subscriptions["orders"].in_flight_max.get(), 7);
-    assert_eq!(
-        config.subscriptions["orders"].queue.as_deref(),
-        Some("orders")
-    );
+    assert_eq!(config.subscriptions["orders"].queue.as_deref(), Some("orders"));
     assert_eq!(config.retry["standard"].attempts_max.get(), 3);
 
     std::fs::write(&over, "[retry.standard]\n\ndelay_min = \"1h\"\n")?;
@@ -498,61 +353,40 @@ fn the_environment_lies_over_the_files() -> Result<(), Problems> {
             ("REDELIVER__RETRY__STANDARD__BACKOFF", "list"),
             ("REDELIVER__RETRY__STANDARD__DELAYS", "[\"1s\", \"2s\"]"),
             ("REDELIVER__STORES__MAIN__STRICT", "true"),
-            (
-                "REDELIVER__BROKERS__MAIN__URL",
-                "amqp://app:hunter2@rabbit/%2f",
-            ),
+            ("REDELIVER__BROKERS__MAIN__URL", "amqp://app:hunter2@rabbit/%2f"),
             ("REDELIVER_OTHER", "is not ours"),
             ("PATH", "neither"),
         ],
     )?;
     let orders = &config.subscriptions["orders-eu"];
     assert_eq!(config.subscriptions.len(), 1);
-    assert_eq!(
-        (orders.in_flight_max.get(), orders.queue.as_deref()),
-        (5, Some("5"))
-    );
-    assert_eq!(
-        config.retry["standard"].delays,
-        [Duration::from_secs(1), Duration::from_secs(2)]
-    );
+    assert_eq!((orders.in_flight_max.get(), orders.queue.as_deref()), (5, Some("5")));
+    assert_eq!(config.retry["standard"].delays, [Duration::from_secs(1), Duration::from_secs(2)]);
     assert!(config.stores["main"].strict);
-    assert_eq!(
-        config.brokers["main"].url,
-        Some(Url::new("amqp://app:hunter2@rabbit/%2f"))
-    );
+    assert_eq!(config.brokers["main"].url, Some(Url::new("amqp://app:hunter2@rabbit/%2f")));
+    Ok(())
+}
+
+#[test]
+fn a_property_of_librdkafka_can_be_a_variable() -> Result<(), Problems> {
+    let text = "[brokers.main]\nkind = \"kafka\"\nurl = \"kafka:9092\"\nproperties.sasl.password = \"old\"";
+    let name = "REDELIVER__BROKERS__MAIN__PROPERTIES__SASL_PASSWORD";
+    let config = with_environment(text, &[(name, "hunter2")])?;
+    let properties = &config.brokers["main"].properties;
+    assert_eq!(properties.names().collect::<Vec<_>>(), ["sasl.password"]);
+    assert_eq!(properties.expose("sasl.password"), Some("hunter2"));
     Ok(())
 }
 
 #[test]
 fn a_wrong_variable_is_named() {
     for (name, value, words) in [
-        (
-            "REDELIVER__SUBSCRIPTIONS__ORDERS__IN_FLIGHT_MAX",
-            "5.7",
-            "whole number",
-        ),
-        (
-            "REDELIVER__SUBSCRIPTIONS__ORDERS__IN_FLIGHT_MAX",
-            "0",
-            "1 or more",
-        ),
-        (
-            "REDELIVER__SUBSCRIPTIONS__ORDERS__IN_FLIGHT_MX",
-            "5",
-            "did you mean `in_flight_max`?",
-        ),
+        ("REDELIVER__SUBSCRIPTIONS__ORDERS__IN_FLIGHT_MAX", "5.7", "whole number"),
+        ("REDELIVER__SUBSCRIPTIONS__ORDERS__IN_FLIGHT_MAX", "0", "1 or more"),
+        ("REDELIVER__SUBSCRIPTIONS__ORDERS__IN_FLIGHT_MX", "5", "did you mean `in_flight_max`?"),
         ("REDELIVER__SUBSCRIPTIONS__ORDERS__TIMEOUT", "5", "no unit"),
-        (
-            "REDELIVER__SUBSCRIPTIONS__ORDERS__BROKER",
-            "mian",
-            "did you mean \"main\"?",
-        ),
-        (
-            "REDELIVER__RETRY__STANDARD__DELAY_MAX",
-            "1ms",
-            "below delay_min",
-        ),
+        ("REDELIVER__SUBSCRIPTIONS__ORDERS__BROKER", "mian", "did you mean \"main\"?"),
+        ("REDELIVER__RETRY__STANDARD__DELAY_MAX", "1ms", "below delay_min"),
     ] {
         let problems = with_environment(ORDERS, &[(name, value)]).expect_err(value);
         assert_eq!(problems.list().len(), 1, "{problems}");
@@ -571,30 +405,18 @@ fn secrets_come_from_files_too() -> Result<(), Box<dyn std::error::Error>> {
         let path = folder.path().join(name);
         std::fs::write(&path, text).map(|()| path.display().to_string())
     };
-    let (url, password, sasl) = (
-        file("url", "redis://redis\n")?,
-        file("password", "p@ss\r\n")?,
-        file("sasl", "hunter2")?,
-    );
+    let (url, password, sasl) =
+        (file("url", "redis://redis\n")?, file("password", "p@ss\r\n")?, file("sasl", "hunter2")?);
     let config = Config::from_toml(&format!(
         "[brokers.rabbit]\nkind = \"rabbitmq\"\nurl = \"amqp://app@rabbit\"\npassword_file = {password:?}\n\
          [brokers.kafka]\nkind = \"kafka\"\nurl = \"kafka:9092\"\nproperties = {{ sasl.username = \"app\", \"sasl.password_file\" = {sasl:?} }}\n\
          [stores.main]\nkind = \"redis\"\nurl_file = {url:?}\n"
     ))?;
     let url = |url: &Option<Url>| url.as_ref().map(|url| url.expose().to_owned());
-    assert_eq!(
-        url(&config.brokers["rabbit"].url).as_deref(),
-        Some("amqp://app:p%40ss@rabbit")
-    );
-    assert_eq!(
-        url(&config.stores["main"].url).as_deref(),
-        Some("redis://redis")
-    );
+    assert_eq!(url(&config.brokers["rabbit"].url).as_deref(), Some("amqp://app:p%40ss@rabbit"));
+    assert_eq!(url(&config.stores["main"].url).as_deref(), Some("redis://redis"));
     let properties: Vec<_> = config.brokers["kafka"].properties.expose_all().collect();
-    assert_eq!(
-        properties,
-        [("sasl.password", "hunter2"), ("sasl.username", "app")]
-    );
+    assert_eq!(properties, [("sasl.password", "hunter2"), ("sasl.username", "app")]);
     assert_eq!(config.stores["main"].kind, StoreKind::Redis);
     Ok(())
 }
@@ -623,12 +445,7 @@ fn a_secret_twice_or_not_to_be_read_is_a_problem() {
 fn a_missing_file_is_a_problem() {
     let problems = Config::load_all_with(&["nowhere.toml"], NO_ENVIRONMENT)
         .expect_err("there is no such file");
-    assert!(
-        problems
-            .to_string()
-            .contains("nowhere.toml: it cannot be opened"),
-        "{problems}"
-    );
+    assert!(problems.to_string().contains("nowhere.toml: it cannot be opened"), "{problems}");
 }
 
 #[test]
@@ -645,14 +462,14 @@ fn no_secret_is_shown_wherever_it_stands() {
         "[brokers.main]\nkind = \"kafka\"\nurl = \"u:hunter2@h\"\nproperties = { \"sasl.password\" = \"hunter2\", x = 1979-05-27 }",
         "[brokers.main]\nkind = \"memory\"\n[subscriptions.a]\nbroker = \"amqp://u:hunter2@h\"",
         "[brokers.main]\nkind = \"amqp://u:hunter2@h\"",
+        "broker.main.password = \"hunter2\"",
+        "brokers.main = { kind = \"rabbitmq\", url = \"amqp://h\", tls = { pasword = \"hunter2\" } }",
+        "subscriptions.orders = { pasword = \"hunter2\" }",
         "[stores.main]\nkind = \"redis\"\ndeadline = \"redis://:hunter2@h\"",
     ];
     for text in texts {
         let problems = problems_of(text);
-        assert!(
-            !format!("{problems} {problems:?}").contains(secret),
-            "{text}\n{problems:?}"
-        );
+        assert!(!format!("{problems} {problems:?}").contains(secret), "{text}\n{problems:?}");
     }
     let problems = with_environment(
         "",
@@ -686,10 +503,7 @@ fn a_configuration_made_in_code_is_checked_too() {
     assert_eq!(config.check(), Ok(()));
     config.subscriptions.insert(
         "orders".to_owned(),
-        Subscription {
-            broker: "main".to_owned(),
-            ..Subscription::default()
-        },
+        Subscription { broker: "main".to_owned(), ..Subscription::default() },
     );
     let problems = config.check().expect_err("there is no such broker");
     assert_eq!(problems.list()[0].path(), "subscriptions.orders.broker");

@@ -17,10 +17,7 @@ fn every_sample_configuration_can_be_read() {
     let mut read = 0;
     for entry in folder.read_dir().expect("config/ is there") {
         let path = entry.expect("config/ can be listed").path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "toml")
-        {
+        if path.extension().is_some_and(|extension| extension == "toml") {
             let no_environment: [(&str, &str); 0] = [];
             Config::load_all_with(&[&path], no_environment)
                 .unwrap_or_else(|problems| panic!("{problems}"));
@@ -46,20 +43,13 @@ fn the_full_configuration_says_the_defaults() {
         assert_eq!(broker, required);
     }
     for store in config.stores.into_values() {
-        assert_eq!(
-            store,
-            Store {
-                kind: store.kind,
-                url: store.url.clone(),
-                ..Store::default()
-            }
-        );
+        assert_eq!(store, Store { kind: store.kind, url: store.url.clone(), ..Store::default() });
     }
     for subscription in config.subscriptions.into_values() {
-        let idempotency = subscription.idempotency.clone().map(|given| Idempotency {
-            store: given.store,
-            ..Idempotency::default()
-        });
+        let idempotency = subscription
+            .idempotency
+            .clone()
+            .map(|given| Idempotency { store: given.store, ..Idempotency::default() });
         let lock = subscription.lock.clone().map(|given| Lock {
             store: given.store,
             key: given.key,
@@ -78,20 +68,14 @@ fn the_full_configuration_says_the_defaults() {
     }
     assert_eq!(
         Batch::default(),
-        Batch {
-            size: 64.try_into().expect("64 is not zero"),
-            wait: Duration::from_millis(100)
-        }
+        Batch { size: 64.try_into().expect("64 is not zero"), wait: Duration::from_millis(100) }
     );
 }
 
 #[test]
 fn what_is_commented_out_in_the_full_configuration_can_be_said() {
     // Each pair excludes the other, so each is tried alone.
-    for line in FULL
-        .lines()
-        .filter(|line| line.starts_with("# ") && key_of(line).is_some())
-    {
+    for line in FULL.lines().filter(|line| line.starts_with("# ") && key_of(line).is_some()) {
         let key = key_of(line).expect("a line with a key was chosen");
         if key.ends_with("_file") || ["password", "pattern", "cert", "key"].contains(&key) {
             continue;
@@ -105,28 +89,17 @@ fn what_is_commented_out_in_the_full_configuration_can_be_said() {
 fn every_key_of_the_full_configuration_is_in_the_reference() {
     let keys: BTreeSet<&str> = FULL.lines().filter_map(key_of).collect();
     assert!(keys.len() > 70, "only {} keys were found", keys.len());
-    let missing: Vec<&&str> = keys
-        .iter()
-        .filter(|key| !REFERENCE.contains(&format!("`{key}`")))
-        .collect();
-    assert!(
-        missing.is_empty(),
-        "docs/configuration.md does not explain {missing:?}"
-    );
+    let missing: Vec<&&str> =
+        keys.iter().filter(|key| !REFERENCE.contains(&format!("`{key}`"))).collect();
+    assert!(missing.is_empty(), "docs/configuration.md does not explain {missing:?}");
 }
 
 #[test]
 fn every_key_of_the_structs_is_in_the_full_configuration() {
     // A wrong key makes the loader list all that a table knows.
     let keys: BTreeSet<&str> = FULL.lines().filter_map(key_of).collect();
-    for table in [
-        "service",
-        "brokers.a",
-        "brokers.a.tls",
-        "stores.a",
-        "subscriptions.a",
-        "retry.a",
-    ] {
+    for table in ["service", "brokers.a", "brokers.a.tls", "stores.a", "subscriptions.a", "retry.a"]
+    {
         let problems = Config::from_toml(&format!("[{table}]\nzzzzzzzzzzzz = 1\n"))
             .expect_err("the key is unknown")
             .to_string();
@@ -160,26 +133,16 @@ fn the_sample_of_an_error_is_what_is_printed() {
         let (_, rest) = REFERENCE
             .split_once(fence)
             .unwrap_or_else(|| panic!("docs/configuration.md lacks {fence}"));
-        rest.split_once("\n```")
-            .map(|(sample, _)| sample.to_owned())
-            .expect("the sample ends")
+        rest.split_once("\n```").map(|(sample, _)| sample.to_owned()).expect("the sample ends")
     };
     let folder = tempfile::tempdir().expect("a folder can be made");
     let path = folder.path().join("orders.toml");
     std::fs::write(&path, sample("<!-- wrong -->\n```toml\n")).expect("a file can be written");
-    let problems = Config::load_all_with(
-        &[&path],
-        [("REDELIVER__SUBSCRIPTIONS__ORDERS__TIMEOUT", "30")],
-    )
-    .expect_err("it is wrong");
-    let printed = problems
-        .to_string()
-        .replace(&path.display().to_string(), "orders.toml");
-    assert_eq!(
-        printed,
-        sample("<!-- printed -->\n```text\n"),
-        "\n{printed}\n"
-    );
+    let problems =
+        Config::load_all_with(&[&path], [("REDELIVER__SUBSCRIPTIONS__ORDERS__TIMEOUT", "30")])
+            .expect_err("it is wrong");
+    let printed = problems.to_string().replace(&path.display().to_string(), "orders.toml");
+    assert_eq!(printed, sample("<!-- printed -->\n```text\n"), "\n{printed}\n");
 }
 
 /// The key that a line of TOML sets, also behind a `#`.

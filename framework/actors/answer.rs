@@ -76,10 +76,9 @@ impl<A: Actor> ActorFuture<A> for Watched<A> {
         cx: &mut TaskContext<'_>,
     ) -> Poll<()> {
         let Watched { future, reply } = &mut *self;
-        match reply {
-            None => return Poll::Ready(()),
-            Some(reply) if reply.poll_closed(cx).is_ready() => return Poll::Ready(()),
-            Some(_) => {}
+        let nobody_waits = reply.as_mut().is_none_or(|reply| reply.poll_closed(cx).is_ready());
+        if nobody_waits {
+            return Poll::Ready(());
         }
         let answer = match caught(|| future.as_mut().poll(actor, ctx, cx)) {
             Ok(Poll::Pending) => return Poll::Pending,

@@ -154,7 +154,11 @@ impl Handler<Count> for Consumer {
 type Orders = mpsc::Receiver<(Instant, oneshot::Sender<usize>)>;
 
 /// Drains `lane` until it ends or is told to wind down. The whole life of a consumer in one place.
-async fn drain(mut lane: Box<dyn Lane>, mut desk: Desk, mut orders: Orders) -> (Desk, Option<Down>) {
+async fn drain(
+    mut lane: Box<dyn Lane>,
+    mut desk: Desk,
+    mut orders: Orders,
+) -> (Desk, Option<Down>) {
     desk.open(lane.generation());
     let end = loop {
         desk.hand_out();
@@ -163,6 +167,7 @@ async fn drain(mut lane: Box<dyn Lane>, mut desk: Desk, mut orders: Orders) -> (
             break Down::Ended(end);
         }
         let room = desk.room();
+        let wake_at = desk.wake_at();
         tokio::select! {
             biased;
             Some((deadline, reply)) = orders.recv() => {
@@ -177,7 +182,7 @@ async fn drain(mut lane: Box<dyn Lane>, mut desk: Desk, mut orders: Orders) -> (
                 Ok(()) => desk.receive(),
                 Err(end) => break Down::Ended(end),
             },
-            () = desk.next_event() => {
+            () = tokio::time::sleep_until(wake_at) => {
                 if desk.is_suspicious(lane.as_ref()).await {
                     break Down::Stalled;
                 }
@@ -464,7 +469,8 @@ impl Desk {
 
     fn bury(&mut self, mut work: Work, epitaph: Epitaph) {
         let scope = Arc::clone(&self.shared.scope);
-        if epitaph.reason == Reason::Expired && self.settings().on_expired == config::OnExpired::Drop
+        if epitaph.reason == Reason::Expired
+            && self.settings().on_expired == config::OnExpired::Drop
         {
             scope.metrics.dropped.inc();
             self.settle(work);
@@ -522,12 +528,11 @@ impl Desk {
         self.run_errands();
     }
 
-    /// Waits until something is due by time: a parked message, the breaker, a look at a silent lane.
-    async fn next_event(&self) {
+    /// When something is due by time: a parked message, the breaker, a look at a silent lane.
+    fn wake_at(&self) -> Instant {
         let stall = self.last_delivery + self.settings().stall_after;
         let gate = self.shared.gate.borrow().opens_at();
-        let due = [self.parked.next_due(), gate].into_iter().flatten().min();
-        tokio::time::sleep_until(due.map_or(stall, |due| due.min(stall))).await;
+        [self.parked.next_due(), gate].into_iter().flatten().fold(stall, Instant::min)
     }
 
     /// Whether the lane is silent though the broker has something for it.
@@ -538,7 +543,8 @@ impl Desk {
         }
         self.last_delivery = Instant::now();
         let scope = &self.shared.scope;
-        let depth = self.shared.broker.depth(&scope.source);
+        let source = scope.source.load_full();
+        let depth = self.shared.broker.depth(&source);
         let depth = tokio::time::timeout(STALL_QUERY_MAX, depth).await;
         matches!(depth, Ok(Ok(depth)) if depth.ready.is_some_and(|ready| ready > 0))
     }

@@ -84,8 +84,7 @@ where
     }
 }
 
-/// An actor whose payloads are decoded by `codec`; a pair or triple of codecs is chosen from by
-/// content type.
+/// An actor whose payloads are decoded by `codec`.
 ///
 /// ```
 /// use redeliver::{Raw, Delivery, Handled, with_codec};
@@ -99,14 +98,26 @@ where
 /// let handlers = with_codec(Raw, || Archive);
 /// # let _ = handlers;
 /// ```
-pub fn with_codec<A, T, F>(codecs: impl IntoCodecs<T>, factory: F) -> Handlers
+pub fn with_codec<A, T, F>(codec: impl Codec<T>, factory: F) -> Handlers
 where
     F: Fn() -> A + Send + Sync + 'static,
     A: Actor<Context = Context<A>> + Handler<Delivery<T>>,
     A::Result: IntoRunning<A>,
     T: 'static,
 {
-    single(ActorHost { factory, codecs: codecs.into_codecs(), types: PhantomData })
+    with_codecs(Codecs::new(codec), factory)
+}
+
+/// An actor whose payloads are decoded by the first of several codecs that takes the message's
+/// content type.
+pub fn with_codecs<A, T, F>(codecs: Codecs<T>, factory: F) -> Handlers
+where
+    F: Fn() -> A + Send + Sync + 'static,
+    A: Actor<Context = Context<A>> + Handler<Delivery<T>>,
+    A::Result: IntoRunning<A>,
+    T: 'static,
+{
+    single(ActorHost { factory, codecs: Arc::new(codecs), types: PhantomData })
 }
 
 /// An actor that takes [`Batch`]es, as large and as long waited for as `batch = { size, wait }` of
@@ -118,7 +129,7 @@ where
     A::Result: MessageResponse<A, Batch<T>>,
     T: DeserializeOwned + 'static,
 {
-    single(BatchHost { factory, codecs: Json.into_codecs(), types: PhantomData })
+    single(BatchHost { factory, codecs: Arc::new(Codecs::new(Json)), types: PhantomData })
 }
 
 /// An actor on `threads` threads of its own (actix's `SyncArbiter`), for drivers that block.
@@ -131,7 +142,7 @@ where
     A: Actor<Context = SyncContext<A>> + Handler<Delivery<T>, Result = Handled>,
     T: DeserializeOwned + Send + 'static,
 {
-    single(BlockingHost::new(threads, factory, Json.into_codecs()))
+    single(BlockingHost::new(threads, factory, Arc::new(Codecs::new(Json))))
 }
 
 /// Several handlers, chosen by the message's type.
@@ -160,7 +171,8 @@ impl Handlers {
     pub fn on<M>(mut self, kind: impl Into<String>, handlers: impl IntoHandlers<M>) -> Self {
         let kind = kind.into();
         let routes = handlers.into_handlers().routes;
-        self.routes.extend(routes.into_iter().map(|route| Route { kind: Some(kind.clone()), ..route }));
+        self.routes
+            .extend(routes.into_iter().map(|route| Route { kind: Some(kind.clone()), ..route }));
         self
     }
 
@@ -170,30 +182,6 @@ impl Handlers {
     pub fn otherwise<M>(mut self, handlers: impl IntoHandlers<M>) -> Self {
         self.routes.extend(handlers.into_handlers().routes);
         self
-    }
-}
-
-/// One codec or several, asked in order.
-pub trait IntoCodecs<T> {
-    #[doc(hidden)]
-    fn into_codecs(self) -> SharedCodecs<T>;
-}
-
-impl<T, C: Codec<T>> IntoCodecs<T> for C {
-    fn into_codecs(self) -> SharedCodecs<T> {
-        Arc::new(Codecs::new(vec![Arc::new(self)]))
-    }
-}
-
-impl<T, C: Codec<T>, D: Codec<T>> IntoCodecs<T> for (C, D) {
-    fn into_codecs(self) -> SharedCodecs<T> {
-        Arc::new(Codecs::new(vec![Arc::new(self.0), Arc::new(self.1)]))
-    }
-}
-
-impl<T, C: Codec<T>, D: Codec<T>, E: Codec<T>> IntoCodecs<T> for (C, D, E) {
-    fn into_codecs(self) -> SharedCodecs<T> {
-        Arc::new(Codecs::new(vec![Arc::new(self.0), Arc::new(self.1), Arc::new(self.2)]))
     }
 }
 
@@ -285,13 +273,16 @@ struct FunctionActor<F, T, R> {
     types: PhantomData<fn() -> (T, R)>,
 }
 
-impl<F: Unpin + 'static, T: 'static, R: 'static> Actor for FunctionActor<F, T, R> {
+/// Never pinned: the function is only called.
+impl<F, T, R> Unpin for FunctionActor<F, T, R> {}
+
+impl<F: 'static, T: 'static, R: 'static> Actor for FunctionActor<F, T, R> {
     type Context = Context<Self>;
 }
 
 impl<F, T, R> Handler<Delivery<T>> for FunctionActor<F, T, R>
 where
-    F: Fn(Delivery<T>) -> R + Unpin + 'static,
+    F: Fn(Delivery<T>) -> R + 'static,
     R: Future<Output = Handled> + 'static,
     T: 'static,
 {

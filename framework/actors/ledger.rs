@@ -101,9 +101,10 @@ impl Ledger {
             return None;
         }
         let generation = self.generation;
-        let entry = self.entries.iter_mut().flatten().find(|entry| {
-            entry.generation != generation && is_same(&entry.received, received)
-        })?;
+        let entry =
+            self.entries.iter_mut().flatten().find(|entry| {
+                entry.generation != generation && is_same(&entry.received, received)
+            })?;
         entry.received.token = received.token;
         entry.generation = generation;
         entry.orphaned = None;

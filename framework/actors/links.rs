@@ -61,7 +61,8 @@ impl Links {
             return self.fallback;
         }
         let kind = kind_of(work, scope);
-        let own = |route: &LinkedRoute| route.kind.is_some() && route.kind.as_deref() == kind.as_deref();
+        let own =
+            |route: &LinkedRoute| route.kind.is_some() && route.kind.as_deref() == kind.as_deref();
         self.routes.iter().position(own).or(self.fallback)
     }
 

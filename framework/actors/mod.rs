@@ -33,12 +33,14 @@ mod panics;
 mod parking;
 mod pump;
 mod retrier;
+mod root;
 mod slots;
 mod supervisor;
 
 pub use answer::IntoRunning;
 pub use handlers::{
-    ByActor, ByFunction, Handlers, IntoCodecs, IntoHandlers, blocking, by_type, in_batches,
-    with_codec,
+    ByActor, ByFunction, Handlers, IntoHandlers, blocking, by_type, in_batches, with_codec,
+    with_codecs,
 };
+pub(crate) use root::{InspectAll, Pause, ResumeOne, Root, StopAll};
 pub(crate) use supervisor::{Halt, Holding, Inspect, Plan, Resume, Supervisor};

@@ -189,7 +189,7 @@ impl<T> Drop for Ticket<T> {
     }
 }
 
-async fn run<T>(mut ticket: Ticket<T>, caller: Caller<T>) {
+async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>) {
     let Some(work) = ticket.work.as_ref() else { return };
     let desk = Rc::clone(&ticket.desk);
     let verdict = process(work, &desk.scope, &desk.codecs, &caller).await;
@@ -213,6 +213,9 @@ struct Pump<T, S, F, M> {
     woken: Vec<usize>,
     finished: bool,
 }
+
+/// What is pinned in it is pinned in boxes.
+impl<T, S, F, M> Unpin for Pump<T, S, F, M> {}
 
 /// A pump for the actor that is about to sit in `seat`; `None` if the seat is taken.
 pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
@@ -245,7 +248,6 @@ where
     S: Station<A, T>,
     F: Future<Output = ()>,
     M: Fn(usize, Work) -> F,
-    Self: Unpin,
 {
     type Output = ();
 

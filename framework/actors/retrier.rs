@@ -94,10 +94,8 @@ async fn confirmed(
     health: &HealthCell,
     done: &mpsc::Sender<Work>,
 ) -> bool {
-    let mut schedule = Schedule::new(Policy {
-        delay_max: Duration::from_secs(30),
-        ..Policy::default()
-    });
+    let mut schedule =
+        Schedule::new(Policy { delay_max: Duration::from_secs(30), ..Policy::default() });
     let mut failed = false;
     loop {
         let Err(error) = publisher.copy(copy).await else {
@@ -159,7 +157,7 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
         }
     };
     let Received { envelope, .. } = &work.received;
-    Copy { source: Arc::clone(&scope.source), envelope: Arc::clone(envelope), place, stamps }
+    Copy { source: scope.source.load_full(), envelope: Arc::clone(envelope), place, stamps }
 }
 
 /// What every copy of a message carries on.

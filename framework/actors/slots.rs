@@ -102,7 +102,9 @@ impl<F: Future<Output = ()>> Slots<F> {
         let mut slots = self.woken.slots.lock().unwrap_or_else(PoisonError::into_inner);
         into.append(&mut slots);
     }
+}
 
+impl<F> Slots<F> {
     /// Drops every future, done or not.
     pub(super) fn clear(&mut self) {
         self.slots.clear();

@@ -144,7 +144,8 @@ impl Supervisor {
 
     /// Starts an actor in a seat.
     fn fill(&self, place: &Place) {
-        let (host, seat) = (Arc::clone(&self.handlers.routes[place.route].host), Arc::clone(&place.seat));
+        let (host, seat) =
+            (Arc::clone(&self.handlers.routes[place.route].host), Arc::clone(&place.seat));
         match &place.arbiter {
             Some(arbiter) => {
                 arbiter.spawn_fn(move || host.start(seat));
@@ -156,7 +157,7 @@ impl Supervisor {
     /// Goes on with the lanes; those that are open stay.
     fn open_lanes(&mut self, ctx: &mut Context<Self>) {
         if self.opener.is_none() {
-            let lanes = self.broker.lanes(Arc::clone(&self.scope.source));
+            let lanes = self.broker.lanes(self.scope.source.load_full());
             self.opener = Some(Opener::start(lanes, ctx.address()));
         }
         self.health.update(|health| health.state = SubscriptionState::Running);
@@ -280,7 +281,9 @@ impl Handler<LaneDown> for Supervisor {
                 });
             }
             Down::Ended(end) => self.reopen(lane, &end, ctx),
-            Down::Stalled => self.reopen(lane, &"it delivers nothing though messages are ready", ctx),
+            Down::Stalled => {
+                self.reopen(lane, &"it delivers nothing though messages are ready", ctx)
+            }
         }
     }
 }
@@ -366,8 +369,11 @@ impl Handler<Inspect> for Supervisor {
     type Result = ResponseFuture<Vec<Holding>>;
 
     fn handle(&mut self, Inspect: Inspect, _: &mut Context<Self>) -> Self::Result {
-        let asked: Vec<_> =
-            self.consumers.values().map(|attended| attended.address.send(super::consumer::Count)).collect();
+        let asked: Vec<_> = self
+            .consumers
+            .values()
+            .map(|attended| attended.address.send(super::consumer::Count))
+            .collect();
         Box::pin(async move {
             futures_util::future::join_all(asked).await.into_iter().flatten().collect()
         })

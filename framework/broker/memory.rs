@@ -21,6 +21,7 @@ use super::{
     Lane, LaneEnd, LaneEvent, LaneId, Lanes, Outgoing, Place, Publisher, Received, Settlement,
     Source, Target, Token,
 };
+use crate::clock::Clock;
 use crate::config::BrokerKind;
 use crate::wire;
 
@@ -36,7 +37,7 @@ struct Shared {
     earlier: Notify,
     ticking: AtomicBool,
     generations: AtomicU64,
-    clock: fn() -> SystemTime,
+    clock: Clock,
 }
 
 #[derive(Default)]
@@ -80,11 +81,11 @@ struct Message {
 impl MemoryBroker {
     /// An empty broker.
     pub fn new() -> Self {
-        Self::with_clock(SystemTime::now)
+        Self::with_clock(Clock::System)
     }
 
     /// An empty broker that takes the time of publishing from `clock`.
-    pub fn with_clock(clock: fn() -> SystemTime) -> Self {
+    pub(crate) fn with_clock(clock: Clock) -> Self {
         Self {
             shared: Arc::new(Shared {
                 queues: Mutex::default(),
@@ -175,7 +176,8 @@ impl Broker for MemoryBroker {
             queues.by_name.entry(name).or_default();
         }
         for binding in &source.settings.bindings {
-            let bound = (binding.exchange.clone(), binding.routing_key.clone(), source_queue(source));
+            let bound =
+                (binding.exchange.clone(), binding.routing_key.clone(), source_queue(source));
             if !queues.bindings.contains(&bound) {
                 queues.bindings.push(bound);
             }
@@ -399,7 +401,7 @@ impl Publisher for MemoryPublisher {
             return Err(BrokerError::new(Fault::Unroutable, error));
         }
         for name in names {
-            let message = Arc::new(stored(outgoing, &name, (self.shared.clock)()));
+            let message = Arc::new(stored(outgoing, &name, self.shared.clock.now()));
             queues.push(&name, message)?;
         }
         Ok(())
@@ -452,20 +454,13 @@ fn stored(outgoing: &Outgoing, queue: &str, published_at: SystemTime) -> Message
 impl Message {
     /// What another place gets: everything but our own headers, which the stamps replace.
     fn copied(&self, copy: &Copy, queue: &str) -> Self {
-        let own = |name: &str| {
-            name.starts_with(wire::PREFIX) && !name.starts_with(wire::ORIGINAL_PREFIX)
-        };
+        let own =
+            |name: &str| name.starts_with(wire::PREFIX) && !name.starts_with(wire::ORIGINAL_PREFIX);
         let mut headers: Vec<(String, String)> =
             self.headers.iter().filter(|(name, _)| !own(name)).cloned().collect();
         let stamps = copy.stamps.iter();
         headers.extend(stamps.map(|(name, value)| ((*name).to_owned(), value.clone())));
-        Self {
-            headers,
-            time_to_live: None,
-            queue: queue.into(),
-            returns: 0,
-            ..self.clone()
-        }
+        Self { headers, time_to_live: None, queue: queue.into(), returns: 0, ..self.clone() }
     }
 }
 

@@ -77,8 +77,10 @@ pub trait Broker: Send + Sync {
     fn publisher(&self) -> Arc<dyn Publisher>;
 
     /// Reads the dead letters of `source` without consuming them.
-    async fn dead_letters(&self, source: Arc<Source>)
-    -> Result<Box<dyn DeadLetterReader>, BrokerError>;
+    async fn dead_letters(
+        &self,
+        source: Arc<Source>,
+    ) -> Result<Box<dyn DeadLetterReader>, BrokerError>;
 
     /// How many messages are where, for gauges and for "is anything still to come".
     async fn depth(&self, source: &Source) -> Result<Depth, BrokerError>;

@@ -29,11 +29,7 @@ fn layer(name: &str, path: &[String], value: &str) -> Result<Layer, Box<Problem>
             Ok(()) => {
                 let places = (1..=path.len())
                     .map(|end| (path[..end].join("."), Place::InVariable(name.to_owned())));
-                return Ok(Layer {
-                    table,
-                    places: places.collect(),
-                    faulty: Vec::new(),
-                });
+                return Ok(Layer { table, places: places.collect(), faulty: Vec::new() });
             }
             // The first reading that is refused is the one that was meant: `5.7` as a number, not as text.
             Err(message) if refusal.is_empty() => refusal = message,
@@ -41,23 +37,16 @@ fn layer(name: &str, path: &[String], value: &str) -> Result<Layer, Box<Problem>
         }
     }
     let problem = Problem::new(dotted, words::of(&refusal).text);
-    Err(Box::new(
-        problem.at(Origin::Variable(name.to_owned()), None),
-    ))
+    Err(Box::new(problem.at(Origin::Variable(name.to_owned()), None)))
 }
 
 /// What a value may mean: a number, boolean or list as TOML has them, else the text as it is.
 fn readings(value: &str) -> Vec<toml::Value> {
     // Text in quotes is never unquoted: the shell has taken its own away, any others belong to the text.
     let typed = toml::from_str::<toml::Table>(&format!("value = {value}\n")).ok();
-    let typed = typed
-        .filter(|table| table.len() == 1)
-        .and_then(|mut table| table.remove("value"));
+    let typed = typed.filter(|table| table.len() == 1).and_then(|mut table| table.remove("value"));
     let typed = typed.filter(|value| !value.is_str() && !value.is_datetime());
-    typed
-        .into_iter()
-        .chain([toml::Value::String(value.to_owned())])
-        .collect()
+    typed.into_iter().chain([toml::Value::String(value.to_owned())]).collect()
 }
 
 fn nested(path: &[String], value: toml::Value) -> toml::Table {

@@ -7,8 +7,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use super::file::Text;
 use super::problem::{Origin, Problem};
+use super::text::Text;
 
 /// What one file, or one variable, sets.
 #[derive(Clone, Debug, Default)]
@@ -22,12 +22,7 @@ pub(super) struct Layer {
 /// Where a setting stands.
 #[derive(Clone, Debug)]
 pub(super) enum Place {
-    InText {
-        text: Arc<Text>,
-        key: Range<usize>,
-        value: Range<usize>,
-        is_table: bool,
-    },
+    InText { text: Arc<Text>, key: Range<usize>, value: Range<usize>, is_table: bool },
     InVariable(String),
 }
 
@@ -46,39 +41,26 @@ impl Layers {
     /// The settings of all layers together: tables are merged, anything else is replaced.
     pub(super) fn merged(&self) -> Result<toml::Table, config::ConfigError> {
         let builder = config::Config::builder();
-        let builder = self
-            .layers
-            .iter()
-            .fold(builder, |builder, layer| builder.add_source(layer.clone()));
+        let builder =
+            self.layers.iter().fold(builder, |builder, layer| builder.add_source(layer.clone()));
         builder.build()?.try_deserialize()
     }
 
     /// Whether anything was written at this path, right or wrong.
     pub(super) fn given(&self, path: &str) -> bool {
-        self.faulty(path)
-            || self
-                .layers
-                .iter()
-                .any(|layer| layer.places.contains_key(path))
+        self.faulty(path) || self.layers.iter().any(|layer| layer.places.contains_key(path))
     }
 
     /// Whether what was written at this path was found wrong already.
     pub(super) fn faulty(&self, path: &str) -> bool {
-        self.layers
-            .iter()
-            .any(|layer| layer.faulty.iter().any(|faulty| faulty == path))
+        self.layers.iter().any(|layer| layer.faulty.iter().any(|faulty| faulty == path))
     }
 
     /// The problem, with the place of its path; of something missing, the place of the table it is missing in.
     pub(super) fn locate(&self, problem: Problem) -> Problem {
         let mut path = problem.path.as_str();
         loop {
-            if let Some(place) = self
-                .layers
-                .iter()
-                .rev()
-                .find_map(|layer| layer.places.get(path))
-            {
+            if let Some(place) = self.layers.iter().rev().find_map(|layer| layer.places.get(path)) {
                 return place.locate(problem.clone(), path == problem.path);
             }
             match path.rfind(['.', '[']) {
@@ -93,12 +75,7 @@ impl Place {
     fn locate(&self, problem: Problem, is_itself: bool) -> Problem {
         match self {
             Self::InVariable(name) => problem.at(Origin::Variable(name.clone()), None),
-            Self::InText {
-                text,
-                key,
-                value,
-                is_table,
-            } => {
+            Self::InText { text, key, value, is_table } => {
                 let span = if is_itself && !is_table { value } else { key };
                 text.problem(&problem.path, problem.text, span.clone())
             }
@@ -112,11 +89,7 @@ impl config::Source for Layer {
     }
 
     fn collect(&self) -> Result<config::Map<String, config::Value>, config::ConfigError> {
-        Ok(self
-            .table
-            .iter()
-            .map(|(key, value)| (key.clone(), untyped(value)))
-            .collect())
+        Ok(self.table.iter().map(|(key, value)| (key.clone(), untyped(value))).collect())
     }
 }
 
@@ -130,10 +103,7 @@ fn untyped(value: &toml::Value) -> config::Value {
         toml::Value::Datetime(date) => config::ValueKind::String(date.to_string()),
         toml::Value::Array(items) => config::ValueKind::Array(items.iter().map(untyped).collect()),
         toml::Value::Table(table) => config::ValueKind::Table(
-            table
-                .iter()
-                .map(|(key, value)| (key.clone(), untyped(value)))
-                .collect(),
+            table.iter().map(|(key, value)| (key.clone(), untyped(value))).collect(),
         ),
     };
     config::Value::new(None, kind)

@@ -32,10 +32,7 @@ impl Config {
             |name: &std::ffi::OsString| name.as_encoded_bytes().starts_with(env::PREFIX.as_bytes());
         let variables = std::env::vars_os().filter(|(name, _)| ours(name));
         // A value that is no UTF-8 fits no key; its replacement characters make that visible where it matters.
-        Self::load_all_with(
-            paths,
-            variables.map(|(name, value)| (lossy(name), lossy(value))),
-        )
+        Self::load_all_with(paths, variables.map(|(name, value)| (lossy(name), lossy(value))))
     }
 
     /// Like [`load_all`](Self::load_all), with an environment that is handed in.
@@ -60,10 +57,9 @@ impl Config {
         for path in paths {
             match read_file(path.as_ref()) {
                 Ok(text) => texts.push((Some(path.as_ref().to_owned()), text)),
-                Err(said) => problems.push(Problem::new(
-                    "",
-                    format!("{}: {said}", path.as_ref().display()),
-                )),
+                Err(said) => {
+                    problems.push(Problem::new("", format!("{}: {said}", path.as_ref().display())))
+                }
             }
         }
         layered(texts, environment, problems)
@@ -101,12 +97,7 @@ fn layered<N: AsRef<str>, V: AsRef<str>>(
     }
     lay_environment(environment, &mut layers, &mut problems);
     // A text that could not be read at all leaves gaps that are not worth a word each.
-    if problems
-        .iter()
-        .skip(unread)
-        .any(|problem| problem.path().is_empty())
-        || unread > 0
-    {
+    if problems.iter().skip(unread).any(|problem| problem.path().is_empty()) || unread > 0 {
         return Err(Problems::sorted(problems));
     }
     let mut config = merged(&layers, &mut problems);
@@ -132,10 +123,7 @@ fn lay_environment<N: AsRef<str>, V: AsRef<str>>(
         match env::read(name.as_ref(), value.as_ref(), &files) {
             Some(Ok(layer)) => layers.push(layer),
             Some(Err(problem)) => {
-                layers.push(Layer {
-                    faulty: vec![problem.path().to_owned()],
-                    ..Layer::default()
-                });
+                layers.push(Layer { faulty: vec![problem.path().to_owned()], ..Layer::default() });
                 problems.push(*problem);
             }
             None => {}
@@ -144,19 +132,13 @@ fn lay_environment<N: AsRef<str>, V: AsRef<str>>(
 }
 
 fn merged(layers: &Layers, problems: &mut Vec<Problem>) -> Config {
-    let config = layers
-        .merged()
-        .map_err(|error| error.to_string())
-        .and_then(|table| {
-            let table = toml::Value::Table(table).into_deserializer();
-            Config::deserialize(table).map_err(|error| error.message().to_owned())
-        });
+    let config = layers.merged().map_err(|error| error.to_string()).and_then(|table| {
+        let table = toml::Value::Table(table).into_deserializer();
+        Config::deserialize(table).map_err(|error| error.message().to_owned())
+    });
     config.unwrap_or_else(|said| {
         // Every layer was read alone before, so only a fault of ours comes here; say it all the same.
-        problems.push(Problem::new(
-            "",
-            format!("the layers do not fit together: {said}"),
-        ));
+        problems.push(Problem::new("", format!("the layers do not fit together: {said}")));
         Config::default()
     })
 }
@@ -186,13 +168,8 @@ fn complete_url(
     if let Some(text) = secret_of(at, "url", url.is_some(), url_file, &mut problems) {
         *url = Some(Url::new(text));
     }
-    if let Some(text) = secret_of(
-        at,
-        "password",
-        password.is_some(),
-        password_file,
-        &mut problems,
-    ) {
+    if let Some(text) = secret_of(at, "password", password.is_some(), password_file, &mut problems)
+    {
         *password = Some(Secret::new(text));
     }
     // The password is taken, so that it is in one place only: the url that the client is given.
@@ -219,10 +196,7 @@ fn secret_of(
     let path = path.as_deref()?;
     let here = format!("{at}.{key}_file");
     if is_given {
-        problems.push(Problem::new(
-            here,
-            format!("is given, and {key} too; remove one of them"),
-        ));
+        problems.push(Problem::new(here, format!("is given, and {key} too; remove one of them")));
         return None;
     }
     read_secret(&here, path, problems)
@@ -231,11 +205,8 @@ fn secret_of(
 /// A property whose name ends in `_file` becomes the property without the ending.
 fn read_properties(at: &str, properties: &mut Properties) -> Vec<Problem> {
     let mut problems = Vec::new();
-    let names: Vec<String> = properties
-        .names()
-        .filter(|name| name.ends_with("_file"))
-        .map(str::to_owned)
-        .collect();
+    let names: Vec<String> =
+        properties.names().filter(|name| name.ends_with("_file")).map(str::to_owned).collect();
     for name in names {
         let here = format!("{at}.properties.{name}");
         let (Some(path), Some(plain)) = (properties.remove(&name), name.strip_suffix("_file"))
@@ -243,10 +214,8 @@ fn read_properties(at: &str, properties: &mut Properties) -> Vec<Problem> {
             continue;
         };
         if properties.expose(plain).is_some() {
-            problems.push(Problem::new(
-                here,
-                format!("is given, and {plain} too; remove one of them"),
-            ));
+            problems
+                .push(Problem::new(here, format!("is given, and {plain} too; remove one of them")));
         } else if let Some(text) = read_secret(&here, Path::new(path.expose()), &mut problems) {
             properties.set(plain, text);
         }
@@ -259,10 +228,7 @@ fn read_secret(here: &str, path: &Path, problems: &mut Vec<Problem>) -> Option<S
         // Editors and `echo` end a file with a newline, which belongs to no secret.
         Ok(text) => Some(text.trim_end_matches(['\r', '\n']).to_owned()),
         Err(said) => {
-            problems.push(Problem::new(
-                here,
-                format!("names {}, but {said}", path.display()),
-            ));
+            problems.push(Problem::new(here, format!("names {}, but {said}", path.display())));
             None
         }
     }

@@ -28,6 +28,7 @@ mod layer;
 mod load;
 mod nearest;
 mod problem;
+mod text;
 mod words;
 
 use std::collections::BTreeMap;

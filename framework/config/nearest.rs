@@ -35,11 +35,7 @@ fn distance(left: &str, right: &str) -> usize {
                         && j > 1
                         && left[i - 1] == right[j - 2]
                         && left[i - 2] == right[j - 1];
-                    if swapped {
-                        best.min(rows[i - 2][j - 2] + 1)
-                    } else {
-                        best
-                    }
+                    if swapped { best.min(rows[i - 2][j - 2] + 1) } else { best }
                 }
             };
         }

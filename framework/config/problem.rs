@@ -23,11 +23,7 @@ pub struct Problems(Vec<Problem>);
 impl Problems {
     /// `Err` if there are any.
     pub(super) fn none(list: Vec<Problem>) -> Result<(), Self> {
-        if list.is_empty() {
-            Ok(())
-        } else {
-            Err(Self::sorted(list))
-        }
+        if list.is_empty() { Ok(()) } else { Err(Self::sorted(list)) }
     }
 
     pub(super) fn sorted(mut list: Vec<Problem>) -> Self {
@@ -117,9 +113,7 @@ impl fmt::Display for Problems {
             1 => write!(f, "1 problem in the configuration")?,
             n => write!(f, "{n} problems in the configuration")?,
         }
-        self.0
-            .iter()
-            .try_for_each(|problem| write!(f, "\n{problem}"))
+        self.0.iter().try_for_each(|problem| write!(f, "\n{problem}"))
     }
 }
 
@@ -140,16 +134,10 @@ impl fmt::Display for Problem {
 impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File {
-                file: Some(file),
-                line,
-                column,
-            } => write!(f, "{}:{line}:{column}", file.display()),
-            Self::File {
-                file: None,
-                line,
-                column,
-            } => write!(f, "line {line}, column {column}"),
+            Self::File { file: Some(file), line, column } => {
+                write!(f, "{}:{line}:{column}", file.display())
+            }
+            Self::File { file: None, line, column } => write!(f, "line {line}, column {column}"),
             Self::Variable(name) => write!(f, "environment variable {name}"),
         }
     }
@@ -160,11 +148,6 @@ impl fmt::Display for Excerpt {
         let number = self.line.to_string();
         let margin = " ".repeat(number.len());
         writeln!(f, "  {number} | {}", self.text)?;
-        write!(
-            f,
-            "  {margin} | {}{}",
-            " ".repeat(self.before),
-            "^".repeat(self.carets.max(1))
-        )
+        write!(f, "  {margin} | {}{}", " ".repeat(self.before), "^".repeat(self.carets.max(1)))
     }
 }

@@ -115,10 +115,7 @@ impl Retry {
         let attempts = timeout.saturating_mul(self.attempts_max.get() - 1);
         // The age is looked at when a wait has ended, and the attempt after it may still be made.
         let aged = self.age_max.saturating_add(policy.wait_longest());
-        waits
-            .saturating_add(attempts)
-            .min(aged)
-            .saturating_add(timeout)
+        waits.saturating_add(attempts).min(aged).saturating_add(timeout)
     }
 }
 
@@ -135,10 +132,7 @@ mod tests {
             age_max: minute,
             ..Retry::default()
         };
-        assert_eq!(
-            endless.longest_schedule(Duration::ZERO),
-            minute + endless.delay_max
-        );
+        assert_eq!(endless.longest_schedule(Duration::ZERO), minute + endless.delay_max);
     }
 
     #[test]

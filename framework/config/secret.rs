@@ -72,9 +72,8 @@ impl Url {
     /// What stands before `://`.
     pub fn scheme(&self) -> Option<&str> {
         let (scheme, _) = self.0.split_once("://")?;
-        let letters = scheme
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
+        let letters =
+            scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));
         (letters && !scheme.is_empty()).then_some(scheme)
     }
 
@@ -130,9 +129,7 @@ impl Properties {
 
     /// Every name with its value, secret or not, for the client that needs them and for nothing else.
     pub fn expose_all(&self) -> impl Iterator<Item = (&str, &str)> {
-        self.0
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.expose()))
+        self.0.iter().map(|(name, value)| (name.as_str(), value.expose()))
     }
 
     /// Every name.
@@ -147,22 +144,18 @@ impl Properties {
 
 impl fmt::Debug for Properties {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shown = self
-            .0
-            .iter()
-            .map(|(name, value)| match sounds_secret(name) {
-                true => (name, HIDDEN),
-                false => (name, value.expose()),
-            });
+        let shown = self.0.iter().map(|(name, value)| match sounds_secret(name) {
+            true => (name, HIDDEN),
+            false => (name, value.expose()),
+        });
         f.debug_map().entries(shown).finish()
     }
 }
 
 /// Whether a name sounds as if its value must not be seen. Too much is hidden rather than too little.
 pub(super) fn sounds_secret(name: &str) -> bool {
-    const WORDS: [&str; 9] = [
-        "pass", "secret", "token", "key", "cred", "url", "sasl", "pem", "auth",
-    ];
+    const WORDS: [&str; 9] =
+        ["pass", "secret", "token", "key", "cred", "url", "sasl", "pem", "auth"];
     // `location` and `mechanism` name a file and a method, not what is in them.
     let name = name.to_ascii_lowercase();
     let harmless = name.ends_with(".location")
@@ -179,9 +172,7 @@ pub(super) fn without_credentials(text: &str) -> String {
     while let Some(start) = rest.find("://") {
         let (before, after) = rest.split_at(start + 3);
         shown.push_str(before);
-        let end = after
-            .find(|c: char| c.is_whitespace() || c == '"')
-            .unwrap_or(after.len());
+        let end = after.find(|c: char| c.is_whitespace() || c == '"').unwrap_or(after.len());
         rest = match after[..end].rfind('@') {
             Some(at) => {
                 shown.push_str(HIDDEN);
@@ -320,27 +311,14 @@ mod tests {
         assert_eq!(shown("amqp://u:p/w?x@y@host/v"), "amqp://host/v");
         assert_eq!(shown("u:p@host:9092"), "host:9092");
         assert_eq!(shown("one:9092,two:9092"), "one:9092,two:9092");
-        assert_eq!(
-            shown("rediss://host:6379/1?password=x"),
-            "rediss://host:6379/1?***"
-        );
+        assert_eq!(shown("rediss://host:6379/1?password=x"), "rediss://host:6379/1?***");
     }
 
     #[test]
     fn a_password_is_put_into_its_address() {
-        let with = |url: &str| {
-            Url::new(url)
-                .with_password(&Secret::new("p@s/"))
-                .map(|url| url.0)
-        };
-        assert_eq!(
-            with("amqp://app@host/v"),
-            Some("amqp://app:p%40s%2F@host/v".to_owned())
-        );
-        assert_eq!(
-            with("redis://host:6379"),
-            Some("redis://:p%40s%2F@host:6379".to_owned())
-        );
+        let with = |url: &str| Url::new(url).with_password(&Secret::new("p@s/")).map(|url| url.0);
+        assert_eq!(with("amqp://app@host/v"), Some("amqp://app:p%40s%2F@host/v".to_owned()));
+        assert_eq!(with("redis://host:6379"), Some("redis://:p%40s%2F@host:6379".to_owned()));
         assert_eq!(with("amqp://app:old@host/v"), None);
     }
 

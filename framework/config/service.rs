@@ -54,9 +54,6 @@ impl Default for Service {
 
 fn executable() -> String {
     let path = std::env::current_exe().ok();
-    let stem = path
-        .as_deref()
-        .and_then(|path| path.file_stem())
-        .and_then(|stem| stem.to_str());
+    let stem = path.as_deref().and_then(|path| path.file_stem()).and_then(|stem| stem.to_str());
     stem.unwrap_or("redeliver").to_owned()
 }

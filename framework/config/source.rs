@@ -129,10 +129,7 @@ fn place(text: &str, words: &str) -> Result<Place, String> {
             "is {text:?}; use {words}, \"header:NAME\" or a JSON pointer like \"/customer_id\""
         ));
     };
-    let escapes_are_whole = rest
-        .split('~')
-        .skip(1)
-        .all(|after| after.starts_with(['0', '1']));
+    let escapes_are_whole = rest.split('~').skip(1).all(|after| after.starts_with(['0', '1']));
     match escapes_are_whole {
         true => Ok(Place::Pointer(Pointer(text.to_owned()))),
         false => Err(format!(
@@ -191,16 +188,9 @@ mod tests {
 
     #[test]
     fn a_bare_name_is_no_place() {
-        for text in [
-            "",
-            "customer_id",
-            "Header:x",
-            "header:",
-            "header: x",
-            "/a~b",
-            "/~2",
-            "routing_key",
-        ] {
+        for text in
+            ["", "customer_id", "Header:x", "header:", "header: x", "/a~b", "/~2", "routing_key"]
+        {
             assert!(text.parse::<KeySource>().is_err(), "{text:?} was accepted");
         }
     }

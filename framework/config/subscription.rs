@@ -183,9 +183,7 @@ impl Default for Subscription {
 impl Subscription {
     /// Where the key is: `key`, or on Kafka the record's key.
     pub fn key_source(&self, kind: BrokerKind) -> Option<KeySource> {
-        self.key
-            .clone()
-            .or_else(|| (kind == BrokerKind::Kafka).then_some(KeySource::RoutingKey))
+        self.key.clone().or_else(|| (kind == BrokerKind::Kafka).then_some(KeySource::RoutingKey))
     }
 
     /// Where the type is: `type`, or the broker's property, or on Kafka the header `type`.

@@ -15,19 +15,10 @@ const DURATION_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 const SIZE_MAX: u64 = i64::MAX as u64;
 
 /// Milliseconds of each unit, largest first: the order in which they must be written.
-const DURATION_UNITS: [(&str, u64); 5] = [
-    ("d", 86_400_000),
-    ("h", 3_600_000),
-    ("m", 60_000),
-    ("s", 1_000),
-    ("ms", 1),
-];
-const SIZE_UNITS: [(&str, u64); 4] = [
-    ("GiB", 1 << 30),
-    ("MiB", 1 << 20),
-    ("KiB", 1 << 10),
-    ("B", 1),
-];
+const DURATION_UNITS: [(&str, u64); 5] =
+    [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)];
+const SIZE_UNITS: [(&str, u64); 4] =
+    [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10), ("B", 1)];
 
 /// Reads a duration such as `"250ms"`, `"5m"` or `"1h30m"`.
 ///
@@ -117,11 +108,7 @@ pub fn duration_text(duration: Duration) -> String {
             rest %= scale;
         }
     }
-    if text.is_empty() {
-        "0s".to_owned()
-    } else {
-        text
-    }
+    if text.is_empty() { "0s".to_owned() } else { text }
 }
 
 /// Writes a size in the form that [`size_of`] reads.
@@ -140,9 +127,7 @@ pub fn size_text(bytes: u64) -> String {
 /// Splits `"30m5s"` into 30, `"m"` and `"5s"`. The number is absent if there is none or it is too long.
 fn step(text: &str) -> (Option<u64>, &str, &str) {
     let (digits, rest) = text.split_at(text.bytes().take_while(u8::is_ascii_digit).count());
-    let end = rest
-        .find(|c: char| c.is_ascii_digit())
-        .unwrap_or(rest.len());
+    let end = rest.find(|c: char| c.is_ascii_digit()).unwrap_or(rest.len());
     let (unit, tail) = rest.split_at(end);
     (digits.parse().ok(), unit, tail)
 }
@@ -151,10 +136,7 @@ fn step(text: &str) -> (Option<u64>, &str, &str) {
 trait Unit: Sized {
     const EXPECTED: &'static str;
     fn from_text(text: &str) -> Result<Self, String> {
-        Err(format!(
-            "is text ({text:?}), but must be {}; write it without quotes",
-            Self::EXPECTED
-        ))
+        Err(format!("is text ({text:?}), but must be {}; write it without quotes", Self::EXPECTED))
     }
     fn from_whole(number: i64) -> Result<Self, String>;
 }
@@ -170,10 +152,7 @@ impl Unit for Length {
         duration_of(text).map(Self)
     }
     fn from_whole(number: i64) -> Result<Self, String> {
-        Err(format!(
-            "is {number}, which has no unit; write {}",
-            Self::EXPECTED
-        ))
+        Err(format!("is {number}, which has no unit; write {}", Self::EXPECTED))
     }
 }
 
@@ -183,10 +162,7 @@ impl Unit for Bytes {
         size_of(text).map(Self)
     }
     fn from_whole(number: i64) -> Result<Self, String> {
-        Err(format!(
-            "is {number}, which has no unit; write {}",
-            Self::EXPECTED
-        ))
+        Err(format!("is {number}, which has no unit; write {}", Self::EXPECTED))
     }
 }
 
@@ -277,10 +253,7 @@ mod tests {
 
     #[test]
     fn a_duration_may_have_several_units() {
-        assert_eq!(
-            duration_of("1d2h3m4s5ms"),
-            Ok(Duration::from_millis(93_784_005))
-        );
+        assert_eq!(duration_of("1d2h3m4s5ms"), Ok(Duration::from_millis(93_784_005)));
         assert_eq!(duration_of("0s"), Ok(Duration::ZERO));
     }
 
@@ -305,18 +278,9 @@ mod tests {
         ] {
             assert!(duration_of(text).is_err(), "{text:?} was accepted");
         }
-        for text in [
-            "",
-            "5",
-            "5MB",
-            "5kb",
-            "5 MiB",
-            "-1B",
-            "1KiB1B",
-            "1.5MiB",
-            "MiB",
-            "9999999999999GiB",
-        ] {
+        for text in
+            ["", "5", "5MB", "5kb", "5 MiB", "-1B", "1KiB1B", "1.5MiB", "MiB", "9999999999999GiB"]
+        {
             assert!(size_of(text).is_err(), "{text:?} was accepted");
         }
     }

@@ -4,9 +4,10 @@
 
 use super::nearest::nearest;
 
-/// What to say, and which key an unknown one may have meant.
+/// What to say, whether a key is unknown, and which it may have meant.
 pub(super) struct Words {
     pub(super) text: String,
+    pub(super) is_unknown_key: bool,
     pub(super) meant_key: Option<String>,
 }
 
@@ -17,10 +18,7 @@ pub(super) fn of(message: &str) -> Words {
         Some(("invalid", rest)) => invalid(rest),
         _ => message.to_owned(),
     };
-    Words {
-        text,
-        meant_key: None,
-    }
+    Words { text, is_unknown_key: false, meant_key: None }
 }
 
 /// `field `x`, expected one of `a`, `b``, and the same with `variant`.
@@ -28,53 +26,33 @@ fn unknown(rest: &str) -> Words {
     let mut quoted = rest.split('`').skip(1).step_by(2);
     let wrong = quoted.next().unwrap_or_default();
     // A wrong word may hold backticks itself: what is known stands after `expected`.
-    let expected = rest
-        .rsplit_once(", expected")
-        .map_or("", |(_, known)| known);
+    let expected = rest.rsplit_once(", expected").map_or("", |(_, known)| known);
     let known: Vec<&str> = expected.split('`').skip(1).step_by(2).collect();
     let meant = nearest(wrong, known.iter().copied());
     let is_key = rest.starts_with("field");
     let quote = if is_key { "`" } else { "\"" };
-    let list = || {
-        known
-            .iter()
-            .map(|name| format!("{quote}{name}{quote}"))
-            .collect::<Vec<_>>()
-            .join(", ")
-    };
+    let list =
+        || known.iter().map(|name| format!("{quote}{name}{quote}")).collect::<Vec<_>>().join(", ");
     let advice = match meant {
         Some(meant) => format!("did you mean {quote}{meant}{quote}?"),
         None if known.is_empty() => "nothing is known here".to_owned(),
-        None => format!(
-            "use {}{}",
-            if known.len() > 1 { "one of " } else { "" },
-            list()
-        ),
+        None => format!("use {}{}", if known.len() > 1 { "one of " } else { "" }, list()),
     };
-    let what = if is_key {
-        "is no key of this table"
-    } else {
-        "is not known"
-    };
+    let what = if is_key { "is no key of this table" } else { "is not known" };
     let text = match is_key {
         true => format!("{what}; {advice}"),
         false => format!("is {wrong:?}, which {what}; {advice}"),
     };
-    Words {
-        text,
-        meant_key: meant.filter(|_| is_key).map(str::to_owned),
-    }
+    Words { text, is_unknown_key: is_key, meant_key: meant.filter(|_| is_key).map(str::to_owned) }
 }
 
 /// `type: X, expected Y` and `value: X, expected Y`.
 fn invalid(rest: &str) -> String {
     let said = rest.split_once(": ").map_or(rest, |(_, said)| said);
     match said.rsplit_once(", expected ") {
-        Some((found, expected)) => format!(
-            "is {}, but must be {}",
-            plain(found),
-            plain_expected(expected)
-        ),
+        Some((found, expected)) => {
+            format!("is {}, but must be {}", plain(found), plain_expected(expected))
+        }
         None => format!("is {said}"),
     }
 }

@@ -3,7 +3,6 @@
 //! Owns the choice of a codec by content type. Never sees headers or policies.
 
 use std::error::Error as StdError;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -56,9 +55,9 @@ impl<T: DeserializeOwned> Codec<T> for Json {
         let media = content_type.split(';').next().unwrap_or_default().trim();
         media.eq_ignore_ascii_case("application/json")
             || media.eq_ignore_ascii_case("text/json")
-            || media.get(media.len().saturating_sub(5)..).is_some_and(|end| {
-                end.eq_ignore_ascii_case("+json")
-            })
+            || media
+                .get(media.len().saturating_sub(5)..)
+                .is_some_and(|end| end.eq_ignore_ascii_case("+json"))
     }
 
     fn decode(&self, body: Option<&[u8]>) -> Result<T, DecodeError> {
@@ -108,13 +107,21 @@ impl Codec<Vec<u8>> for Raw {
 }
 
 /// The codecs of one handler, asked in order.
-pub(crate) struct Codecs<T> {
-    codecs: Vec<Arc<dyn Codec<T>>>,
+pub struct Codecs<T> {
+    codecs: Vec<Box<dyn Codec<T>>>,
 }
 
-impl<T> Codecs<T> {
-    pub(crate) fn new(codecs: Vec<Arc<dyn Codec<T>>>) -> Self {
-        Self { codecs }
+impl<T: 'static> Codecs<T> {
+    /// Only this one.
+    pub fn new(codec: impl Codec<T>) -> Self {
+        Self { codecs: vec![Box::new(codec)] }
+    }
+
+    /// Where those before take a content type not, this one.
+    #[must_use]
+    pub fn or(mut self, codec: impl Codec<T>) -> Self {
+        self.codecs.push(Box::new(codec));
+        self
     }
 
     pub(crate) fn decode(&self, envelope: &dyn Envelope) -> Result<T, DecodeError> {
@@ -138,9 +145,12 @@ mod tests {
 
     #[test]
     fn json_takes_json_types_and_messages_without_a_type() {
-        for content_type in
-            [None, Some("application/json"), Some("Application/JSON; charset=utf-8"), Some("application/problem+json")]
-        {
+        for content_type in [
+            None,
+            Some("application/json"),
+            Some("Application/JSON; charset=utf-8"),
+            Some("application/problem+json"),
+        ] {
             assert!(takes(content_type), "{content_type:?}");
         }
         for content_type in [Some("text/plain"), Some("application/octet-stream"), Some("")] {

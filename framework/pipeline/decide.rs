@@ -227,10 +227,7 @@ fn again(
     if counted && attempt.get() >= policy.attempts_max.get() {
         return dead(Reason::Exhausted, fault);
     }
-    let age = carried
-        .first_seen
-        .and_then(|seen| now.duration_since(seen).ok())
-        .unwrap_or_default();
+    let age = carried.first_seen.and_then(|seen| now.duration_since(seen).ok()).unwrap_or_default();
     if age >= policy.age_max {
         let age_max = policy.age_max;
         let error = format!("older than age_max ({age_max:?}): {}", fault.error);

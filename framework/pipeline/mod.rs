@@ -19,13 +19,12 @@ use std::task::Poll;
 use futures_util::{FutureExt, TryFutureExt};
 use tokio::sync::oneshot;
 
-pub use codec::{Codec, DecodeError, Json, Raw};
-pub(crate) use codec::Codecs;
+pub use codec::{Codec, Codecs, DecodeError, Json, Raw};
 pub use decide::Reason;
 pub(crate) use decide::{Answer, Epitaph, Fault, Verdict, Waiting, decide};
 pub(crate) use retries::Retries;
 pub(crate) use screen::{expires_at, screen};
-pub(crate) use work::{Clock, Outcome, Scope, Work};
+pub(crate) use work::{Outcome, Scope, Work};
 
 use crate::config::TypeSource;
 use crate::message::{Delivery, Failure, Handled};
@@ -35,7 +34,7 @@ use crate::telemetry;
 ///
 /// Dropping the future gives the message up without a verdict: it was not handled, and no attempt
 /// is counted.
-pub(crate) async fn process<T, C: Call<T>>(
+pub(crate) async fn process<T: 'static, C: Call<T>>(
     work: &Work,
     scope: &Scope,
     codecs: &Codecs<T>,
@@ -76,7 +75,7 @@ pub(crate) enum Running {
     Panicked(String),
 }
 
-fn decode<T>(
+fn decode<T: 'static>(
     work: &Work,
     scope: &Scope,
     codecs: &Codecs<T>,
@@ -99,7 +98,8 @@ async fn handle<T, C: Call<T>>(
         Running::Panicked(message) => Answer::Panicked(message),
         Running::Future(mut future) => {
             // A handler that waits for nothing is done here, and costs no timer.
-            let polled = std::future::poll_fn(|cx| Poll::Ready(caught(|| future.as_mut().poll(cx))));
+            let polled =
+                std::future::poll_fn(|cx| Poll::Ready(caught(|| future.as_mut().poll(cx))));
             match polled.await {
                 Ok(Poll::Ready(handled)) => handled.into(),
                 Err(message) => Answer::Panicked(message),

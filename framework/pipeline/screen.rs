@@ -41,7 +41,5 @@ pub(crate) fn screen(work: &Work, scope: &Scope) -> Result<(), Epitaph> {
 /// When the message expires: as an earlier copy carried it, else as its publisher said.
 pub(crate) fn expires_at(work: &Work) -> Option<SystemTime> {
     let envelope = work.received.envelope.as_ref();
-    work.carried
-        .expires
-        .or_else(|| envelope.published_at()?.checked_add(envelope.time_to_live()?))
+    work.carried.expires.or_else(|| envelope.published_at()?.checked_add(envelope.time_to_live()?))
 }

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::{Retries, Verdict, lookup};
 use crate::broker::{Received, Source};
+use crate::clock::Clock;
 use crate::config::{self, IdSource};
 use crate::envelope::Envelope;
 use crate::message::{DeliveryScope, Metadata, message_id};
@@ -43,7 +44,12 @@ impl Work {
     }
 
     /// An attempt was made and counts; the next one comes after `delay`.
-    pub(crate) fn count_attempt(&mut self, delay: Option<Duration>, attempts_max: u32, now: SystemTime) {
+    pub(crate) fn count_attempt(
+        &mut self,
+        delay: Option<Duration>,
+        attempts_max: u32,
+        now: SystemTime,
+    ) {
         self.carried.attempts = self.attempt(attempts_max).get();
         self.carried.delay = delay.or(self.carried.delay);
         self.set_first_seen(now);
@@ -95,9 +101,11 @@ pub(crate) struct Outcome {
 
 /// What all messages of a subscription share.
 pub(crate) struct Scope {
-    pub(crate) source: Arc<Source>,
+    pub(crate) name: Arc<str>,
+    /// Replaced when a new policy needs other waits.
+    pub(crate) source: ArcSwap<Source>,
     pub(crate) settings: Arc<config::Subscription>,
-    pub(crate) retries: Arc<ArcSwap<Retries>>,
+    pub(crate) retries: ArcSwap<Retries>,
     /// Where the type of a message is found.
     pub(crate) type_source: config::TypeSource,
     pub(crate) delivery: Arc<DeliveryScope>,
@@ -109,32 +117,10 @@ pub(crate) struct Scope {
 
 impl Scope {
     pub(crate) fn name(&self) -> &str {
-        &self.source.name
+        &self.name
     }
 
     pub(crate) fn attempts_max(&self) -> u32 {
         self.retries.load().attempts_max()
-    }
-}
-
-/// Where the time of day comes from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Clock {
-    /// From the system.
-    System,
-    /// From a runtime whose clock can be paused, counted from a moment of its start.
-    #[cfg_attr(not(feature = "testing"), allow(dead_code))]
-    Virtual(tokio::time::Instant),
-}
-
-impl Clock {
-    pub(crate) fn now(self) -> SystemTime {
-        match self {
-            Self::System => SystemTime::now(),
-            // A day in 2026, so that what is printed looks like a time.
-            Self::Virtual(start) => {
-                SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_000_000) + start.elapsed()
-            }
-        }
     }
 }

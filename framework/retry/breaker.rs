@@ -150,16 +150,10 @@ impl Breaker {
                 if !rest.is_zero() {
                     return Permit::Wait(rest);
                 }
-                self.state = State::HalfOpen {
-                    probing: true,
-                    pause: *pause,
-                };
+                self.state = State::HalfOpen { probing: true, pause: *pause };
                 Permit::Probe
             }
-            State::HalfOpen {
-                probing: true,
-                pause,
-            } => Permit::Wait(*pause),
+            State::HalfOpen { probing: true, pause } => Permit::Wait(*pause),
             State::HalfOpen { probing, .. } => {
                 *probing = true;
                 Permit::Probe
@@ -169,11 +163,7 @@ impl Breaker {
 
     /// Tells how the probe ended; ignored if none runs.
     pub fn probe_result(&mut self, now: Instant, ok: bool) -> Option<Change> {
-        let State::HalfOpen {
-            probing: true,
-            pause,
-        } = self.state
-        else {
+        let State::HalfOpen { probing: true, pause } = self.state else {
             return None;
         };
         if ok {
@@ -245,12 +235,7 @@ struct Bucket {
 impl Outcomes {
     fn new(window: Duration) -> Outcomes {
         let bucket_width = (window / BUCKETS as u32).max(Duration::from_nanos(1));
-        Outcomes {
-            bucket_width,
-            start: None,
-            newest: 0,
-            buckets: Default::default(),
-        }
+        Outcomes { bucket_width, start: None, newest: 0, buckets: Default::default() }
     }
 
     fn add(&mut self, now: Instant, ok: bool) {
@@ -261,10 +246,7 @@ impl Outcomes {
         self.newest = self.newest.max(number);
         let bucket = &mut self.buckets[(self.newest % BUCKETS as u64) as usize];
         if bucket.number != self.newest {
-            *bucket = Bucket {
-                number: self.newest,
-                ..Bucket::default()
-            };
+            *bucket = Bucket { number: self.newest, ..Bucket::default() };
         }
         bucket.attempts = bucket.attempts.saturating_add(1);
         bucket.failures = bucket.failures.saturating_add(u32::from(!ok));
@@ -272,15 +254,10 @@ impl Outcomes {
 
     /// Attempts and failures in the window that ends with the newest bucket.
     fn count(&self) -> (u64, u64) {
-        let recent = self
-            .buckets
-            .iter()
-            .filter(|bucket| self.newest - bucket.number < BUCKETS as u64);
+        let recent =
+            self.buckets.iter().filter(|bucket| self.newest - bucket.number < BUCKETS as u64);
         recent.fold((0, 0), |(attempts, failures), bucket| {
-            (
-                attempts + u64::from(bucket.attempts),
-                failures + u64::from(bucket.failures),
-            )
+            (attempts + u64::from(bucket.attempts), failures + u64::from(bucket.failures))
         })
     }
 }

@@ -30,11 +30,7 @@ pub struct RestartBudget {
 impl RestartBudget {
     /// A budget of which nothing is spent. With `restarts_max` 0 nothing is ever restarted.
     pub fn new(restarts_max: u32, window: Duration) -> RestartBudget {
-        RestartBudget {
-            restarts_max,
-            window,
-            spent: VecDeque::new(),
-        }
+        RestartBudget { restarts_max, window, spent: VecDeque::new() }
     }
 
     /// Takes one restart from the budget and answers whether there was one. A refusal costs nothing.

@@ -122,8 +122,7 @@ impl Policy {
 
     /// The longest delay of the schedule without jitter, as far as `attempts_max` lets it go.
     pub(super) fn delay_nominal_longest(&self) -> Duration {
-        self.steps_count()
-            .map_or(Duration::ZERO, |count| self.base_bounds(count).1)
+        self.steps_count().map_or(Duration::ZERO, |count| self.base_bounds(count).1)
     }
 
     /// How many delayed attempts there are; `None` when all of them are immediate.
@@ -166,9 +165,7 @@ impl Policy {
     /// The entries of the list that the first `count` steps use, capped.
     fn list(&self, count: NonZeroU32) -> impl Iterator<Item = Duration> + '_ {
         let entries = u32::try_from(self.delays.len().max(1)).unwrap_or(u32::MAX);
-        (1..=count.get().min(entries))
-            .filter_map(NonZeroU32::new)
-            .map(|step| self.base_delay(step))
+        (1..=count.get().min(entries)).filter_map(NonZeroU32::new).map(|step| self.base_delay(step))
     }
 }
 

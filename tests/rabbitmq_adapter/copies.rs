@@ -12,7 +12,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::server::{Lab, Raw, control, dead, message, open, queue, receive, texts, unique, url};
 
-async fn copy(lab: &Lab, source: &std::sync::Arc<Source>, original: &Received, place: Place) -> Result<(), redeliver::broker::BrokerError> {
+async fn copy(
+    lab: &Lab,
+    source: &std::sync::Arc<Source>,
+    original: &Received,
+    place: Place,
+) -> Result<(), redeliver::broker::BrokerError> {
     let stamps = vec![(wire::REASON, "rejected".to_owned())];
     let copy = Copy { source: source.clone(), envelope: original.envelope.clone(), place, stamps };
     lab.broker.publisher().copy(&copy).await
@@ -43,18 +48,27 @@ async fn a_copy_carries_neither_expiration_nor_a_foreign_user_nor_carbon_copies(
     let mut headers = FieldTable::default();
     headers.insert("CC".into(), carbon);
     headers.insert("tenant".into(), AMQPValue::ShortShortUInt(7));
-    let properties = BasicProperties::default().with_expiration("400".into()).with_user_id("guest".into()).with_headers(headers);
+    let properties = BasicProperties::default()
+        .with_expiration("400".into())
+        .with_user_id("guest".into())
+        .with_headers(headers);
     let mut lanes = lab.broker.lanes(source.clone());
     let (_, mut lane) = open(&mut *lanes).await;
     raw.publish(&queue(&source), b"careful", properties).await;
     let original = receive(&mut *lane, 1).await.remove(0);
 
-    copy(&lab, &source, &original, Place::Wait(Duration::from_secs(1))).await.expect("a wait takes it");
+    copy(&lab, &source, &original, Place::Wait(Duration::from_secs(1)))
+        .await
+        .expect("a wait takes it");
     copy(&lab, &source, &original, Place::Dead).await.expect("the dead letters take it");
     lane.settle(&mut vec![Settlement::Ack(original.token)]).await.expect("the lane settles");
     let began = Instant::now();
     let waited = receive(&mut *lane, 1).await.remove(0);
-    assert!(began.elapsed() > Duration::from_millis(800), "the expiration cut the wait short: {:?}", began.elapsed());
+    assert!(
+        began.elapsed() > Duration::from_millis(800),
+        "the expiration cut the wait short: {:?}",
+        began.elapsed()
+    );
     sleep(Duration::from_millis(600)).await;
 
     for copied in [&waited, &dead_letters(&lab, &source).await[0]] {
@@ -64,7 +78,8 @@ async fn a_copy_carries_neither_expiration_nor_a_foreign_user_nor_carbon_copies(
         assert_eq!(header("redeliver-original-cc"), Some(HeaderValue::Other("array")));
         assert_eq!((header("CC"), header("tenant")), (None, Some(HeaderValue::Number(7))));
     }
-    assert_eq!(raw.count(&audit).await, 1, "only the message itself was copied there, by its publisher");
+    // The publisher's own carbon copy has expired there by now; ours would not have.
+    assert_eq!(raw.count(&audit).await, 0, "our copies went there too");
     raw.delete(&audit).await;
     lane.close().await.expect("the lane closes");
     drop(lab);
@@ -78,7 +93,8 @@ async fn what_the_broker_dead_lettered_itself_is_read_with_its_reason() {
     let raw = Raw::connect().await;
     raw.publish(&queue(&source), b"unwanted", BasicProperties::default()).await;
     raw.reject(&queue(&source)).await;
-    raw.publish(&queue(&source), b"late", BasicProperties::default().with_expiration("1".into())).await;
+    raw.publish(&queue(&source), b"late", BasicProperties::default().with_expiration("1".into()))
+        .await;
     while raw.count(&dead(&source)).await < 1 {
         sleep(Duration::from_millis(20)).await;
     }
@@ -88,7 +104,8 @@ async fn what_the_broker_dead_lettered_itself_is_read_with_its_reason() {
         sleep(Duration::from_millis(20)).await;
     }
     let letters = dead_letters(&lab, &source).await;
-    let reasons: Vec<_> = letters.iter().map(|letter| reason_of_broker(&*letter.envelope)).collect();
+    let reasons: Vec<_> =
+        letters.iter().map(|letter| reason_of_broker(&*letter.envelope)).collect();
     assert_eq!(texts(&letters), ["unwanted", "late"]);
     assert_eq!(reasons, [Some("rejected"), Some("expired")]);
 }
@@ -99,7 +116,8 @@ async fn many_dead_letters_are_read_in_order_and_those_removed_never_come_back()
     let source = lab.prepared(&[]).await;
     let raw = Raw::connect().await;
     for number in 0..300 {
-        raw.publish(&dead(&source), number.to_string().as_bytes(), BasicProperties::default()).await;
+        raw.publish(&dead(&source), number.to_string().as_bytes(), BasicProperties::default())
+            .await;
     }
     for round in 0..3 {
         let mut reader = lab.broker.dead_letters(source.clone()).await.expect("they can be read");
@@ -129,7 +147,10 @@ async fn a_body_of_many_frames_is_copied_whole() {
     let (_, mut lane) = open(&mut *lanes).await;
     let original = receive(&mut *lane, 1).await.remove(0);
     copy(&lab, &source, &original, Place::Dead).await.expect("the dead letters take it");
-    assert!(dead_letters(&lab, &source).await[0].envelope.body() == body, "the body is another one");
+    assert!(
+        dead_letters(&lab, &source).await[0].envelope.body() == body,
+        "the body is another one"
+    );
     lane.close().await.expect("the lane closes");
 }
 
@@ -142,7 +163,11 @@ async fn headers_beyond_a_frame_are_refused_before_they_cost_the_connection() {
     long.headers = vec![("history".to_owned(), "x".repeat(200_000))];
     let refused = lab.broker.publisher().send(&long).await.expect_err("it fits into no frame");
     assert_eq!(refused.fault, Fault::TooLarge, "{refused}");
-    lab.broker.publisher().send(&message(target, "short headers")).await.expect("the connection is alive");
+    lab.broker
+        .publisher()
+        .send(&message(target, "short headers"))
+        .await
+        .expect("the connection is alive");
 }
 
 #[tokio::test]
@@ -156,7 +181,8 @@ async fn where_nothing_may_be_declared_the_next_longer_wait_is_taken() {
     let (_, mut lane) = open(&mut *lanes).await;
     raw.publish(&queue(&source), b"patient", BasicProperties::default()).await;
     let original = receive(&mut *lane, 1).await.remove(0);
-    let refused = copy(&lab, &source, &original, Place::Wait(waits[0])).await.expect_err("no wait is there");
+    let refused =
+        copy(&lab, &source, &original, Place::Wait(waits[0])).await.expect_err("no wait is there");
     assert_eq!(refused.fault, Fault::Unroutable, "{refused}");
     raw.declare(&format!("{}.wait.600", queue(&source)), &[]).await;
     copy(&lab, &source, &original, Place::Wait(waits[0])).await.expect("the longer one takes it");

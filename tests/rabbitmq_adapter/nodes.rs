@@ -3,8 +3,13 @@
 use std::fs;
 use std::time::{Duration, SystemTime};
 
-use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair};
-use redeliver::broker::{Broker, BrokerState, Copy, Fault, LaneEnd, LaneEvent, Place, Settlement, Target};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
+};
+use redeliver::broker::{
+    Broker, BrokerState, Copy, Fault, LaneEnd, LaneEvent, Outgoing, Place, Settlement, Target,
+};
 use redeliver::config::{self, Tls};
 use redeliver::wire;
 use tokio::time::{sleep, timeout};
@@ -18,14 +23,23 @@ async fn waits_survive_a_restart_of_the_server_and_none_is_early() {
     let lab = Lab::connect_to(&node.url).await;
     let source = lab.prepared(&[WAIT]).await;
     for number in 0..20 {
-        lab.broker.publisher().send(&message(Target::Queue(queue(&source)), &number.to_string())).await.expect("it is stored");
+        lab.broker
+            .publisher()
+            .send(&message(Target::Queue(queue(&source)), &number.to_string()))
+            .await
+            .expect("it is stored");
     }
     let mut lanes = lab.broker.lanes(source.clone());
     let (id, mut lane) = open(&mut *lanes).await;
     let copied = SystemTime::now();
     for original in receive(&mut *lane, 20).await {
         let stamps = vec![(wire::ATTEMPT, "1".to_owned())];
-        let copy = Copy { source: source.clone(), envelope: original.envelope.clone(), place: Place::Wait(WAIT), stamps };
+        let copy = Copy {
+            source: source.clone(),
+            envelope: original.envelope.clone(),
+            place: Place::Wait(WAIT),
+            stamps,
+        };
         lab.broker.publisher().copy(&copy).await.expect("the wait takes it");
         lane.settle(&mut vec![Settlement::Ack(original.token)]).await.expect("the lane settles");
     }
@@ -46,10 +60,13 @@ async fn waits_survive_a_restart_of_the_server_and_none_is_early() {
     let back = receive(&mut *lane, 20).await;
     let waited = copied.elapsed().expect("time goes on");
     assert!(waited >= WAIT, "early: {waited:?}");
-    let mut numbers: Vec<u32> = texts(&back).iter().map(|text| text.parse().expect("a number")).collect();
+    let mut numbers: Vec<u32> =
+        texts(&back).iter().map(|text| text.parse().expect("a number")).collect();
     numbers.sort_unstable();
     assert_eq!(numbers, (0..20).collect::<Vec<_>>());
-    lane.settle(&mut back.iter().map(|message| Settlement::Ack(message.token)).collect()).await.expect("the lane settles");
+    lane.settle(&mut back.iter().map(|message| Settlement::Ack(message.token)).collect())
+        .await
+        .expect("the lane settles");
     lane.close().await.expect("the lane closes");
 }
 
@@ -61,7 +78,8 @@ async fn limits_and_alarms_of_the_server_are_told_and_outlived() {
     let target = Target::Queue(queue(&source));
     let publisher = lab.broker.publisher();
 
-    let large = publisher.send(&message(target.clone(), &"x".repeat(200_000))).await.expect_err("it is too large");
+    let heavy = Outgoing { body: vec![0; 200_000].into(), ..message(target.clone(), "heavy") };
+    let large = publisher.send(&heavy).await.expect_err("it is too large");
     assert_eq!(large.fault, Fault::TooLarge, "{large}");
     publisher.send(&message(target.clone(), "slow")).await.expect("the next one has a channel");
 
@@ -71,7 +89,10 @@ async fn limits_and_alarms_of_the_server_are_told_and_outlived() {
     receive(&mut *lane, 1).await;
     sleep(Duration::from_millis(1200)).await;
     node.control(&["eval", "[Channel ! tick || Channel <- rabbit_channel:list()]."]);
-    let end = timeout(PATIENCE, lane.next(&mut Vec::new(), 1)).await.expect("the end is noticed").expect_err("the channel is closed");
+    let end = timeout(PATIENCE, lane.next(&mut Vec::new(), 1))
+        .await
+        .expect("the end is noticed")
+        .expect_err("the channel is closed");
     assert!(matches!(&end, LaneEnd::Lost(error) if error.text.contains("timed out")), "{end}");
     lanes.release(id);
     let (_, mut lane) = open(&mut *lanes).await;
@@ -83,8 +104,15 @@ async fn limits_and_alarms_of_the_server_are_told_and_outlived() {
     let held = message(target.clone(), "held");
     let sending = publisher.send(&held);
     tokio::pin!(sending);
-    assert!(timeout(Duration::from_secs(2), &mut sending).await.is_err(), "nothing is confirmed during an alarm");
-    assert!(matches!(lab.broker.state(), BrokerState::Blocked(reason) if reason.contains("memory")), "{:?}", lab.broker.state());
+    assert!(
+        timeout(Duration::from_secs(2), &mut sending).await.is_err(),
+        "nothing is confirmed during an alarm"
+    );
+    assert!(
+        matches!(lab.broker.state(), BrokerState::Blocked(reason) if reason.contains("memory")),
+        "{:?}",
+        lab.broker.state()
+    );
     node.control(&["set_vm_memory_high_watermark", "0.4"]);
     timeout(PATIENCE, sending).await.expect("the alarm is over").expect("it is stored");
     assert_eq!(lab.broker.state(), BrokerState::Connected);
@@ -96,21 +124,33 @@ async fn limits_and_alarms_of_the_server_are_told_and_outlived() {
 fn write_certificates(folder: &std::path::Path) {
     let key = || KeyPair::generate().expect("a key can be made");
     let mut authority = CertificateParams::new(Vec::<String>::new()).expect("no names");
+    // Names of their own: the server takes what is named like its issuer for self-signed, and refuses it.
+    authority.distinguished_name.push(DnType::CommonName, "authority of the test");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let authority = CertifiedIssuer::self_signed(authority, key()).expect("the authority signs itself");
-    let write = |name: &str, text: String| fs::write(folder.join(name), text).expect("it can be written");
+    let authority =
+        CertifiedIssuer::self_signed(authority, key()).expect("the authority signs itself");
+    let write =
+        |name: &str, text: String| fs::write(folder.join(name), text).expect("it can be written");
     write("ca.pem", authority.pem());
-    for (name, usage) in [("server", ExtendedKeyUsagePurpose::ServerAuth), ("client", ExtendedKeyUsagePurpose::ClientAuth)] {
+    for (name, usage) in [
+        ("server", ExtendedKeyUsagePurpose::ServerAuth),
+        ("client", ExtendedKeyUsagePurpose::ClientAuth),
+    ] {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![usage];
         let own = key();
-        write(&format!("{name}.pem"), params.signed_by(&own, &authority).expect("the authority signs").pem());
+        write(
+            &format!("{name}.pem"),
+            params.signed_by(&own, &authority).expect("the authority signs").pem(),
+        );
         write(&format!("{name}.key"), own.serialize_pem());
     }
 }
 
 #[tokio::test]
-async fn tls_trusts_only_the_authority_it_was_given_and_shows_a_certificate_where_one_is_asked_for() {
+async fn tls_trusts_only_the_authority_it_was_given_and_shows_a_certificate_where_one_is_asked_for()
+{
     let folder = tempfile::tempdir().expect("a folder");
     write_certificates(folder.path());
     let file = |name: &str| folder.path().join(name);
@@ -124,20 +164,36 @@ async fn tls_trusts_only_the_authority_it_was_given_and_shows_a_certificate_wher
         ),
     )
     .await;
-    let with = |tls: Option<Tls>| config::Broker { tls, ..broker_settings(&format!("amqps://guest:guest@localhost:{port}/%2f")) };
-    let full = Tls { ca: Some(file("ca.pem")), cert: Some(file("client.pem")), key: Some(file("client.key")), insecure: false };
+    let with = |tls: Option<Tls>| config::Broker {
+        tls,
+        ..broker_settings(&format!("amqps://guest:guest@localhost:{port}/%2f"))
+    };
+    let full = Tls {
+        ca: Some(file("ca.pem")),
+        cert: Some(file("client.pem")),
+        key: Some(file("client.key")),
+        insecure: false,
+    };
 
     let lab = Lab::new(&node.url, &with(Some(full.clone())));
     lab.broker.connect().await.expect("both sides trust each other");
     let source = lab.prepared(&[]).await;
-    lab.broker.publisher().send(&message(Target::Queue(queue(&source)), "sealed")).await.expect("it is stored");
+    lab.broker
+        .publisher()
+        .send(&message(Target::Queue(queue(&source)), "sealed"))
+        .await
+        .expect("it is stored");
     let mut lanes = lab.broker.lanes(source);
     let (_, mut lane) = open(&mut *lanes).await;
     assert_eq!(texts(&receive(&mut *lane, 1).await), ["sealed"]);
     lane.close().await.expect("the lane closes");
 
     let blind = Tls { ca: None, insecure: true, ..full.clone() };
-    Lab::new(&node.url, &with(Some(blind))).broker.connect().await.expect("it was told to trust anyone");
+    Lab::new(&node.url, &with(Some(blind)))
+        .broker
+        .connect()
+        .await
+        .expect("it was told to trust anyone");
 
     for (what, tls) in [
         ("the system does not know the authority", None),
@@ -147,7 +203,10 @@ async fn tls_trusts_only_the_authority_it_was_given_and_shows_a_certificate_wher
     ] {
         let error = Lab::new(&node.url, &with(tls)).broker.connect().await.expect_err(what);
         assert_eq!(error.fault, Fault::Refused, "{what}: {error}");
-        assert!(error.text.contains("tls.") && error.text.contains(&port.to_string()), "{what}: {error}");
+        assert!(
+            error.text.contains("tls.") && error.text.contains(&port.to_string()),
+            "{what}: {error}"
+        );
     }
     drop(lab);
     assert!(node.folder().exists());

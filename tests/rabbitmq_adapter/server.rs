@@ -11,11 +11,16 @@ use std::thread;
 use std::time::Duration;
 
 use futures_util::StreamExt;
-use lapin::options::{BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions};
+use lapin::options::{
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
+    QueueDeleteOptions,
+};
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use redeliver::broker::rabbitmq::RabbitBroker;
-use redeliver::broker::{Broker, Lane, LaneEvent, LaneId, Lanes, Outgoing, Received, Source, Target};
+use redeliver::broker::{
+    Broker, Lane, LaneEvent, LaneId, Lanes, Outgoing, Received, Source, Target,
+};
 use redeliver::config::{self, Subscription, Url};
 use redeliver::testing::broker_conformance::Subject;
 use tokio::sync::{Mutex, MutexGuard};
@@ -31,7 +36,11 @@ pub(crate) fn url() -> String {
 /// A name that nobody else uses.
 pub(crate) fn unique(name: &str) -> String {
     static COUNTER: AtomicU32 = AtomicU32::new(0);
-    format!("redeliver-test.{}.{}.{name}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+    format!(
+        "redeliver-test.{}.{}.{name}",
+        std::process::id(),
+        COUNTER.fetch_add(1, Ordering::Relaxed)
+    )
 }
 
 /// A broker of ours on a server, with everything it made deleted in the end.
@@ -61,11 +70,24 @@ impl Lab {
     }
 
     /// A source with a queue of its own.
-    pub(crate) fn source_with(&self, waits: &[Duration], settle: impl FnOnce(&mut Subscription)) -> Arc<Source> {
+    pub(crate) fn source_with(
+        &self,
+        waits: &[Duration],
+        settle: impl FnOnce(&mut Subscription),
+    ) -> Arc<Source> {
         let queue = unique("queue");
-        let mut settings = Subscription { broker: "main".to_owned(), queue: Some(queue.clone()), ..Subscription::default() };
+        let mut settings = Subscription {
+            broker: "main".to_owned(),
+            queue: Some(queue.clone()),
+            ..Subscription::default()
+        };
         settle(&mut settings);
-        let source = Arc::new(Source { name: "orders".into(), settings: settings.into(), waits: waits.to_vec(), service: self.service.as_str().into() });
+        let source = Arc::new(Source {
+            name: "orders".into(),
+            settings: settings.into(),
+            waits: waits.to_vec(),
+            service: self.service.as_str().into(),
+        });
         self.made.lock().expect("no test panics in here").push(source.clone());
         source
     }
@@ -112,13 +134,17 @@ impl Drop for Lab {
         let names: Vec<_> = made.iter().flat_map(|source| names(source)).collect();
         let url = self.url.clone();
         // A thread of its own: a test's runtime may be panicking, and cannot be waited on from here.
-        let deleted = thread::spawn(move || tokio::runtime::Runtime::new().map(|runtime| runtime.block_on(delete(&url, names))));
+        let deleted = thread::spawn(move || {
+            tokio::runtime::Runtime::new().map(|runtime| runtime.block_on(delete(&url, names)))
+        });
         let _ = deleted.join();
     }
 }
 
 async fn delete(url: &str, names: Vec<String>) {
-    let Ok(connection) = Connection::connect(url, ConnectionProperties::default()).await else { return };
+    let Ok(connection) = Connection::connect(url, ConnectionProperties::default()).await else {
+        return;
+    };
     let Ok(channel) = connection.create_channel().await else { return };
     for name in names {
         let _ = channel.queue_delete(name.into(), QueueDeleteOptions::default()).await;
@@ -127,7 +153,8 @@ async fn delete(url: &str, names: Vec<String>) {
 
 /// All queues of a source.
 fn names(source: &Source) -> Vec<String> {
-    let waits = source.waits.iter().map(|wait| format!("{}.wait.{}", queue(source), wait.as_millis()));
+    let waits =
+        source.waits.iter().map(|wait| format!("{}.wait.{}", queue(source), wait.as_millis()));
     waits.chain([queue(source), dead(source)]).collect()
 }
 
@@ -140,7 +167,11 @@ pub(crate) fn dead(source: &Source) -> String {
 }
 
 pub(crate) fn broker_settings(url: &str) -> config::Broker {
-    config::Broker { kind: config::BrokerKind::Rabbitmq, url: Some(Url::new(url)), ..config::Broker::default() }
+    config::Broker {
+        kind: config::BrokerKind::Rabbitmq,
+        url: Some(Url::new(url)),
+        ..config::Broker::default()
+    }
 }
 
 pub(crate) fn message(target: Target, text: &str) -> Outgoing {
@@ -169,14 +200,22 @@ impl Raw {
     }
 
     pub(crate) async fn connect_to(url: &str) -> Self {
-        let connection = Connection::connect(url, ConnectionProperties::default()).await.expect("the server can be reached");
+        let connection = Connection::connect(url, ConnectionProperties::default())
+            .await
+            .expect("the server can be reached");
         let channel = connection.create_channel().await.expect("a channel opens");
         channel.confirm_select(ConfirmSelectOptions::default()).await.expect("confirms are on");
         Self { channel, _connection: connection }
     }
 
     pub(crate) async fn publish(&self, queue: &str, body: &[u8], properties: BasicProperties) {
-        let publishing = self.channel.basic_publish("".into(), queue.into(), BasicPublishOptions::default(), body, properties);
+        let publishing = self.channel.basic_publish(
+            "".into(),
+            queue.into(),
+            BasicPublishOptions::default(),
+            body,
+            properties,
+        );
         publishing.await.expect("it is sent").await.expect("it is confirmed");
     }
 
@@ -190,20 +229,35 @@ impl Raw {
     }
 
     pub(crate) async fn delete(&self, queue: &str) {
-        self.channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.expect("it is deleted");
+        self.channel
+            .queue_delete(queue.into(), QueueDeleteOptions::default())
+            .await
+            .expect("it is deleted");
     }
 
     pub(crate) async fn count(&self, queue: &str) -> u32 {
         let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        self.channel.queue_declare(queue.into(), options, FieldTable::default()).await.expect("it is there").message_count()
+        self.channel
+            .queue_declare(queue.into(), options, FieldTable::default())
+            .await
+            .expect("it is there")
+            .message_count()
     }
 
     /// Rejects the next message of a queue for good.
     pub(crate) async fn reject(&self, queue: &str) {
-        let consuming = self.channel.basic_consume(queue.into(), "".into(), BasicConsumeOptions::default(), FieldTable::default());
+        let consuming = self.channel.basic_consume(
+            queue.into(),
+            "".into(),
+            BasicConsumeOptions::default(),
+            FieldTable::default(),
+        );
         let mut consumer = consuming.await.expect("it is consumed");
         let delivery = consumer.next().await.expect("one is there").expect("it is delivered");
-        delivery.reject(lapin::options::BasicRejectOptions { requeue: false }).await.expect("it is rejected");
+        delivery
+            .reject(lapin::options::BasicRejectOptions { requeue: false })
+            .await
+            .expect("it is rejected");
     }
 }
 
@@ -220,13 +274,19 @@ pub(crate) async fn receive(lane: &mut dyn Lane, count: usize) -> Vec<Received> 
     let mut got = Vec::new();
     while got.len() < count {
         let missing = count - got.len();
-        timeout(PATIENCE, lane.next(&mut got, missing)).await.expect("messages come in time").expect("the lane delivers");
+        timeout(PATIENCE, lane.next(&mut got, missing))
+            .await
+            .expect("messages come in time")
+            .expect("the lane delivers");
     }
     got
 }
 
 pub(crate) fn texts(messages: &[Received]) -> Vec<String> {
-    messages.iter().map(|message| String::from_utf8_lossy(message.envelope.body()).into_owned()).collect()
+    messages
+        .iter()
+        .map(|message| String::from_utf8_lossy(message.envelope.body()).into_owned())
+        .collect()
 }
 
 /// Runs the control command of the server under test.
@@ -256,7 +316,8 @@ impl Node {
         let turn = TURN.lock().await;
         let folder = env::temp_dir().join(unique(name));
         fs::create_dir_all(&folder).expect("the folder can be made");
-        fs::write(folder.join("extra.conf"), configuration).expect("the configuration can be written");
+        fs::write(folder.join("extra.conf"), configuration)
+            .expect("the configuration can be written");
         let mut node = Self { folder, url: String::new(), _turn: turn };
         node.url = node.run_server("start");
         node
@@ -286,8 +347,11 @@ impl Node {
     }
 
     fn run_server(&self, command: &str) -> String {
-        let printed = output(&mut self.script(command));
-        printed.lines().find_map(|line| line.strip_prefix("RABBITMQ_URL=")).unwrap_or_default().to_owned()
+        output(&mut self.script(command))
+            .lines()
+            .find_map(|line| line.strip_prefix("RABBITMQ_URL="))
+            .unwrap_or_default()
+            .to_owned()
     }
 }
 

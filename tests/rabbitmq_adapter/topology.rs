@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
-use redeliver::broker::{Broker, Depth, Fault, Settlement};
+use redeliver::broker::{Broker, Depth, Fault, Settlement, Target};
 use redeliver::config::{Binding, OrderScope, Ordering, Topology};
 
-use crate::server::{Lab, Raw, broker_settings, dead, message, open, queue, receive, unique, url};
+use crate::server::{
+    Lab, Raw, broker_settings, dead, message, open, queue, receive, texts, unique, url,
+};
 
 #[tokio::test]
 async fn a_queue_with_other_properties_is_an_error_that_shows_both_sides() {
@@ -15,9 +17,21 @@ async fn a_queue_with_other_properties_is_an_error_that_shows_both_sides() {
     let raw = Raw::connect().await;
     raw.declare(&queue(&source), &[("x-queue-type", AMQPValue::LongString("quorum".into()))]).await;
     raw.declare(&dead(&source), &[]).await;
-    let error = lab.broker.prepare(&source).await.expect_err("two queues are there with other properties");
+    let error =
+        lab.broker.prepare(&source).await.expect_err("two queues are there with other properties");
     assert_eq!(error.fault, Fault::Mismatch, "{error}");
-    for part in ["inequivalent arg 'x-queue-type'", "inequivalent arg 'x-", "x-delivery-limit=1000000000", "`orders`", &queue(&source), &dead(&source), "delete the queue"].iter().take(6) {
+    for part in [
+        "inequivalent arg 'x-queue-type'",
+        "inequivalent arg 'x-",
+        "x-delivery-limit=1000000000",
+        "`orders`",
+        &queue(&source),
+        &dead(&source),
+        "delete the queue",
+    ]
+    .iter()
+    .take(6)
+    {
         assert!(error.text.contains(part), "{part} is missing in:\n{error}");
     }
     assert_eq!(error.text.lines().count(), 2, "both differences, a line each:\n{error}");
@@ -26,12 +40,16 @@ async fn a_queue_with_other_properties_is_an_error_that_shows_both_sides() {
 #[tokio::test]
 async fn verifying_names_every_queue_that_is_missing_and_creates_none() {
     let lab = Lab::connect().await;
-    let source = lab.source_with(&[Duration::from_secs(5)], |settings| settings.topology = Topology::Verify);
+    let source =
+        lab.source_with(&[Duration::from_secs(5)], |settings| settings.topology = Topology::Verify);
     for _ in 0..2 {
         let error = lab.broker.prepare(&source).await.expect_err("nothing is there");
         assert_eq!(error.fault, Fault::Missing, "{error}");
         for name in [queue(&source), dead(&source), format!("{}.wait.5000", queue(&source))] {
-            assert!(error.text.contains(&format!("looking for queue `{name}`")), "{name} is missing in:\n{error}");
+            assert!(
+                error.text.contains(&format!("looking for queue `{name}`")),
+                "{name} is missing in:\n{error}"
+            );
         }
     }
 }
@@ -41,24 +59,33 @@ async fn a_binding_to_an_exchange_that_is_missing_says_so() {
     let lab = Lab::connect().await;
     let exchange = unique("exchange");
     let source = lab.source_with(&[], |settings| {
-        settings.bindings = vec![Binding { exchange: exchange.clone(), routing_key: "order.*".to_owned() }];
+        settings.bindings =
+            vec![Binding { exchange: exchange.clone(), routing_key: "order.*".to_owned() }];
     });
     let error = lab.broker.prepare(&source).await.expect_err("the exchange is not there");
     assert_eq!(error.fault, Fault::Missing, "{error}");
-    assert!(error.text.contains(&exchange) && error.text.contains("declare the exchange"), "{error}");
+    assert!(
+        error.text.contains(&exchange) && error.text.contains("declare the exchange"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
 async fn the_topology_lists_every_queue_and_binding_without_a_connection() {
     let lab = Lab::new(&url(), &broker_settings("amqp://127.0.0.1:1/%2f"));
     let source = lab.source_with(&[Duration::from_millis(500)], |settings| {
-        settings.bindings = vec![Binding { exchange: "shop".to_owned(), routing_key: "order.*".to_owned() }];
+        settings.bindings =
+            vec![Binding { exchange: "shop".to_owned(), routing_key: "order.*".to_owned() }];
     });
     let name = queue(&source);
     let expected = [
         format!("queue `{name}.dead`: durable, x-queue-type=quorum, x-delivery-limit=1000000000"),
-        format!("queue `{name}`: durable, x-dead-letter-exchange=\"\", x-dead-letter-routing-key={name}.dead, x-queue-type=quorum, x-delivery-limit=1000000000, x-dead-letter-strategy=at-least-once, x-overflow=reject-publish"),
-        format!("queue `{name}.wait.500`: durable, x-queue-type=quorum, x-message-ttl=500, x-dead-letter-exchange=\"\", x-dead-letter-routing-key={name}, x-dead-letter-strategy=at-least-once, x-overflow=reject-publish"),
+        format!(
+            "queue `{name}`: durable, x-dead-letter-exchange=\"\", x-dead-letter-routing-key={name}.dead, x-queue-type=quorum, x-delivery-limit=1000000000, x-dead-letter-strategy=at-least-once, x-overflow=reject-publish"
+        ),
+        format!(
+            "queue `{name}.wait.500`: durable, x-queue-type=quorum, x-message-ttl=500, x-dead-letter-exchange=\"\", x-dead-letter-routing-key={name}, x-dead-letter-strategy=at-least-once, x-overflow=reject-publish"
+        ),
         format!("binding of queue `{name}` to exchange `shop` with routing key `order.*`"),
     ];
     assert_eq!(lab.broker.topology(&source), expected);
@@ -100,14 +127,19 @@ async fn order_in_a_queue_is_served_by_one_consumer_and_the_other_stands_by() {
     let (_, mut first) = open(&mut *lanes).await;
     let (_, mut second) = open(&mut *lanes).await;
     assert!(!first.is_active() && !second.is_active(), "nobody knows before the first delivery");
-    lab.broker.publisher().send(&message(redeliver::broker::Target::Queue(queue(&source)), "one")).await.expect("it is stored");
+    lab.broker
+        .publisher()
+        .send(&message(redeliver::broker::Target::Queue(queue(&source)), "one"))
+        .await
+        .expect("it is stored");
     // Whichever registered first at the server is the active one.
     let (mut of_first, mut of_second) = (Vec::new(), Vec::new());
     tokio::select! {
         got = first.next(&mut of_first, 1) => got.expect("the lane delivers"),
         got = second.next(&mut of_second, 1) => got.expect("the lane delivers"),
     }
-    let (mut active, mut standby) = if of_first.is_empty() { (second, first) } else { (first, second) };
+    let (mut active, mut standby) =
+        if of_first.is_empty() { (second, first) } else { (first, second) };
     assert!(active.is_active() && !standby.is_active());
     active.close().await.expect("the lane closes");
     receive(&mut *standby, 1).await;
@@ -125,9 +157,15 @@ async fn the_depth_tells_what_is_ready_held_waiting_and_dead_as_far_as_it_can_be
         publisher.send(&message(to(queue(&source)), "order")).await.expect("it is stored");
     }
     publisher.send(&message(to(dead(&source)), "dead")).await.expect("it is stored");
-    publisher.send(&message(to(format!("{}.wait.60000", queue(&source))), "waits")).await.expect("it is stored");
+    publisher
+        .send(&message(to(format!("{}.wait.60000", queue(&source))), "waits"))
+        .await
+        .expect("it is stored");
     let depth = lab.broker.depth(&source).await.expect("it can be counted");
-    assert_eq!(depth, Depth { ready: Some(3), unsettled: Some(0), waiting: Some(1), dead: Some(1) });
+    assert_eq!(
+        depth,
+        Depth { ready: Some(3), unsettled: Some(0), waiting: Some(1), dead: Some(1) }
+    );
 
     let mut lanes = lab.broker.lanes(source.clone());
     let (_, mut lane) = open(&mut *lanes).await;
@@ -139,7 +177,52 @@ async fn the_depth_tells_what_is_ready_held_waiting_and_dead_as_far_as_it_can_be
     let other = Lab::connect().await;
     let mut others = other.broker.lanes(source.clone());
     let (_, mut foreign) = open(&mut *others).await;
-    assert_eq!(lab.broker.depth(&source).await.expect("it can be counted").unsettled, None, "what another process holds is unknown");
+    assert_eq!(
+        lab.broker.depth(&source).await.expect("it can be counted").unsettled,
+        None,
+        "what another process holds is unknown"
+    );
     foreign.close().await.expect("the lane closes");
     lane.close().await.expect("the lane closes");
+}
+
+#[tokio::test]
+async fn what_an_ordered_lane_held_at_its_close_is_served_first_and_in_order() {
+    let lab = Lab::connect().await;
+    let source = lab.source_with(&[], |settings| {
+        settings.ordering = Ordering::Lane;
+        settings.consumers = 2.try_into().expect("2 is not zero");
+    });
+    lab.broker.prepare(&source).await.expect("the source can be prepared");
+    let publisher = lab.broker.publisher();
+    for number in 0..400 {
+        let next = message(Target::Queue(queue(&source)), &number.to_string());
+        publisher.send(&next).await.expect("it is stored");
+    }
+    let mut lanes = lab.broker.lanes(source.clone());
+    let (_, mut first) = open(&mut *lanes).await;
+    let (_, mut second) = open(&mut *lanes).await;
+    let mut got = Vec::new();
+    tokio::select! {
+        served = first.next(&mut got, 1) => served.expect("the lane delivers"),
+        served = second.next(&mut got, 1) => {
+            served.expect("the lane delivers");
+            std::mem::swap(&mut first, &mut second);
+        }
+    }
+    got.extend(receive(&mut *first, 191).await);
+    let mut settled = got[..100].iter().map(|message| Settlement::Ack(message.token)).collect();
+    first.settle(&mut settled).await.expect("the lane settles");
+    first.close().await.expect("the lane closes");
+
+    let mut rest = Vec::new();
+    while rest.len() < 300 {
+        let more = receive(&mut *second, 1).await;
+        rest.extend(texts(&more));
+        let mut settled = more.iter().map(|message| Settlement::Ack(message.token)).collect();
+        second.settle(&mut settled).await.expect("the lane settles");
+    }
+    let expected: Vec<_> = (100..400).map(|number| number.to_string()).collect();
+    assert_eq!(rest, expected);
+    second.close().await.expect("the lane closes");
 }

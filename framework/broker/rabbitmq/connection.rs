@@ -48,7 +48,12 @@ impl Engine {
             .thread_name("redeliver-rabbitmq")
             .enable_all()
             .build()
-            .map_err(|error| BrokerError::new(Fault::Other, format!("starting the thread of RabbitMQ's client: {error}")))?;
+            .map_err(|error| {
+                BrokerError::new(
+                    Fault::Other,
+                    format!("starting the thread of RabbitMQ's client: {error}"),
+                )
+            })?;
         Ok(Arc::new(Self(Some(runtime))))
     }
 
@@ -77,17 +82,27 @@ pub(super) struct Address {
 impl Address {
     /// Reads the table `[brokers.name]`.
     pub(super) fn read(name: &str, settings: &config::Broker) -> Result<Self, BrokerError> {
-        let refused = |what: &str| BrokerError::new(Fault::Refused, format!("brokers.{name}.{what}"));
-        let url = settings.url.as_ref().ok_or_else(|| refused("url is missing; write \"amqp://host:5672/%2f\""))?;
+        let refused =
+            |what: &str| BrokerError::new(Fault::Refused, format!("brokers.{name}.{what}"));
+        let url = settings
+            .url
+            .as_ref()
+            .ok_or_else(|| refused("url is missing; write \"amqp://host:5672/%2f\""))?;
         // The parser's own error may show the whole url, password and all.
-        let unreadable = |_| refused(&format!("url ({url}) cannot be read; write \"amqp://user@host:5672/vhost\", special characters as %XX"));
+        let unreadable = |_| {
+            refused(&format!(
+                "url ({url}) cannot be read; write \"amqp://user@host:5672/vhost\", special characters as %XX"
+            ))
+        };
         let mut uri: AMQPUri = url.expose().parse().map_err(unreadable)?;
         if let Some(host) = ipv6_host(url.expose()) {
             // lapin's parser knows names only and would connect to localhost.
             uri.authority.host = host.to_owned();
         }
         if settings.tls.is_some() && uri.scheme == AMQPScheme::AMQP {
-            return Err(refused("tls is set, but the url begins with amqp://; write amqps://, or remove tls"));
+            return Err(refused(
+                "tls is set, but the url begins with amqp://; write amqps://, or remove tls",
+            ));
         }
         uri.query.heartbeat.get_or_insert(HEARTBEAT_SECONDS);
         Ok(Self { uri, tls: settings.tls.clone(), shown: url.to_string() })
@@ -139,7 +154,11 @@ impl Link {
             address,
             label,
             live: ArcSwapOption::empty(),
-            healing: Mutex::new(Healing { schedule: Schedule::default(), not_before: None, closed: false }),
+            healing: Mutex::new(Healing {
+                schedule: Schedule::default(),
+                not_before: None,
+                closed: false,
+            }),
             last_failure: Arc::new(std::sync::Mutex::new("not connected yet".to_owned())),
         }
     }
@@ -156,7 +175,10 @@ impl Link {
             return Ok(live);
         }
         if healing.closed {
-            return Err(BrokerError::new(Fault::Unreachable, format!("the connection to {} was closed by this process", self.address)));
+            return Err(BrokerError::new(
+                Fault::Unreachable,
+                format!("the connection to {} was closed by this process", self.address),
+            ));
         }
         // Taken out, so that a good connection earns one immediate attempt and not a loop of them.
         if self.live.swap(None).is_some_and(|lost| lost.since.elapsed() > PROVEN_AFTER) {
@@ -178,7 +200,11 @@ impl Link {
     /// A new channel.
     pub(super) async fn channel(&self) -> Result<(Arc<Live>, Channel), BrokerError> {
         let live = self.live().await?;
-        let channel = answer(&format!("opening a channel to {}", self.address), live.connection.create_channel()).await?;
+        let channel = answer(
+            &format!("opening a channel to {}", self.address),
+            live.connection.create_channel(),
+        )
+        .await?;
         Ok((live, channel))
     }
 
@@ -207,8 +233,11 @@ impl Link {
 
     async fn connect(&self) -> Result<Arc<Live>, BrokerError> {
         let attempt = format!("connecting to {}", self.address);
-        let unreachable = |what: &str| BrokerError::new(Fault::Unreachable, format!("{attempt}: {what}"));
-        let connecting = self.start_connecting().map_err(|what| BrokerError::new(Fault::Refused, format!("{attempt}: {what}")))?;
+        let unreachable =
+            |what: &str| BrokerError::new(Fault::Unreachable, format!("{attempt}: {what}"));
+        let connecting = self
+            .start_connecting()
+            .map_err(|what| BrokerError::new(Fault::Refused, format!("{attempt}: {what}")))?;
         let abort = connecting.abort_handle();
         let connection = match timeout(CONNECT_MAX, connecting).await {
             Ok(Ok(made)) => made.map_err(|error| fault::fault(&attempt, &error))?,
@@ -218,7 +247,8 @@ impl Link {
                 return Err(unreachable(&format!("no answer within {} s", CONNECT_MAX.as_secs())));
             }
         };
-        let live = Arc::new(Live { blocked: self.watch(&connection), connection, since: Instant::now() });
+        let live =
+            Arc::new(Live { blocked: self.watch(&connection), connection, since: Instant::now() });
         self.live.store(Some(live.clone()));
         Ok(live)
     }
@@ -230,13 +260,16 @@ impl Link {
             AMQPScheme::AMQPS => Some(tls::connector(&tls.unwrap_or_default())?),
             AMQPScheme::AMQP => None,
         };
-        let properties = ConnectionProperties::default().with_connection_name(self.label.clone().into());
+        let properties =
+            ConnectionProperties::default().with_connection_name(self.label.clone().into());
         Ok(self.engine.handle().spawn(async move {
             let open = async move |uri: AMQPUri, runtime| {
                 let plain = AMQPUri { scheme: AMQPScheme::AMQP, ..uri };
                 let stream = plain.connect_async(&runtime).await?;
                 match &upgrade {
-                    Some(connector) => Ok(stream.into_rustls(connector, &plain.authority.host).await?),
+                    Some(connector) => {
+                        Ok(stream.into_rustls(connector, &plain.authority.host).await?)
+                    }
                     None => Ok(stream),
                 }
             };
@@ -276,10 +309,16 @@ fn note(last_failure: &std::sync::Mutex<String>, text: String) {
 }
 
 /// Waits for the server's answer to `asking`, at most [`ANSWER_MAX`].
-pub(super) async fn answer<T>(attempt: &str, asking: impl Future<Output = lapin::Result<T>>) -> Result<T, BrokerError> {
+pub(super) async fn answer<T>(
+    attempt: &str,
+    asking: impl Future<Output = lapin::Result<T>>,
+) -> Result<T, BrokerError> {
     match timeout(ANSWER_MAX, asking).await {
         Ok(answered) => answered.map_err(|error| fault::fault(attempt, &error)),
-        Err(_) => Err(BrokerError::new(Fault::Unreachable, format!("{attempt}: no answer within {} s", ANSWER_MAX.as_secs()))),
+        Err(_) => Err(BrokerError::new(
+            Fault::Unreachable,
+            format!("{attempt}: no answer within {} s", ANSWER_MAX.as_secs()),
+        )),
     }
 }
 

@@ -59,7 +59,8 @@ fn original_name(name: &str) -> ShortString {
 /// All properties but headers, `expiration` and `user-id`.
 fn without_hazards(original: &BasicProperties) -> BasicProperties {
     let mut copy = BasicProperties::default();
-    let mut text = |value: &Option<ShortString>, set: fn(BasicProperties, ShortString) -> BasicProperties| {
+    let mut text = |value: &Option<ShortString>,
+                    set: fn(BasicProperties, ShortString) -> BasicProperties| {
         if let Some(value) = value {
             copy = set(mem::take(&mut copy), value.clone());
         }
@@ -82,7 +83,10 @@ fn without_hazards(original: &BasicProperties) -> BasicProperties {
 }
 
 /// The properties of a message that a user publishes at `seconds` since the epoch.
-pub(super) fn properties_of(message: &Outgoing, seconds: u64) -> Result<BasicProperties, BrokerError> {
+pub(super) fn properties_of(
+    message: &Outgoing,
+    seconds: u64,
+) -> Result<BasicProperties, BrokerError> {
     let mut headers = FieldTable::default();
     for (name, value) in &message.headers {
         headers.insert(short(name)?, AMQPValue::LongString(value.as_str().into()));
@@ -115,7 +119,10 @@ pub(super) fn encoded_length(properties: &BasicProperties) -> usize {
 }
 
 fn table_length(table: &FieldTable) -> usize {
-    4 + table.into_iter().map(|(name, value)| 2 + name.as_str().len() + value_length(value)).sum::<usize>()
+    4 + table
+        .into_iter()
+        .map(|(name, value)| 2 + name.as_str().len() + value_length(value))
+        .sum::<usize>()
 }
 
 fn value_length(value: &AMQPValue) -> usize {
@@ -123,7 +130,9 @@ fn value_length(value: &AMQPValue) -> usize {
         AMQPValue::ShortString(text) => 4 + text.as_str().len(),
         AMQPValue::LongString(text) => 4 + text.len(),
         AMQPValue::ByteArray(bytes) => 4 + bytes.len(),
-        AMQPValue::FieldArray(values) => 4 + values.as_slice().iter().map(|value| 1 + value_length(value)).sum::<usize>(),
+        AMQPValue::FieldArray(values) => {
+            4 + values.as_slice().iter().map(|value| 1 + value_length(value)).sum::<usize>()
+        }
         AMQPValue::FieldTable(table) => table_length(table),
         _ => 8,
     }
@@ -159,10 +168,18 @@ mod tests {
             ("x-stream-filter-value", text("eu")),
         ];
         let mut headers = table(&users);
-        for name in ["x-death", "x-first-death-queue", "x-last-death-reason", "x-delivery-count", "x-acquired-count", "x-stream-offset"] {
+        for name in [
+            "x-death",
+            "x-first-death-queue",
+            "x-last-death-reason",
+            "x-delivery-count",
+            "x-acquired-count",
+            "x-stream-offset",
+        ] {
             headers.insert(name.into(), AMQPValue::LongLongInt(29));
         }
-        let copy = properties_of_copy(&BasicProperties::default().with_headers(headers), &Stamps::new());
+        let copy =
+            properties_of_copy(&BasicProperties::default().with_headers(headers), &Stamps::new());
         assert_eq!(copy.headers().as_ref(), Some(&table(&users)));
         assert_eq!(copy.delivery_mode(), &Some(2));
     }
@@ -174,8 +191,14 @@ mod tests {
             ("redeliver-made-up", text("x")),
             ("redeliver-original-expiration", text("500")),
         ]);
-        let copy = properties_of_copy(&BasicProperties::default().with_headers(headers), &vec![("redeliver-attempt", "2".to_owned())]);
-        let expected = table(&[("redeliver-attempt", text("2")), ("redeliver-original-expiration", text("500"))]);
+        let copy = properties_of_copy(
+            &BasicProperties::default().with_headers(headers),
+            &vec![("redeliver-attempt", "2".to_owned())],
+        );
+        let expected = table(&[
+            ("redeliver-attempt", text("2")),
+            ("redeliver-original-expiration", text("500")),
+        ]);
         assert_eq!(copy.headers().as_ref(), Some(&expected));
     }
 
@@ -191,16 +214,25 @@ mod tests {
             .with_type("order.placed".into())
             .with_headers(table(&[("CC", cc.clone()), ("BCC", cc)]));
         let copy = properties_of_copy(&original, &Stamps::new());
-        let kept = ["redeliver-original-bcc", "redeliver-original-cc", "redeliver-original-expiration", "redeliver-original-user-id"];
+        let kept = [
+            "redeliver-original-bcc",
+            "redeliver-original-cc",
+            "redeliver-original-expiration",
+            "redeliver-original-user-id",
+        ];
         assert_eq!(names(&copy), kept);
         assert_eq!((copy.expiration(), copy.user_id()), (&None, &None));
         assert_eq!((copy.priority(), copy.timestamp()), (&Some(9), &Some(7)));
-        assert_eq!((copy.correlation_id(), copy.kind()), (original.correlation_id(), original.kind()));
+        assert_eq!(
+            (copy.correlation_id(), copy.kind()),
+            (original.correlation_id(), original.kind())
+        );
     }
 
     #[test]
     fn the_length_of_nested_headers_is_counted() {
-        let nested = AMQPValue::FieldTable(table(&[("k", AMQPValue::FieldArray(vec![text("abc")].into()))]));
+        let nested =
+            AMQPValue::FieldTable(table(&[("k", AMQPValue::FieldArray(vec![text("abc")].into()))]));
         // 4 + (1 + 1 + 1 + table) with table = 4 + (1 + 1 + 1 + array) with array = 4 + 1 + 4 + 3.
         assert_eq!(table_length(&table(&[("t", nested)])), 4 + 3 + 4 + 3 + 4 + 1 + 4 + 3);
     }

@@ -7,12 +7,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
-use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions, BasicQosOptions};
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
+    BasicQosOptions,
+};
 use lapin::types::{FieldTable, ShortString};
 use tokio::time::timeout;
 
@@ -26,7 +29,9 @@ use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, Source, Toke
 /// How many fetches are under way at once, so that reading is not one round trip a message.
 const FETCHES_MAX: usize = 32;
 /// How long closing may take before the channel is dropped, which gives everything back too.
-const CLOSE_MAX: Duration = Duration::from_secs(10);
+const CLOSE_MAX: Duration = Duration::from_secs(30);
+/// How many are given back before the server is asked for an answer.
+const RETURNS_MAX: usize = 16;
 
 /// A reader of one queue of dead letters.
 pub(super) struct RabbitDeadLetters {
@@ -44,7 +49,15 @@ pub(super) struct RabbitDeadLetters {
 pub(super) async fn open(link: &Link, source: &Source) -> Result<RabbitDeadLetters, BrokerError> {
     let (live, channel) = link.channel().await?;
     let queue = dead_name(&source.settings).into();
-    Ok(RabbitDeadLetters { _live: live, channel, queue, fetches: FuturesOrdered::new(), reached_end: false, ledger: Ledger::default(), removed: false })
+    Ok(RabbitDeadLetters {
+        _live: live,
+        channel,
+        queue,
+        fetches: FuturesOrdered::new(),
+        reached_end: false,
+        ledger: Ledger::default(),
+        removed: false,
+    })
 }
 
 impl RabbitDeadLetters {
@@ -55,25 +68,57 @@ impl RabbitDeadLetters {
     fn fetch(&mut self) -> Result<(), BrokerError> {
         while !self.reached_end && self.fetches.len() < FETCHES_MAX {
             let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
-            self.fetches.push_back(async move { channel.basic_get(queue, BasicGetOptions::default()).await }.boxed());
+            self.fetches.push_back(
+                async move { channel.basic_get(queue, BasicGetOptions::default()).await }.boxed(),
+            );
+        }
+        Ok(())
+    }
+
+    /// What is still on its way is held too, once it is here.
+    async fn stop_fetching(&mut self) -> Result<(), BrokerError> {
+        self.reached_end = true;
+        let attempt = self.attempt();
+        while !self.fetches.is_empty() {
+            let fetched = async { self.fetches.next().await.unwrap_or(Ok(None)) };
+            if let Some(message) = answer(&attempt, fetched).await? {
+                self.ledger.deliver(message.delivery.delivery_tag);
+            }
         }
         Ok(())
     }
 }
 
-/// Gives back what is held and closes the channel.
-///
-/// Removals must be known before it is gone, or the dead letters come back. An acknowledgement has no answer;
-/// a cancel that was answered went the same way through the server to the queue.
-async fn wind_down(channel: Channel, queue: ShortString, removed: bool) -> lapin::Result<()> {
+/// Gives back what is held, in the order in which it was read, and closes the channel.
+async fn wind_down(
+    channel: Channel,
+    queue: ShortString,
+    held: Vec<u64>,
+    removed: bool,
+) -> lapin::Result<()> {
     if removed {
-        let tag = format!("redeliver.dead-letters.{:016x}", fastrand::u64(..));
-        channel.basic_qos(1, BasicQosOptions::default()).await?;
-        let consumer = channel.basic_consume(queue, tag.into(), BasicConsumeOptions::default(), FieldTable::default()).await?;
-        channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await?;
+        settle_removals(&channel, queue.clone()).await?;
     }
-    channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true }).await?;
+    // The server gives many back at once in any order (3.10): few at a time, and an answer between them.
+    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
+    for tags in held.chunks(RETURNS_MAX) {
+        for tag in tags {
+            let nack = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
+            channel.basic_nack(*tag, nack).await?;
+        }
+        channel.queue_declare(queue.clone(), options, FieldTable::default()).await?;
+    }
     channel.close(200, "read".into()).await
+}
+
+/// Removals must be known before the channel is gone, or the dead letters come back. An acknowledgement has no
+/// answer; a cancel that was answered went the same way through the server to the queue.
+async fn settle_removals(channel: &Channel, queue: ShortString) -> lapin::Result<()> {
+    let tag = ShortString::from("settled");
+    let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
+    channel.basic_qos(1, BasicQosOptions::default()).await?;
+    let consumer = channel.basic_consume(queue, tag, options, arguments).await?;
+    channel.basic_cancel(consumer.tag(), BasicCancelOptions::default()).await
 }
 
 #[async_trait]
@@ -87,7 +132,10 @@ impl DeadLetterReader for RabbitDeadLetters {
                 Some(message) => {
                     let tag = message.delivery.delivery_tag;
                     self.ledger.deliver(tag);
-                    let envelope = Arc::new(AmqpEnvelope { delivery: message.delivery, queue: self.queue.clone() });
+                    let envelope = Arc::new(AmqpEnvelope {
+                        delivery: message.delivery,
+                        queue: self.queue.clone(),
+                    });
                     return Ok(Some(Received { envelope, token: Token(tag) }));
                 }
                 None => self.reached_end = true,
@@ -100,7 +148,10 @@ impl DeadLetterReader for RabbitDeadLetters {
 
     async fn remove(&mut self, token: Token) -> Result<(), BrokerError> {
         if !self.ledger.settle(token.0) {
-            let text = format!("{}: this one is not held by the reader, or was removed before", self.attempt());
+            let text = format!(
+                "{}: this one is not held by the reader, or was removed before",
+                self.attempt()
+            );
             return Err(BrokerError::new(Fault::Other, text));
         }
         self.removed = true;
@@ -110,9 +161,15 @@ impl DeadLetterReader for RabbitDeadLetters {
 
     async fn close(&mut self) -> Result<(), BrokerError> {
         let attempt = format!("giving back the dead letters of queue `{}`", self.queue);
-        match timeout(CLOSE_MAX, wind_down(self.channel.clone(), short(&self.queue)?, self.removed)).await {
+        self.stop_fetching().await?;
+        let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
+        let closing = wind_down(channel, queue, self.ledger.open_tags(), self.removed);
+        match timeout(CLOSE_MAX, closing).await {
             Ok(wound_down) => wound_down.map_err(|error| fault::fault(&attempt, &error)),
-            Err(_) => Err(BrokerError::new(Fault::Unreachable, format!("{attempt}: no answer within {} s", CLOSE_MAX.as_secs()))),
+            Err(_) => Err(BrokerError::new(
+                Fault::Unreachable,
+                format!("{attempt}: no answer within {} s", CLOSE_MAX.as_secs()),
+            )),
         }
     }
 }

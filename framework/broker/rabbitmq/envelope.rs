@@ -167,7 +167,8 @@ mod tests {
         for (name, value) in headers {
             table.insert((*name).into(), value.clone());
         }
-        let mut delivery = Delivery::mock(1, "shop".into(), "order.placed".into(), false, b"{}".to_vec());
+        let mut delivery =
+            Delivery::mock(1, "shop".into(), "order.placed".into(), false, b"{}".to_vec());
         delivery.properties = BasicProperties::default().with_headers(table);
         AmqpEnvelope { delivery, queue: "orders".into() }
     }
@@ -231,14 +232,18 @@ mod tests {
         ] {
             assert_eq!(reason_of_broker(&envelope(&[(DEATHS, death(theirs))])), ours);
         }
-        assert_eq!(reason_of_broker(&envelope(&[(DEATHS, AMQPValue::LongString("expired".into()))])), None);
+        assert_eq!(
+            reason_of_broker(&envelope(&[(DEATHS, AMQPValue::LongString("expired".into()))])),
+            None
+        );
         assert_eq!(reason_of_broker(&envelope(&[])), None);
     }
 
     #[test]
     fn hostile_times_are_no_times() {
         let mut envelope = envelope(&[]);
-        let properties = BasicProperties::default().with_timestamp(u64::MAX).with_expiration("-5".into());
+        let properties =
+            BasicProperties::default().with_timestamp(u64::MAX).with_expiration("-5".into());
         envelope.delivery.properties = properties;
         assert_eq!((envelope.published_at(), envelope.time_to_live()), (None, None));
     }

@@ -33,7 +33,9 @@ pub(super) fn said(error: &Error) -> String {
     match error.kind() {
         ErrorKind::ProtocolError(answer) => answer.get_message().to_string(),
         ErrorKind::IOError(cause) => with_causes(cause),
-        ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidChannel(_) => "the channel is closed".to_owned(),
+        ErrorKind::InvalidChannelState(..) | ErrorKind::InvalidChannel(_) => {
+            "the channel is closed".to_owned()
+        }
         ErrorKind::InvalidConnectionState(_) => "the connection is closed".to_owned(),
         _ => error.to_string(),
     }
@@ -44,25 +46,35 @@ fn judge(error: &Error, said: &str) -> (Fault, Option<&'static str>) {
         ErrorKind::ProtocolError(answer) => judge_answer(answer.get_id(), said),
         ErrorKind::AuthProviderError(_) => (Fault::Refused, Some(CREDENTIALS)),
         // What rustls refuses arrives as invalid data.
-        ErrorKind::IOError(cause) if cause.kind() == io::ErrorKind::InvalidData => (Fault::Refused, Some(CERTIFICATES)),
-        ErrorKind::InvalidProtocolVersion(_) => (Fault::Refused, Some("is this a RabbitMQ that speaks AMQP 0-9-1?")),
+        ErrorKind::IOError(cause) if cause.kind() == io::ErrorKind::InvalidData => {
+            (Fault::Refused, Some(CERTIFICATES))
+        }
+        ErrorKind::InvalidProtocolVersion(_) => {
+            (Fault::Refused, Some("is this a RabbitMQ that speaks AMQP 0-9-1?"))
+        }
         _ => (Fault::Unreachable, None),
     }
 }
 
-const CREDENTIALS: &str = "check the user, its password and its permissions, and the url they stand in";
+const CREDENTIALS: &str =
+    "check the user, its password and its permissions, and the url they stand in";
 const CERTIFICATES: &str = "check that the url's host stands in the server's certificate, and tls.ca, tls.cert and tls.key";
-const VHOST: &str = "check the url's virtual host (`/` is written %2f) and the user's permissions for it";
+const VHOST: &str =
+    "check the url's virtual host (`/` is written %2f) and the user's permissions for it";
 
 fn judge_answer(code: u16, said: &str) -> (Fault, Option<&'static str>) {
     match code {
         code::ACCESS_REFUSED => (Fault::Refused, Some(CREDENTIALS)),
         // A limit of connections passes; a virtual host that is not there does not appear by waiting.
-        code::NOT_ALLOWED if said.contains("limit") => (Fault::Unreachable, Some("raise the limit of connections")),
+        code::NOT_ALLOWED if said.contains("limit") => {
+            (Fault::Unreachable, Some("raise the limit of connections"))
+        }
         code::NOT_ALLOWED => (Fault::Refused, Some(VHOST)),
         code::NOT_FOUND => (Fault::Missing, None),
         code::RESOURCE_LOCKED => (Fault::Other, Some("another connection holds it exclusively")),
-        code::PRECONDITION_FAILED if said.contains("message size") => (Fault::TooLarge, Some("raise the server's max_message_size, or send less")),
+        code::PRECONDITION_FAILED if said.contains("message size") => {
+            (Fault::TooLarge, Some("raise the server's max_message_size, or send less"))
+        }
         code::PRECONDITION_FAILED => (Fault::Mismatch, None),
         _ => (Fault::Unreachable, None),
     }

@@ -15,8 +15,10 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt};
-use lapin::options::{BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
-use lapin::types::ShortString;
+use lapin::options::{
+    BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
+};
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::time::timeout;
 
@@ -25,7 +27,10 @@ use super::envelope::AmqpEnvelope;
 use super::fault;
 use super::ledger::Ledger;
 use super::topology;
-use crate::broker::{BrokerError, Fault, Lane, LaneEnd, LaneEvent, LaneId, Lanes, Received, Settlement, Source, Token};
+use crate::broker::{
+    BrokerError, Fault, Lane, LaneEnd, LaneEvent, LaneId, Lanes, Received, Settlement, Source,
+    Token,
+};
 use crate::config::Topology;
 
 /// How long each step of closing may take before the channel is simply dropped.
@@ -59,7 +64,12 @@ pub(super) struct RabbitLanes {
 }
 
 impl RabbitLanes {
-    pub(super) fn new(link: Arc<Link>, source: Arc<Source>, generations: Generations, tally: Arc<Tally>) -> Self {
+    pub(super) fn new(
+        link: Arc<Link>,
+        source: Arc<Source>,
+        generations: Generations,
+        tally: Arc<Tally>,
+    ) -> Self {
         let consumers = source.settings.consumers.get();
         let mut lanes = Self { link, source, generations, tally, opening: FuturesUnordered::new() };
         (1..=consumers).for_each(|number| lanes.release(LaneId(number.to_string().into())));
@@ -99,6 +109,8 @@ struct RabbitLane {
     channel: Channel,
     consumer: Consumer,
     tag: ShortString,
+    /// What the consumer was registered with.
+    arguments: FieldTable,
     queue: Arc<str>,
     generation: u64,
     ledger: Ledger,
@@ -127,10 +139,18 @@ impl From<BrokerEnd> for LaneEnd {
 }
 
 impl RabbitLane {
-    async fn open(link: &Link, source: &Source, generations: &AtomicU64, tally: Arc<Tally>) -> Result<Self, BrokerError> {
+    async fn open(
+        link: &Link,
+        source: &Source,
+        generations: &AtomicU64,
+        tally: Arc<Tally>,
+    ) -> Result<Self, BrokerError> {
         match Self::consume(link, source, generations, tally.clone()).await {
             // Deleted while we were away. Where declaring is ours to do, it comes back with its bindings.
-            Err(error) if error.fault == Fault::Missing && source.settings.topology == Topology::Declare => {
+            Err(error)
+                if error.fault == Fault::Missing
+                    && source.settings.topology == Topology::Declare =>
+            {
                 topology::prepare(link, source).await?;
                 Self::consume(link, source, generations, tally).await
             }
@@ -138,7 +158,12 @@ impl RabbitLane {
         }
     }
 
-    async fn consume(link: &Link, source: &Source, generations: &AtomicU64, tally: Arc<Tally>) -> Result<Self, BrokerError> {
+    async fn consume(
+        link: &Link,
+        source: &Source,
+        generations: &AtomicU64,
+        tally: Arc<Tally>,
+    ) -> Result<Self, BrokerError> {
         let settings = &*source.settings;
         let queue: Arc<str> = topology::queue_name(settings).into();
         let attempt = format!("subscription `{}`: consuming queue `{queue}`", source.name);
@@ -147,13 +172,19 @@ impl RabbitLane {
         answer(&attempt, window).await?;
         let tag = consumer_tag(&source.service);
         let arguments = topology::consumer_arguments(settings);
-        let consuming = channel.basic_consume(topology::short(&queue)?, tag.clone(), BasicConsumeOptions::default(), arguments);
+        let consuming = channel.basic_consume(
+            topology::short(&queue)?,
+            tag.clone(),
+            BasicConsumeOptions::default(),
+            arguments.clone(),
+        );
         let consumer = answer(&attempt, consuming).await?;
         Ok(Self {
             _live: live,
             channel,
             consumer,
             tag,
+            arguments,
             queue,
             generation: generations.fetch_add(1, Ordering::Relaxed) + 1,
             ledger: Ledger::default(),
@@ -165,7 +196,12 @@ impl RabbitLane {
         })
     }
 
-    fn poll_batch(&mut self, context: &mut Context<'_>, batch: &mut Vec<Received>, limit: usize) -> Poll<Result<(), LaneEnd>> {
+    fn poll_batch(
+        &mut self,
+        context: &mut Context<'_>,
+        batch: &mut Vec<Received>,
+        limit: usize,
+    ) -> Poll<Result<(), LaneEnd>> {
         let before = batch.len();
         while self.end.is_none() && batch.len() - before < limit.max(1) {
             match Pin::new(&mut self.consumer).poll_next(context) {
@@ -192,7 +228,10 @@ impl RabbitLane {
     fn cancelled(&self) -> BrokerEnd {
         match self.channel.status().connected() {
             true => BrokerEnd::Cancelled,
-            false => BrokerEnd::Lost(BrokerError::new(Fault::Unreachable, format!("consuming queue `{}`: the channel is closed", self.queue))),
+            false => BrokerEnd::Lost(BrokerError::new(
+                Fault::Unreachable,
+                format!("consuming queue `{}`: the channel is closed", self.queue),
+            )),
         }
     }
 
@@ -214,7 +253,9 @@ impl RabbitLane {
     fn sort(&mut self, settlements: &mut Vec<Settlement>) {
         for settlement in settlements.drain(..) {
             let (Settlement::Ack(token) | Settlement::Return(token)) = settlement;
-            let Some(tag) = self.tag_of(token).filter(|tag| self.ledger.settle(*tag)) else { continue };
+            let Some(tag) = self.tag_of(token).filter(|tag| self.ledger.settle(*tag)) else {
+                continue;
+            };
             match settlement {
                 Settlement::Ack(_) => self.acked.push(tag),
                 Settlement::Return(_) => self.returned.push(tag),
@@ -232,7 +273,8 @@ impl RabbitLane {
         }
         let acks = self.ledger.acks(&mut self.acked);
         if let Some(tag) = acks.up_to {
-            written = written.and(begun(self.channel.basic_ack(tag, BasicAckOptions { multiple: true })));
+            written =
+                written.and(begun(self.channel.basic_ack(tag, BasicAckOptions { multiple: true })));
         }
         for tag in acks.singles {
             written = written.and(begun(self.channel.basic_ack(tag, BasicAckOptions::default())));
@@ -241,22 +283,47 @@ impl RabbitLane {
         written.map_err(|error| self.lost(&error))
     }
 
-    /// The order of steps is what keeps acknowledgements from being lost: measured, closing right after the
-    /// last one loses some in most runs, closing after a cancel that was answered loses none, because the
-    /// cancel goes the same way through the server to the queue.
+    /// Lets every acknowledgement arrive, and gives the rest back.
+    ///
+    /// An acknowledgement has no answer, and a channel that closes right after the last one loses some in most
+    /// runs (measured). It loses none after a cancel that was answered: that goes the same way to the queue.
     async fn wind_down(&mut self) -> Result<(), BrokerEnd> {
-        self.step(self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default())).await?;
+        match (self.single_active, &self.end) {
+            (true, None) => self.settle_in_order().await?,
+            _ => self.settle_and_return().await?,
+        }
+        self.step(self.channel.close(200, "closed".into())).await
+    }
+
+    async fn settle_and_return(&self) -> Result<(), BrokerEnd> {
+        let cancel = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
+        self.step(cancel).await?;
         // Tag 0 and `multiple` are everything that is out, handed on by us or not.
         let everything = BasicNackOptions { multiple: true, requeue: true };
-        begun(self.channel.basic_nack(0, everything)).map_err(|error| self.lost(&error))?;
-        self.step(self.channel.close(200, "closed".into())).await
+        begun(self.channel.basic_nack(0, everything)).map_err(|error| self.lost(&error))
+    }
+
+    /// Cancelling the active consumer would serve the next one before ours are back, out of order (measured:
+    /// always). So a standby of our own is registered and cancelled in its place; closing the channel then
+    /// returns everything at once, in its place, before anyone else is served.
+    async fn settle_in_order(&self) -> Result<(), BrokerEnd> {
+        let tag = ShortString::from("standby");
+        let (queue, options) = (ShortString::from(&*self.queue), BasicConsumeOptions::default());
+        let standby =
+            self.channel.basic_consume(queue, tag.clone(), options, self.arguments.clone());
+        self.step(async { standby.await.map(drop) }).await?;
+        self.step(self.channel.basic_cancel(tag, BasicCancelOptions::default())).await
     }
 
     async fn step(&self, step: impl Future<Output = lapin::Result<()>>) -> Result<(), BrokerEnd> {
         match timeout(CLOSE_STEP_MAX, step).await {
             Ok(done) => done.map_err(|error| self.lost(&error)),
             Err(_) => {
-                let text = format!("closing the lane of queue `{}`: no answer within {} s", self.queue, CLOSE_STEP_MAX.as_secs());
+                let text = format!(
+                    "closing the lane of queue `{}`: no answer within {} s",
+                    self.queue,
+                    CLOSE_STEP_MAX.as_secs()
+                );
                 Err(BrokerEnd::Lost(BrokerError::new(Fault::Unreachable, text)))
             }
         }
@@ -280,7 +347,10 @@ impl Lane for RabbitLane {
         }
         let wound_down = self.wind_down().await;
         self.tally.set(0);
-        let closed = BrokerError::new(Fault::Other, format!("the lane of queue `{}` was closed", self.queue));
+        let closed = BrokerError::new(
+            Fault::Other,
+            format!("the lane of queue `{}` was closed", self.queue),
+        );
         self.end = Some(BrokerEnd::Lost(closed));
         wound_down.map_err(LaneEnd::from)
     }

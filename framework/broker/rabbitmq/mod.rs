@@ -47,7 +47,13 @@ impl RabbitBroker {
     pub fn new(name: &str, settings: &config::Broker, service: &str) -> Result<Self, BrokerError> {
         let address = Address::read(name, settings)?;
         let engine = Engine::start()?;
-        let link = |purpose| Arc::new(Link::new(engine.clone(), address.clone(), format!("{} {purpose}", label(service))));
+        let link = |purpose| {
+            Arc::new(Link::new(
+                engine.clone(),
+                address.clone(),
+                format!("{} {purpose}", label(service)),
+            ))
+        };
         let publishing = link("publish");
         Ok(Self {
             consuming: link("consume"),
@@ -93,7 +99,10 @@ impl Broker for RabbitBroker {
         self.publisher.clone()
     }
 
-    async fn dead_letters(&self, source: Arc<Source>) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
+    async fn dead_letters(
+        &self,
+        source: Arc<Source>,
+    ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
         Ok(Box::new(dead_letters::open(&self.consuming, &source).await?))
     }
 

@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::connection::{Link, Live, answer};
 use super::envelope::AmqpEnvelope;
-use super::topology::{self, short};
+use super::topology::{self, abbreviated, short};
 use super::{copies, fault};
 use crate::broker::{BrokerError, Copy, Fault, Outgoing, Place, Publisher, Source, Target};
 use crate::config::Topology;
@@ -67,26 +67,42 @@ impl RabbitPublisher {
     async fn publish(&self, attempt: &str, parcel: Parcel<'_>) -> Result<(), BrokerError> {
         match timeout(CONFIRM_MAX, self.publish_on_time(attempt, parcel)).await {
             Ok(published) => published,
-            Err(_) => Err(BrokerError::new(Fault::Unconfirmed, format!("{attempt}: no confirm within {} s{}", CONFIRM_MAX.as_secs(), self.why()))),
+            Err(_) => Err(BrokerError::new(
+                Fault::Unconfirmed,
+                format!("{attempt}: no confirm within {} s{}", CONFIRM_MAX.as_secs(), self.why()),
+            )),
         }
     }
 
     fn why(&self) -> String {
         match self.link.state() {
-            crate::broker::BrokerState::Blocked(reason) => format!("; the server takes no messages: {reason}"),
+            crate::broker::BrokerState::Blocked(reason) => {
+                format!("; the server takes no messages: {reason}")
+            }
             _ => String::new(),
         }
     }
 
     async fn publish_on_time(&self, attempt: &str, parcel: Parcel<'_>) -> Result<(), BrokerError> {
-        let closed = |_| BrokerError::new(Fault::Unreachable, format!("{attempt}: the connection was closed by this process"));
+        let closed = |_| {
+            BrokerError::new(
+                Fault::Unreachable,
+                format!("{attempt}: the connection was closed by this process"),
+            )
+        };
         let _permit = self.permits.acquire().await.map_err(closed)?;
         let outlet = self.outlet(attempt).await?;
         // While it blocks, lapin would keep whatever we hand it in memory.
         outlet.live.unblocked().await;
         refuse_long_headers(attempt, &outlet, &parcel.properties)?;
         let options = BasicPublishOptions { mandatory: true, ..BasicPublishOptions::default() };
-        let sent = outlet.channel.basic_publish(short(parcel.exchange)?, short(parcel.routing_key)?, options, parcel.body, parcel.properties);
+        let sent = outlet.channel.basic_publish(
+            short(parcel.exchange)?,
+            short(parcel.routing_key)?,
+            options,
+            parcel.body,
+            parcel.properties,
+        );
         let confirm = sent.await.map_err(|error| fault::fault(attempt, &error))?;
         let confirmation = confirm.await.map_err(|error| fault::fault(attempt, &error))?;
         // Only a channel whose message was answered is used again.
@@ -113,10 +129,17 @@ impl RabbitPublisher {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn copy_to(&self, copy: &Copy, original: &AmqpEnvelope, queue: &str) -> Result<(), BrokerError> {
-        let attempt = format!("subscription `{}`: copying a message to queue `{queue}`", copy.source.name);
+    async fn copy_to(
+        &self,
+        copy: &Copy,
+        original: &AmqpEnvelope,
+        queue: &str,
+    ) -> Result<(), BrokerError> {
+        let attempt =
+            format!("subscription `{}`: copying a message to queue `{queue}`", copy.source.name);
         let properties = copies::properties_of_copy(&original.delivery.properties, &copy.stamps);
-        let parcel = Parcel { exchange: "", routing_key: queue, properties, body: &original.delivery.data };
+        let parcel =
+            Parcel { exchange: "", routing_key: queue, properties, body: &original.delivery.data };
         self.publish(&attempt, parcel).await
     }
 }
@@ -124,20 +147,31 @@ impl RabbitPublisher {
 #[async_trait]
 impl Publisher for RabbitPublisher {
     async fn send(&self, message: &Outgoing) -> Result<(), BrokerError> {
-        let attempt = format!("publishing message `{}` to {}", message.id, message.target);
+        let attempt =
+            format!("publishing message `{}` to {}", abbreviated(&message.id), message.target);
         let (exchange, routing_key) = match &message.target {
             Target::Queue(queue) => ("", queue.as_str()),
             Target::Exchange { exchange, routing_key } => (exchange.as_str(), routing_key.as_str()),
-            Target::Topic(_) => return Err(BrokerError::new(Fault::Other, format!("{attempt}: RabbitMQ has no topics; use a queue or an exchange"))),
+            Target::Topic(_) => {
+                return Err(BrokerError::new(
+                    Fault::Other,
+                    format!("{attempt}: RabbitMQ has no topics; use a queue or an exchange"),
+                ));
+            }
         };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let properties = copies::properties_of(message, now.as_secs()).map_err(|error| BrokerError::new(error.fault, format!("{attempt}: {}", error.text)))?;
-        self.publish(&attempt, Parcel { exchange, routing_key, properties, body: &message.body }).await
+        let properties = copies::properties_of(message, now.as_secs())
+            .map_err(|error| BrokerError::new(error.fault, format!("{attempt}: {}", error.text)))?;
+        self.publish(&attempt, Parcel { exchange, routing_key, properties, body: &message.body })
+            .await
     }
 
     async fn copy(&self, copy: &Copy) -> Result<(), BrokerError> {
         let Some(original) = copy.envelope.as_any().downcast_ref::<AmqpEnvelope>() else {
-            let text = format!("subscription `{}`: only messages that came from RabbitMQ can be copied there", copy.source.name);
+            let text = format!(
+                "subscription `{}`: only messages that came from RabbitMQ can be copied there",
+                copy.source.name
+            );
             return Err(BrokerError::new(Fault::Other, text));
         };
         let mut last = Ok(());
@@ -160,7 +194,10 @@ fn destinations(source: &Source, place: Place) -> Vec<String> {
         Place::Source => vec![topology::queue_name(settings).to_owned()],
         Place::Dead => vec![topology::dead_name(settings)],
         Place::Wait(wait) => {
-            let longer = source.waits.iter().filter(|other| **other > wait && settings.topology == Topology::None);
+            let longer = source
+                .waits
+                .iter()
+                .filter(|other| **other > wait && settings.topology == Topology::None);
             [wait].iter().chain(longer).map(|wait| topology::wait_name(settings, *wait)).collect()
         }
     }
@@ -171,22 +208,40 @@ fn judge(attempt: &str, confirmation: Confirmation) -> Result<(), BrokerError> {
         Confirmation::Ack(None) => return Ok(()),
         Confirmation::Ack(Some(returned)) | Confirmation::Nack(Some(returned)) => {
             let said = format!("{} {}", returned.reply_code, returned.reply_text);
-            (Fault::Unroutable, format!("no queue took it ({said}); declare the queue, or bind one to the exchange"))
+            (
+                Fault::Unroutable,
+                format!(
+                    "no queue took it ({said}); declare the queue, or bind one to the exchange"
+                ),
+            )
         }
-        Confirmation::Nack(None) => (Fault::Unconfirmed, "the server could not store it; is the queue full, or without a majority of its nodes?".to_owned()),
-        Confirmation::NotRequested => (Fault::Unconfirmed, "the channel was not in confirm mode".to_owned()),
+        Confirmation::Nack(None) => (
+            Fault::Unconfirmed,
+            "the server could not store it; is the queue full, or without a majority of its nodes?"
+                .to_owned(),
+        ),
+        Confirmation::NotRequested => {
+            (Fault::Unconfirmed, "the channel was not in confirm mode".to_owned())
+        }
     };
     Err(BrokerError::new(fault, format!("{attempt}: {text}")))
 }
 
 /// Properties must fit into one frame; the server closes the connection otherwise, with everything that is in flight.
-fn refuse_long_headers(attempt: &str, outlet: &Outlet, properties: &BasicProperties) -> Result<(), BrokerError> {
+fn refuse_long_headers(
+    attempt: &str,
+    outlet: &Outlet,
+    properties: &BasicProperties,
+) -> Result<(), BrokerError> {
     let length = copies::encoded_length(properties) + FRAME_OVERHEAD;
     let length_max = outlet.live.connection.configuration().frame_max();
     match usize::try_from(length_max) {
-        Ok(length_max) if length_max > 0 && length > length_max => {
-            Err(BrokerError::new(Fault::TooLarge, format!("{attempt}: its headers take {length} bytes, and a frame {length_max}; shorten them, or raise the server's frame_max")))
-        }
+        Ok(length_max) if length_max > 0 && length > length_max => Err(BrokerError::new(
+            Fault::TooLarge,
+            format!(
+                "{attempt}: its headers take {length} bytes, and a frame {length_max}; shorten them, or raise the server's frame_max"
+            ),
+        )),
         _ => Ok(()),
     }
 }

@@ -27,8 +27,9 @@ pub(super) fn connector(tls: &Tls) -> Result<RustlsConnector, String> {
     }
     let mut roots = match &tls.ca {
         Some(_) => RustlsConnectorConfig::default(),
-        None => RustlsConnectorConfig::new_with_native_certs()
-            .map_err(|error| format!("reading the system's certificate authorities: {error}; set tls.ca"))?,
+        None => RustlsConnectorConfig::new_with_native_certs().map_err(|error| {
+            format!("reading the system's certificate authorities: {error}; set tls.ca")
+        })?,
     };
     if let Some(ca) = &tls.ca {
         roots.add_parsable_certificates(certificates("tls.ca", ca)?);
@@ -44,8 +45,12 @@ fn identity(tls: &Tls) -> Result<Option<Identity>, String> {
     match (&tls.cert, &tls.key) {
         (Some(cert), Some(key)) => Ok(Some((certificates("tls.cert", cert)?, private_key(key)?))),
         (None, None) => Ok(None),
-        (Some(_), None) => Err("tls.cert is set but tls.key is not; set both or neither".to_owned()),
-        (None, Some(_)) => Err("tls.key is set but tls.cert is not; set both or neither".to_owned()),
+        (Some(_), None) => {
+            Err("tls.cert is set but tls.key is not; set both or neither".to_owned())
+        }
+        (None, Some(_)) => {
+            Err("tls.key is set but tls.cert is not; set both or neither".to_owned())
+        }
     }
 }
 

@@ -70,7 +70,10 @@ impl Plan {
     }
 
     fn binding_line(&self, binding: &Binding) -> String {
-        format!("binding of queue `{}` to exchange `{}` with routing key `{}`", self.queue.name, binding.exchange, binding.routing_key)
+        format!(
+            "binding of queue `{}` to exchange `{}` with routing key `{}`",
+            self.queue.name, binding.exchange, binding.routing_key
+        )
     }
 }
 
@@ -87,13 +90,16 @@ pub(super) fn dead_name(settings: &Subscription) -> String {
 /// The queue in which messages wait for so long.
 pub(super) fn wait_name(settings: &Subscription, wait: Duration) -> String {
     let milliseconds = wait.as_millis().to_string();
-    settings.wait_template(BrokerKind::Rabbitmq).fill(&[("queue", queue_name(settings)), ("ms", &milliseconds)])
+    settings
+        .wait_template(BrokerKind::Rabbitmq)
+        .fill(&[("queue", queue_name(settings)), ("ms", &milliseconds)])
 }
 
 /// Whether the server serves one consumer at a time.
 pub(super) fn is_single_active(settings: &Subscription) -> bool {
     let ordered = settings.ordering != Ordering::None && settings.order_scope == OrderScope::Queue;
-    let told = settings.arguments.get("x-single-active-consumer") == Some(&toml::Value::Boolean(true));
+    let told =
+        settings.arguments.get("x-single-active-consumer") == Some(&toml::Value::Boolean(true));
     ordered || settings.single_active_consumer || told
 }
 
@@ -127,7 +133,8 @@ pub(super) fn consumer_arguments(settings: &Subscription) -> FieldTable {
 const CONSUMER_TIMEOUT: &str = "x-consumer-timeout";
 
 fn source_arguments(settings: &Subscription, dead: &str) -> Vec<(String, AMQPValue)> {
-    let mut arguments = vec![text("x-dead-letter-exchange", ""), text("x-dead-letter-routing-key", dead)];
+    let mut arguments =
+        vec![text("x-dead-letter-exchange", ""), text("x-dead-letter-routing-key", dead)];
     match settings.queue_type {
         QueueType::Classic => arguments.push(text("x-queue-type", "classic")),
         QueueType::Quorum => {
@@ -186,7 +193,9 @@ fn value_of(value: &toml::Value) -> AMQPValue {
         toml::Value::Float(number) => AMQPValue::Double(*number),
         toml::Value::Boolean(flag) => AMQPValue::Boolean(*flag),
         toml::Value::Datetime(time) => AMQPValue::LongString(time.to_string().into()),
-        toml::Value::Array(values) => AMQPValue::FieldArray(FieldArray::from(values.iter().map(value_of).collect::<Vec<_>>())),
+        toml::Value::Array(values) => {
+            AMQPValue::FieldArray(FieldArray::from(values.iter().map(value_of).collect::<Vec<_>>()))
+        }
         toml::Value::Table(values) => {
             let mut table = FieldTable::default();
             values.iter().for_each(|(name, value)| insert(&mut table, name, value_of(value)));
@@ -272,7 +281,9 @@ impl Findings {
     fn note(&mut self, looked: Result<(), BrokerError>) -> Result<(), BrokerError> {
         match (looked, &mut self.0) {
             (Ok(()), _) => Ok(()),
-            (Err(error), _) if !matches!(error.fault, Fault::Missing | Fault::Mismatch) => Err(error),
+            (Err(error), _) if !matches!(error.fault, Fault::Missing | Fault::Mismatch) => {
+                Err(error)
+            }
             (Err(error), Some(found)) => {
                 found.text = format!("{}\n{}", found.text, error.text);
                 Ok(())
@@ -294,7 +305,8 @@ async fn declare(link: &Link, source: &Source, queue: &Queue) -> Result<(), Brok
     let attempt = format!("subscription `{}`: declaring {queue}", source.name);
     let (_live, channel) = link.channel().await?;
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    let declared = answer(&attempt, channel.queue_declare(short(&queue.name)?, options, queue.table())).await;
+    let declared =
+        answer(&attempt, channel.queue_declare(short(&queue.name)?, options, queue.table())).await;
     declared.map_err(|error| match error.fault {
         Fault::Mismatch => BrokerError::new(
             Fault::Mismatch,
@@ -313,22 +325,51 @@ async fn verify(link: &Link, source: &Source, queue: &Queue) -> Result<(), Broke
     let attempt = format!("subscription `{}`: looking for queue `{}`", source.name, queue.name);
     let (_live, channel) = link.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let found = answer(&attempt, channel.queue_declare(short(&queue.name)?, options, FieldTable::default())).await;
+    let found = answer(
+        &attempt,
+        channel.queue_declare(short(&queue.name)?, options, FieldTable::default()),
+    )
+    .await;
     found.map_err(|error| match error.fault {
-        Fault::Missing => BrokerError::new(Fault::Missing, format!("{}; create it beforehand ({queue}), or use `topology = \"declare\"`", error.text)),
+        Fault::Missing => BrokerError::new(
+            Fault::Missing,
+            format!(
+                "{}; create it beforehand ({queue}), or use `topology = \"declare\"`",
+                error.text
+            ),
+        ),
         _ => error,
     })?;
     let _ = channel.close(200, "done".into()).await;
     Ok(())
 }
 
-async fn bind(link: &Link, source: &Source, plan: &Plan, binding: &Binding) -> Result<(), BrokerError> {
+async fn bind(
+    link: &Link,
+    source: &Source,
+    plan: &Plan,
+    binding: &Binding,
+) -> Result<(), BrokerError> {
     let attempt = format!("subscription `{}`: {}", source.name, plan.binding_line(binding));
     let (_live, channel) = link.channel().await?;
-    let (queue, exchange, key) = (short(&plan.queue.name)?, short(&binding.exchange)?, short(&binding.routing_key)?);
-    let bound = answer(&attempt, channel.queue_bind(queue, exchange, key, QueueBindOptions::default(), FieldTable::default())).await;
+    let (queue, exchange, key) =
+        (short(&plan.queue.name)?, short(&binding.exchange)?, short(&binding.routing_key)?);
+    let bound = answer(
+        &attempt,
+        channel.queue_bind(
+            queue,
+            exchange,
+            key,
+            QueueBindOptions::default(),
+            FieldTable::default(),
+        ),
+    )
+    .await;
     bound.map_err(|error| match error.fault {
-        Fault::Missing => BrokerError::new(Fault::Missing, format!("{}; declare the exchange beforehand, or remove the binding", error.text)),
+        Fault::Missing => BrokerError::new(
+            Fault::Missing,
+            format!("{}; declare the exchange beforehand, or remove the binding", error.text),
+        ),
         _ => error,
     })?;
     let _ = channel.close(200, "done".into()).await;
@@ -340,7 +381,9 @@ async fn count(link: &Link, name: &str) -> Result<(u64, u64), BrokerError> {
     let attempt = format!("counting the messages of queue `{name}`");
     let (_live, channel) = link.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    let queue = answer(&attempt, channel.queue_declare(short(name)?, options, FieldTable::default())).await?;
+    let queue =
+        answer(&attempt, channel.queue_declare(short(name)?, options, FieldTable::default()))
+            .await?;
     let _ = channel.close(200, "done".into()).await;
     Ok((queue.message_count().into(), queue.consumer_count().into()))
 }
@@ -349,7 +392,11 @@ async fn count(link: &Link, name: &str) -> Result<(u64, u64), BrokerError> {
 ///
 /// AMQP counts what is ready, and consumers, but not what consumers hold. While all consumers of the queue are
 /// ours, what they hold is what we know to be unsettled; with anyone else's among them it is unknown.
-pub(super) async fn depth(link: &Link, source: &Source, tally: &Tally) -> Result<Depth, BrokerError> {
+pub(super) async fn depth(
+    link: &Link,
+    source: &Source,
+    tally: &Tally,
+) -> Result<Depth, BrokerError> {
     let settings = &source.settings;
     let (ready, consumers) = count(link, queue_name(settings)).await?;
     let (dead, _) = count(link, &dead_name(settings)).await?;
@@ -364,12 +411,34 @@ pub(super) async fn depth(link: &Link, source: &Source, tally: &Tally) -> Result
 
 /// A name as AMQP takes it.
 pub(super) fn short(name: &str) -> Result<ShortString, BrokerError> {
-    ShortString::try_new(name).map_err(|_| BrokerError::new(Fault::Other, format!("`{name}` is longer than the 255 bytes that AMQP takes; shorten it")))
+    ShortString::try_new(name).map_err(|_| {
+        BrokerError::new(
+            Fault::Other,
+            format!(
+                "`{}` is longer than the 255 bytes that AMQP takes; shorten it",
+                abbreviated(name)
+            ),
+        )
+    })
+}
+
+/// A user's text, for an error: whoever made it long is recognised by its beginning.
+pub(super) fn abbreviated(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 80;
+    match text.char_indices().nth(CHARACTERS_MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn refuse_long_names(source: &Source, plan: &Plan) -> Result<(), BrokerError> {
     for queue in plan.queues() {
-        short(&queue.name).map_err(|error| BrokerError::new(error.fault, format!("subscription `{}`: queue {}", source.name, error.text)))?;
+        short(&queue.name).map_err(|error| {
+            BrokerError::new(
+                error.fault,
+                format!("subscription `{}`: queue {}", source.name, error.text),
+            )
+        })?;
     }
     Ok(())
 }
@@ -402,7 +471,9 @@ fn warnings(settings: &Subscription) -> Vec<String> {
         warnings.push("x-expires: the server deletes the queue with its messages when nobody consumes it for so long".to_owned());
     }
     let bounded = argument("x-max-length").is_some() || argument("x-max-length-bytes").is_some();
-    let rejects = argument("x-overflow").and_then(toml::Value::as_str).is_none_or(|overflow| overflow.starts_with("reject-publish"));
+    let rejects = argument("x-overflow")
+        .and_then(toml::Value::as_str)
+        .is_none_or(|overflow| overflow.starts_with("reject-publish"));
     if bounded && !rejects {
         warnings.push("x-overflow drops the oldest messages of a full queue: a message that comes out of its wait may push out another; use reject-publish".to_owned());
     }

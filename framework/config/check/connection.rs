@@ -18,23 +18,10 @@ pub(super) fn check(check: &mut Check<'_>) {
                 check,
                 &table,
                 "memory",
-                &[
-                    "url",
-                    "url_file",
-                    "password",
-                    "password_file",
-                    "tls",
-                    "properties",
-                ],
+                &["url", "url_file", "password", "password_file", "tls", "properties"],
             ),
             BrokerKind::Rabbitmq => {
-                address(
-                    check,
-                    &table,
-                    url,
-                    &["amqp", "amqps"],
-                    "amqp://USER@HOST:5672/%2f",
-                );
+                address(check, &table, url, &["amqp", "amqps"], "amqp://USER@HOST:5672/%2f");
                 foreign(check, &table, "rabbitmq", &["properties"]);
             }
             BrokerKind::Kafka => {
@@ -71,23 +58,14 @@ pub(super) fn check(check: &mut Check<'_>) {
 
 /// A file must name the kind: one that is forgotten must not become a memory broker that loses everything.
 fn missing_kind(check: &mut Check<'_>, table: &str, kinds: &str) {
-    check.say(
-        table,
-        "kind",
-        &[],
-        format!("is missing; add kind = {kinds}"),
-    );
+    check.say(table, "kind", &[], format!("is missing; add kind = {kinds}"));
 }
 
 fn tls(check: &mut Check<'_>, table: &str, tls: Option<&Tls>) {
     let Some(tls) = tls else { return };
     if tls.cert.is_some() != tls.key.is_some() {
         let table = format!("{table}.tls");
-        let (has, lacks) = if tls.cert.is_some() {
-            ("cert", "key")
-        } else {
-            ("key", "cert")
-        };
+        let (has, lacks) = if tls.cert.is_some() { ("cert", "key") } else { ("key", "cert") };
         check.say(
             &table,
             has,
@@ -115,10 +93,8 @@ fn address(check: &mut Check<'_>, table: &str, url: Option<&Url>, schemes: &[&st
         return missing(check, table, example);
     };
     if !url.scheme().is_some_and(|scheme| schemes.contains(&scheme)) {
-        let text = format!(
-            "does not begin with {}; write it like \"{example}\"",
-            schemes.map_join()
-        );
+        let text =
+            format!("does not begin with {}; write it like \"{example}\"", schemes.map_join());
         check.say(table, written(check, table), &["kind"], text);
     }
 }
@@ -140,22 +116,13 @@ fn bootstrap(check: &mut Check<'_>, table: &str, url: Option<&Url>) {
 fn missing(check: &mut Check<'_>, table: &str, example: &str) {
     // A `url_file` that could not be read was complained about when it was read.
     if !check.given(table, "url") && !check.given(table, "url_file") {
-        check.say(
-            table,
-            "url",
-            &[],
-            format!("is missing; add url = \"{example}\", or url_file"),
-        );
+        check.say(table, "url", &[], format!("is missing; add url = \"{example}\", or url_file"));
     }
 }
 
 /// Which of the two keys the url came from.
 fn written(check: &Check<'_>, table: &str) -> &'static str {
-    if check.given(table, "url_file") {
-        "url_file"
-    } else {
-        "url"
-    }
+    if check.given(table, "url_file") { "url_file" } else { "url" }
 }
 
 trait MapJoin {
@@ -164,9 +131,6 @@ trait MapJoin {
 
 impl MapJoin for &[&str] {
     fn map_join(&self) -> String {
-        self.iter()
-            .map(|scheme| format!("{scheme}://"))
-            .collect::<Vec<_>>()
-            .join(" or ")
+        self.iter().map(|scheme| format!("{scheme}://")).collect::<Vec<_>>().join(" or ")
     }
 }

@@ -16,11 +16,7 @@ use super::{Config, STANDARD};
 
 /// Everything that contradicts.
 pub(super) fn all(config: &Config, layers: &Layers) -> Vec<Problem> {
-    let mut check = Check {
-        config,
-        layers,
-        problems: Vec::new(),
-    };
+    let mut check = Check { config, layers, problems: Vec::new() };
     names(&mut check);
     service(&mut check);
     connection::check(&mut check);
@@ -60,12 +56,7 @@ impl Check<'_> {
 
     fn not_zero(&mut self, table: &str, key: &str, value: Duration) {
         if value.is_zero() {
-            self.say(
-                table,
-                key,
-                &[],
-                "is 0s, which leaves no time at all; use \"1ms\" or more",
-            );
+            self.say(table, key, &[], "is 0s, which leaves no time at all; use \"1ms\" or more");
         }
     }
 
@@ -83,12 +74,7 @@ impl Check<'_> {
             return;
         }
         if name.is_empty() {
-            return self.say(
-                table,
-                key,
-                &[],
-                format!("is missing; name a table [{kind}.NAME]"),
-            );
+            return self.say(table, key, &[], format!("is missing; name a table [{kind}.NAME]"));
         }
         let advice = match nearest(name, known.iter().copied()) {
             Some(meant) => format!("did you mean {meant:?}?"),
@@ -104,13 +90,7 @@ impl Check<'_> {
 
     fn known_store(&mut self, table: &str, name: &str) {
         let config = self.config;
-        self.known(
-            table,
-            "store",
-            name,
-            "stores",
-            config.stores.keys().map(String::as_str),
-        );
+        self.known(table, "store", name, "stores", config.stores.keys().map(String::as_str));
     }
 
     fn known_policy(&mut self, table: &str, name: &str) {
@@ -159,11 +139,6 @@ fn service(check: &mut Check<'_>) {
     let service = &check.config.service;
     check.not_zero("service", "restarts_window", service.restarts_window);
     if service.name.is_empty() {
-        check.say(
-            "service",
-            "name",
-            &[],
-            "is empty; leave it out for the executable's name",
-        );
+        check.say("service", "name", &[], "is empty; leave it out for the executable's name");
     }
 }

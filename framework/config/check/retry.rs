@@ -30,21 +30,14 @@ fn delays(check: &mut Check<'_>, table: &str, policy: &Retry) {
                 duration_text(max),
                 duration_text(min)
             );
-            check.say(
-                table,
-                written(check, table),
-                &["delay_min", "delay_max"],
-                text,
-            );
+            check.say(table, written(check, table), &["delay_min", "delay_max"], text);
         }
     }
     check.not_zero(table, "delay_max", max);
     check.not_zero(table, "age_max", policy.age_max);
     if !policy.multiplier.is_finite() || policy.multiplier < 1.0 {
-        let text = format!(
-            "is {}, so the delay would shrink; use a number from 1.0",
-            policy.multiplier
-        );
+        let text =
+            format!("is {}, so the delay would shrink; use a number from 1.0", policy.multiplier);
         check.say(table, "multiplier", &[], text);
     }
     if policy.jitter == Jitter::Decorrelated
@@ -158,12 +151,8 @@ pub(super) fn successors(check: &Check<'_>, start: &str) -> Vec<String> {
     let mut found: Vec<String> = Vec::new();
     let mut open = vec![start.to_owned()];
     while let Some(name) = open.pop() {
-        let rules = check
-            .config
-            .retry
-            .get(&name)
-            .map(|policy| policy.rules.as_slice())
-            .unwrap_or_default();
+        let rules =
+            check.config.retry.get(&name).map(|policy| policy.rules.as_slice()).unwrap_or_default();
         for next in rules
             .iter()
             .filter(|rule| rule.then == Then::Retry)

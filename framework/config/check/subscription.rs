@@ -17,13 +17,8 @@ const RABBITMQ_ONLY: [&str; 8] = [
     "consumers",
     "order_scope",
 ];
-const KAFKA_ONLY: [&str; 5] = [
-    "topics",
-    "pattern",
-    "group",
-    "commit_interval",
-    "delivery_guarantee",
-];
+const KAFKA_ONLY: [&str; 5] =
+    ["topics", "pattern", "group", "commit_interval", "delivery_guarantee"];
 
 pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
@@ -61,11 +56,7 @@ fn source(check: &mut Check<'_>, table: &str, subscription: &Subscription, kind:
         BrokerKind::Rabbitmq => (&KAFKA_ONLY, "rabbitmq"),
         BrokerKind::Kafka => (&RABBITMQ_ONLY, "kafka"),
     };
-    for key in foreign
-        .iter()
-        .filter(|key| check.given(table, key))
-        .collect::<Vec<_>>()
-    {
+    for key in foreign.iter().filter(|key| check.given(table, key)).collect::<Vec<_>>() {
         check.say(
             table,
             key,
@@ -82,12 +73,7 @@ fn source(check: &mut Check<'_>, table: &str, subscription: &Subscription, kind:
 
 fn rabbitmq(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
     if subscription.queue.as_deref().unwrap_or_default().is_empty() {
-        check.say(
-            table,
-            "queue",
-            &["broker"],
-            "is missing; add queue = \"NAME\"",
-        );
+        check.say(table, "queue", &["broker"], "is missing; add queue = \"NAME\"");
     }
     for (at, binding) in subscription.bindings.iter().enumerate() {
         if binding.exchange.is_empty() {
@@ -106,12 +92,9 @@ fn kafka(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
             &["broker", "pattern"],
             "is missing; add topics = [\"NAME\"], or pattern = \"^REGEX\"",
         ),
-        (false, Some(_)) => check.say(
-            table,
-            "pattern",
-            &["topics"],
-            "is given, and topics too; remove one of them",
-        ),
+        (false, Some(_)) => {
+            check.say(table, "pattern", &["topics"], "is given, and topics too; remove one of them")
+        }
         (true, Some(pattern)) if !pattern.starts_with('^') => {
             check.say(
                 table,
@@ -125,12 +108,7 @@ fn kafka(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
         (true, Some(_)) | (false, None) => {}
     }
     if subscription.group.as_deref().unwrap_or_default().is_empty() {
-        check.say(
-            table,
-            "group",
-            &["broker"],
-            "is missing; add group = \"NAME\"",
-        );
+        check.say(table, "group", &["broker"], "is missing; add group = \"NAME\"");
     }
     check.not_zero(table, "commit_interval", subscription.commit_interval);
 }
@@ -319,20 +297,13 @@ fn unknown_places(
     template: &Template,
     known: &[&str],
 ) {
-    for place in template
-        .places()
-        .into_iter()
-        .filter(|place| !known.contains(place))
-    {
+    for place in template.places().into_iter().filter(|place| !known.contains(place)) {
         let list: Vec<String> = known.iter().map(|known| format!("{{{known}}}")).collect();
         check.say(
             table,
             key,
             &[],
-            format!(
-                "has {{{place}}} in it, which is not known; use {}",
-                list.join(", ")
-            ),
+            format!("has {{{place}}} in it, which is not known; use {}", list.join(", ")),
         );
     }
 }

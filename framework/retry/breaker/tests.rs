@@ -48,12 +48,8 @@ fn change(change: Option<Change>) -> String {
     }
 }
 
-const BROKEN: [(u64, &str, &str); 4] = [
-    (0, "fail", ""),
-    (0, "fail", ""),
-    (0, "fail", ""),
-    (0, "fail", "open for 5"),
-];
+const BROKEN: [(u64, &str, &str); 4] =
+    [(0, "fail", ""), (0, "fail", ""), (0, "fail", ""), (0, "fail", "open for 5")];
 
 #[test]
 fn it_opens_when_enough_of_enough_attempts_failed() {
@@ -71,64 +67,28 @@ fn it_opens_when_enough_of_enough_attempts_failed() {
 
 #[test]
 fn too_few_attempts_are_not_judged() {
-    check(
-        small(),
-        &[
-            (0, "fail", ""),
-            (1, "fail", ""),
-            (2, "fail", ""),
-            (2, "may I", "go"),
-        ],
-    );
+    check(small(), &[(0, "fail", ""), (1, "fail", ""), (2, "fail", ""), (2, "may I", "go")]);
 }
 
 #[test]
 fn failures_older_than_the_window_are_forgotten() {
     check(
         small(),
-        &[
-            (0, "fail", ""),
-            (0, "fail", ""),
-            (0, "fail", ""),
-            (10, "fail", ""),
-            (10, "may I", "go"),
-        ],
+        &[(0, "fail", ""), (0, "fail", ""), (0, "fail", ""), (10, "fail", ""), (10, "may I", "go")],
     );
-    check(
-        small(),
-        &[
-            (0, "fail", ""),
-            (0, "fail", ""),
-            (0, "fail", ""),
-            (9, "fail", "open for 5"),
-        ],
-    );
+    check(small(), &[(0, "fail", ""), (0, "fail", ""), (0, "fail", ""), (9, "fail", "open for 5")]);
 }
 
 #[test]
 fn a_success_never_opens_it() {
-    let policy = BreakerPolicy {
-        attempts_min: 1,
-        failure_rate: 0.0,
-        ..small()
-    };
-    check(
-        policy,
-        &[(0, "ok", ""), (0, "may I", "go"), (0, "fail", "open for 5")],
-    );
+    let policy = BreakerPolicy { attempts_min: 1, failure_rate: 0.0, ..small() };
+    check(policy, &[(0, "ok", ""), (0, "may I", "go"), (0, "fail", "open for 5")]);
 }
 
 #[test]
 fn a_rate_above_one_never_opens_it() {
-    let policy = BreakerPolicy {
-        attempts_min: 1,
-        failure_rate: 1.1,
-        ..small()
-    };
-    check(
-        policy,
-        &[(0, "fail", ""), (0, "fail", ""), (0, "may I", "go")],
-    );
+    let policy = BreakerPolicy { attempts_min: 1, failure_rate: 1.1, ..small() };
+    check(policy, &[(0, "fail", ""), (0, "fail", ""), (0, "may I", "go")]);
 }
 
 #[test]
@@ -144,12 +104,8 @@ fn after_the_pause_one_probe_is_let_through() {
 
 #[test]
 fn a_probe_that_works_closes_it_with_nothing_held_against_it() {
-    let rest = [
-        (5, "may I", "probe"),
-        (6, "probe ok", "closed"),
-        (6, "fail", ""),
-        (6, "may I", "go"),
-    ];
+    let rest =
+        [(5, "may I", "probe"), (6, "probe ok", "closed"), (6, "fail", ""), (6, "may I", "go")];
     check(small(), &[&BROKEN[..], &rest].concat());
 }
 
@@ -175,34 +131,20 @@ fn the_pause_starts_anew_after_it_was_closed() {
         (15, "may I", "probe"),
         (15, "probe ok", "closed"),
     ];
-    let again = [
-        (16, "fail", ""),
-        (16, "fail", ""),
-        (16, "fail", ""),
-        (16, "fail", "open for 5"),
-    ];
+    let again = [(16, "fail", ""), (16, "fail", ""), (16, "fail", ""), (16, "fail", "open for 5")];
     check(small(), &[&BROKEN[..], &rest, &again].concat());
 }
 
 #[test]
 fn a_probe_that_told_nothing_is_given_back() {
-    let rest = [
-        (5, "may I", "probe"),
-        (6, "abandon", ""),
-        (6, "probe ok", ""),
-        (6, "may I", "probe"),
-    ];
+    let rest =
+        [(5, "may I", "probe"), (6, "abandon", ""), (6, "probe ok", ""), (6, "may I", "probe")];
     check(small(), &[&BROKEN[..], &rest].concat());
 }
 
 #[test]
 fn outcomes_of_attempts_begun_before_it_opened_change_nothing() {
-    let rest = [
-        (1, "ok", ""),
-        (1, "fail", ""),
-        (1, "probe ok", ""),
-        (1, "may I", "wait 4"),
-    ];
+    let rest = [(1, "ok", ""), (1, "fail", ""), (1, "probe ok", ""), (1, "may I", "wait 4")];
     check(small(), &[&BROKEN[..], &rest].concat());
 }
 
@@ -217,12 +159,7 @@ fn a_pause_without_end_and_a_window_of_no_time_are_borne() {
     };
     let mut breaker = Breaker::new(policy);
     let now = Instant::now();
-    assert_eq!(
-        breaker.record(now, false),
-        Some(Change::Opened {
-            pause: Duration::MAX
-        })
-    );
+    assert_eq!(breaker.record(now, false), Some(Change::Opened { pause: Duration::MAX }));
     assert_eq!(breaker.permit(now), Permit::Wait(Duration::MAX));
 }
 

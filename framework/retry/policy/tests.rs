@@ -15,11 +15,7 @@ fn step(number: u32) -> NonZeroU32 {
 }
 
 fn plain(backoff: Backoff) -> Policy {
-    Policy {
-        backoff,
-        jitter: Jitter::None,
-        ..Policy::default()
-    }
+    Policy { backoff, jitter: Jitter::None, ..Policy::default() }
 }
 
 /// The delays before attempts 2, 3, 4, .. in milliseconds, each fed with the one before.
@@ -36,14 +32,8 @@ fn check(policy: &Policy, chance: f64, expected: &[u128]) {
 
 #[test]
 fn the_first_attempt_never_waits() {
-    let policy = Policy {
-        immediate: 0,
-        ..plain(Backoff::Fixed)
-    };
-    assert_eq!(
-        policy.delay_before(Attempt::FIRST, None, 0.9),
-        Duration::ZERO
-    );
+    let policy = Policy { immediate: 0, ..plain(Backoff::Fixed) };
+    assert_eq!(policy.delay_before(Attempt::FIRST, None, 0.9), Duration::ZERO);
 }
 
 #[test]
@@ -51,38 +41,20 @@ fn each_backoff_grows_as_its_name_says() {
     check(&plain(Backoff::None), 0.0, &[0, 0, 0]);
     check(&plain(Backoff::Fixed), 0.0, &[200, 200, 200]);
     check(&plain(Backoff::Linear), 0.0, &[200, 400, 600, 800]);
-    check(
-        &plain(Backoff::Exponential),
-        0.0,
-        &[200, 400, 800, 1600, 3200],
-    );
-    check(
-        &plain(Backoff::Fibonacci),
-        0.0,
-        &[200, 200, 400, 600, 1000, 1600],
-    );
+    check(&plain(Backoff::Exponential), 0.0, &[200, 400, 800, 1600, 3200]);
+    check(&plain(Backoff::Fibonacci), 0.0, &[200, 200, 400, 600, 1000, 1600]);
 }
 
 #[test]
 fn a_multiplier_need_not_be_whole() {
-    let policy = Policy {
-        multiplier: 1.5,
-        ..plain(Backoff::Exponential)
-    };
+    let policy = Policy { multiplier: 1.5, ..plain(Backoff::Exponential) };
     check(&policy, 0.0, &[200, 300, 450, 675]);
 }
 
 #[test]
 fn a_list_ends_with_its_last_entry_again_and_again() {
     let delays = [5, 1, 30].map(Duration::from_secs).to_vec();
-    check(
-        &Policy {
-            delays,
-            ..plain(Backoff::List)
-        },
-        0.0,
-        &[5000, 1000, 30_000, 30_000],
-    );
+    check(&Policy { delays, ..plain(Backoff::List) }, 0.0, &[5000, 1000, 30_000, 30_000]);
 }
 
 #[test]
@@ -93,44 +65,21 @@ fn an_empty_list_waits_the_minimum_rather_than_not_at_all() {
 #[test]
 fn the_maximum_cuts_every_backoff() {
     let delays = vec![Duration::from_secs(3600)];
-    for backoff in [
-        Backoff::Linear,
-        Backoff::Exponential,
-        Backoff::Fibonacci,
-        Backoff::List,
-    ] {
+    for backoff in [Backoff::Linear, Backoff::Exponential, Backoff::Fibonacci, Backoff::List] {
         let delay_max = Duration::from_millis(500);
-        let policy = Policy {
-            delay_max,
-            delays: delays.clone(),
-            ..plain(backoff)
-        };
-        assert_eq!(
-            policy.delay_before(attempt(100), None, 0.0),
-            delay_max,
-            "{backoff:?}"
-        );
+        let policy = Policy { delay_max, delays: delays.clone(), ..plain(backoff) };
+        assert_eq!(policy.delay_before(attempt(100), None, 0.0), delay_max, "{backoff:?}");
     }
 }
 
 #[test]
 fn immediate_attempts_come_first_and_the_schedule_starts_at_its_first_step() {
-    check(
-        &Policy {
-            immediate: 2,
-            ..plain(Backoff::Exponential)
-        },
-        0.0,
-        &[0, 0, 200, 400],
-    );
+    check(&Policy { immediate: 2, ..plain(Backoff::Exponential) }, 0.0, &[0, 0, 200, 400]);
 }
 
 #[test]
 fn jitter_spreads_as_its_name_says() {
-    let with = |jitter| Policy {
-        jitter,
-        ..Policy::default()
-    };
+    let with = |jitter| Policy { jitter, ..Policy::default() };
     check(&with(Jitter::Full), 0.0, &[0, 0, 0]);
     check(&with(Jitter::Full), 0.5, &[100, 200, 400]);
     check(&with(Jitter::Equal), 0.0, &[100, 200, 400]);
@@ -141,31 +90,15 @@ fn jitter_spreads_as_its_name_says() {
 
 #[test]
 fn jitter_does_not_make_a_policy_without_waits_wait() {
-    for jitter in [
-        Jitter::None,
-        Jitter::Equal,
-        Jitter::Full,
-        Jitter::Decorrelated,
-    ] {
-        check(
-            &Policy {
-                backoff: Backoff::None,
-                jitter,
-                ..Policy::default()
-            },
-            0.9,
-            &[0, 0],
-        );
+    for jitter in [Jitter::None, Jitter::Equal, Jitter::Full, Jitter::Decorrelated] {
+        check(&Policy { backoff: Backoff::None, jitter, ..Policy::default() }, 0.9, &[0, 0]);
     }
 }
 
 #[test]
 fn absurd_multipliers_are_borne() {
     let delay = |multiplier, number| {
-        let policy = Policy {
-            multiplier,
-            ..plain(Backoff::Exponential)
-        };
+        let policy = Policy { multiplier, ..plain(Backoff::Exponential) };
         policy.delay_before(attempt(number), None, 0.0)
     };
     let (shortest, longest) = (Duration::from_millis(200), Duration::from_secs(600));
@@ -184,50 +117,22 @@ fn a_chance_that_is_not_a_number_gives_the_longest_delay() {
 #[test]
 fn the_delays_without_jitter_are_told_once_each_and_end_with_the_attempts() {
     let millis = |policy: &Policy| -> Vec<u128> {
-        policy
-            .delays_nominal()
-            .map(|delay| delay.as_millis())
-            .collect()
+        policy.delays_nominal().map(|delay| delay.as_millis()).collect()
     };
     assert_eq!(millis(&plain(Backoff::None)), []);
     assert_eq!(millis(&plain(Backoff::Fixed)), [200]);
-    assert_eq!(
-        millis(&plain(Backoff::Exponential)),
-        [200, 400, 800, 1600, 3200, 6400, 12_800]
-    );
+    assert_eq!(millis(&plain(Backoff::Exponential)), [200, 400, 800, 1600, 3200, 6400, 12_800]);
     let delays = [5, 1, 5].map(Duration::from_secs).to_vec();
-    assert_eq!(
-        millis(&Policy {
-            delays,
-            ..plain(Backoff::List)
-        }),
-        [1000, 5000]
-    );
+    assert_eq!(millis(&Policy { delays, ..plain(Backoff::List) }), [1000, 5000]);
     let attempts_max = step(3);
-    assert_eq!(
-        millis(&Policy {
-            attempts_max,
-            ..plain(Backoff::Linear)
-        }),
-        [200, 400]
-    );
-    assert_eq!(
-        millis(&Policy {
-            attempts_max,
-            immediate: 5,
-            ..plain(Backoff::Linear)
-        }),
-        []
-    );
+    assert_eq!(millis(&Policy { attempts_max, ..plain(Backoff::Linear) }), [200, 400]);
+    assert_eq!(millis(&Policy { attempts_max, immediate: 5, ..plain(Backoff::Linear) }), []);
 }
 
 #[test]
 fn a_schedule_of_four_thousand_million_steps_is_answered_at_once() {
-    let policy = Policy {
-        delay_min: NANOSECOND,
-        attempts_max: NonZeroU32::MAX,
-        ..plain(Backoff::Linear)
-    };
+    let policy =
+        Policy { delay_min: NANOSECOND, attempts_max: NonZeroU32::MAX, ..plain(Backoff::Linear) };
     assert_eq!(
         policy.delay_longer_than(Duration::from_secs(1)),
         Some(Duration::from_secs(1) + NANOSECOND)

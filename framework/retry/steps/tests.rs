@@ -11,24 +11,13 @@ use super::*;
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 fn exact(backoff: Backoff) -> Policy {
-    Policy {
-        backoff,
-        jitter: Jitter::None,
-        ..Policy::default()
-    }
+    Policy { backoff, jitter: Jitter::None, ..Policy::default() }
 }
 
 fn listed(millis: &[u64]) -> Policy {
-    let delays = millis
-        .iter()
-        .map(|delay| Duration::from_millis(*delay))
-        .collect();
+    let delays = millis.iter().map(|delay| Duration::from_millis(*delay)).collect();
     let delay_max = Duration::MAX;
-    Policy {
-        delays,
-        delay_max,
-        ..exact(Backoff::List)
-    }
+    Policy { delays, delay_max, ..exact(Backoff::List) }
 }
 
 fn attempts(count: u32) -> NonZeroU32 {
@@ -36,45 +25,27 @@ fn attempts(count: u32) -> NonZeroU32 {
 }
 
 fn millis(steps: &WaitSteps) -> Vec<u128> {
-    steps
-        .as_slice()
-        .iter()
-        .map(|step| step.as_millis())
-        .collect()
+    steps.as_slice().iter().map(|step| step.as_millis()).collect()
 }
 
 fn check(policies: &[&Policy], steps_max: usize, expected: &[u128]) {
-    assert_eq!(
-        millis(&WaitSteps::for_policies(policies, steps_max)),
-        expected
-    );
+    assert_eq!(millis(&WaitSteps::for_policies(policies, steps_max)), expected);
 }
 
 #[test]
 fn a_schedule_without_jitter_gets_exactly_the_delays_that_leave_the_process() {
-    check(
-        &[&exact(Backoff::Exponential)],
-        16,
-        &[1600, 3200, 6400, 12_800],
-    );
+    check(&[&exact(Backoff::Exponential)], 16, &[1600, 3200, 6400, 12_800]);
     check(&[&listed(&[30_000, 500, 5000])], 16, &[5000, 30_000]);
 }
 
 #[test]
 fn the_schedules_of_several_policies_are_merged() {
-    check(
-        &[&listed(&[5000, 30_000]), &listed(&[5000, 60_000])],
-        16,
-        &[5000, 30_000, 60_000],
-    );
+    check(&[&listed(&[5000, 30_000]), &listed(&[5000, 60_000])], 16, &[5000, 30_000, 60_000]);
 }
 
 #[test]
 fn a_jittered_policy_gets_a_geometric_grid_over_its_range() {
-    let policy = Policy {
-        delay_max: Duration::from_secs(8),
-        ..Policy::default()
-    };
+    let policy = Policy { delay_max: Duration::from_secs(8), ..Policy::default() };
     check(&[&policy], 16, &[1000, 1500, 2000, 2900, 4000, 5700, 8000]);
     check(&[&policy], 4, &[1000, 2000, 4000, 8000]);
     check(&[&policy], 1, &[8000]);
@@ -82,71 +53,43 @@ fn a_jittered_policy_gets_a_geometric_grid_over_its_range() {
 
 #[test]
 fn exact_delays_stand_on_the_grid_beside_those_of_a_jittered_policy() {
-    let jittered = Policy {
-        delay_max: Duration::from_secs(4),
-        ..Policy::default()
-    };
+    let jittered = Policy { delay_max: Duration::from_secs(4), ..Policy::default() };
     check(&[&jittered, &listed(&[3333])], 4, &[1000, 2000, 3333, 4000]);
 }
 
 #[test]
 fn too_many_exact_delays_give_way_to_a_grid_and_are_rounded_up() {
-    let policy = Policy {
-        attempts_max: attempts(30),
-        ..exact(Backoff::Linear)
-    };
+    let policy = Policy { attempts_max: attempts(30), ..exact(Backoff::Linear) };
     let steps = WaitSteps::for_policies(&[&policy], 4);
     assert_eq!(millis(&steps), [1200, 2100, 3500, 5800]);
     assert_eq!(steps.exact(Duration::from_millis(1400)), None);
-    assert_eq!(
-        steps.round_up(Duration::from_millis(1400)),
-        Duration::from_millis(2100)
-    );
+    assert_eq!(steps.round_up(Duration::from_millis(1400)), Duration::from_millis(2100));
 }
 
 #[test]
 fn a_wait_is_a_whole_millisecond_and_never_shorter_than_the_delay() {
-    let policy = Policy {
-        delay_min: Duration::from_micros(1_000_100),
-        ..exact(Backoff::Fixed)
-    };
+    let policy = Policy { delay_min: Duration::from_micros(1_000_100), ..exact(Backoff::Fixed) };
     check(&[&policy], 16, &[1001]);
 }
 
 #[test]
 fn waits_are_held_between_a_tenth_of_a_second_and_a_day() {
-    let policy = Policy {
-        in_process_max: Duration::ZERO,
-        ..listed(&[3, 250, 90_000_000])
-    };
+    let policy = Policy { in_process_max: Duration::ZERO, ..listed(&[3, 250, 90_000_000]) };
     check(&[&policy], 16, &[100, 250, 86_400_000]);
 }
 
 #[test]
 fn policies_that_never_leave_the_process_still_have_one_place_to_wait() {
-    let quick = Policy {
-        delay_max: Duration::from_millis(900),
-        ..Policy::default()
-    };
+    let quick = Policy { delay_max: Duration::from_millis(900), ..Policy::default() };
     check(&[&quick], 16, &[1000]);
     check(&[&exact(Backoff::None)], 16, &[1000]);
-    check(
-        &[&Policy {
-            attempts_max: attempts(1),
-            ..Policy::default()
-        }],
-        16,
-        &[1000],
-    );
+    check(&[&Policy { attempts_max: attempts(1), ..Policy::default() }], 16, &[1000]);
     check(&[], 16, &[100]);
 }
 
 #[test]
 fn raising_the_attempts_of_a_jittered_policy_needs_no_new_wait() {
-    let more = Policy {
-        attempts_max: attempts(50),
-        ..Policy::default()
-    };
+    let more = Policy { attempts_max: attempts(50), ..Policy::default() };
     let before = WaitSteps::for_policies(&[&Policy::default()], 16);
     assert_eq!(before, WaitSteps::for_policies(&[&more], 16));
 }
@@ -154,10 +97,7 @@ fn raising_the_attempts_of_a_jittered_policy_needs_no_new_wait() {
 #[test]
 fn what_exists_is_taken_as_it_is() {
     let existing = WaitSteps::of([90_000_000, 50, 0].map(Duration::from_millis));
-    assert_eq!(
-        existing.map(|steps| millis(&steps)),
-        Some(vec![50, 90_000_000])
-    );
+    assert_eq!(existing.map(|steps| millis(&steps)), Some(vec![50, 90_000_000]));
     assert_eq!(WaitSteps::of([Duration::ZERO]), None);
 }
 
@@ -249,9 +189,8 @@ fn the_default_policy_keeps_its_mean_within_one_percent() {
     for seconds in [1, 2, 7, 33, 100, 444, 600] {
         let delay = Duration::from_secs(seconds);
         let chances = (0..1000).map(|part| f64::from(part) / 1000.0);
-        let sum: f64 = chances
-            .map(|chance| steps.round_by_chance(delay, chance).as_secs_f64())
-            .sum();
+        let sum: f64 =
+            chances.map(|chance| steps.round_by_chance(delay, chance).as_secs_f64()).sum();
         let error = (sum / 1000.0 / delay.as_secs_f64() - 1.0).abs();
         assert!(error < 0.01, "{delay:?} is off by {error}");
     }

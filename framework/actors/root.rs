@@ -1,0 +1,148 @@
+//! The root of the actors: starts the subscriptions, and stops them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::time::Instant;
+
+use super::{Halt, Holding, Inspect, Plan, Resume, Supervisor};
+use crate::health::SubscriptionState;
+
+/// One a service.
+pub(crate) struct Root {
+    subscriptions: Vec<Running>,
+}
+
+struct Running {
+    name: String,
+    supervisor: Addr<Supervisor>,
+    /// `None` in a test service, where everything shares one thread.
+    arbiter: Option<Arbiter>,
+}
+
+/// Stops every subscription; answers how many handlers were left running.
+#[derive(Message)]
+#[rtype(result = "usize")]
+pub(crate) struct StopAll {
+    pub(crate) grace: Duration,
+}
+
+/// Holds a subscription until it is resumed; false if there is no such subscription.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub(crate) struct Pause {
+    pub(crate) subscription: String,
+    pub(crate) grace: Duration,
+}
+
+/// Lets a held subscription go on; false if there is no such subscription.
+#[derive(Message)]
+#[rtype(result = "bool")]
+pub(crate) struct ResumeOne(pub(crate) String);
+
+/// What every subscription holds.
+#[derive(Message)]
+#[rtype(result = "BTreeMap<String, Vec<Holding>>")]
+pub(crate) struct InspectAll;
+
+impl Root {
+    /// Starts the subscriptions in order, each on a thread of its own unless `threads` is false.
+    pub(crate) fn new(plans: Vec<Plan>) -> Self {
+        let subscriptions = plans.into_iter().map(Running::start).collect();
+        Self { subscriptions }
+    }
+
+    fn find(&self, name: &str) -> Option<&Addr<Supervisor>> {
+        let found = self.subscriptions.iter().find(|running| running.name == name);
+        found.map(|running| &running.supervisor)
+    }
+}
+
+impl Running {
+    fn start(plan: Plan) -> Self {
+        let name = plan.scope.name().to_owned();
+        let arbiter = plan.threads.then(Arbiter::new);
+        let supervisor = match &arbiter {
+            Some(arbiter) => {
+                Supervisor::start_in_arbiter(&arbiter.handle(), |_| Supervisor::new(plan))
+            }
+            None => Supervisor::new(plan).start(),
+        };
+        Self { name, supervisor, arbiter }
+    }
+}
+
+impl Actor for Root {
+    type Context = Context<Self>;
+}
+
+impl Handler<StopAll> for Root {
+    type Result = ResponseFuture<usize>;
+
+    fn handle(&mut self, StopAll { grace }: StopAll, _: &mut Context<Self>) -> Self::Result {
+        let deadline = Instant::now() + grace;
+        let mut subscriptions = std::mem::take(&mut self.subscriptions);
+        subscriptions.reverse();
+        Box::pin(async move {
+            let halts = subscriptions.iter().map(|running| {
+                running.supervisor.send(Halt { deadline, state: SubscriptionState::Stopped })
+            });
+            let left = futures_util::future::join_all(halts).await;
+            for arbiter in subscriptions.iter().filter_map(|running| running.arbiter.as_ref()) {
+                arbiter.stop();
+            }
+            left.into_iter().map(|left| left.unwrap_or(0)).sum()
+        })
+    }
+}
+
+impl Handler<Pause> for Root {
+    type Result = ResponseFuture<bool>;
+
+    fn handle(&mut self, pause: Pause, _: &mut Context<Self>) -> Self::Result {
+        let deadline = Instant::now() + pause.grace;
+        let halted = self
+            .find(&pause.subscription)
+            .map(|supervisor| supervisor.send(Halt { deadline, state: SubscriptionState::Paused }));
+        Box::pin(async move {
+            match halted {
+                Some(halted) => halted.await.is_ok(),
+                None => false,
+            }
+        })
+    }
+}
+
+impl Handler<ResumeOne> for Root {
+    type Result = ResponseFuture<bool>;
+
+    fn handle(&mut self, ResumeOne(name): ResumeOne, _: &mut Context<Self>) -> Self::Result {
+        let resumed = self.find(&name).map(|supervisor| supervisor.send(Resume));
+        Box::pin(async move {
+            match resumed {
+                Some(resumed) => resumed.await.is_ok(),
+                None => false,
+            }
+        })
+    }
+}
+
+impl Handler<InspectAll> for Root {
+    type Result = ResponseFuture<BTreeMap<String, Vec<Holding>>>;
+
+    fn handle(&mut self, InspectAll: InspectAll, _: &mut Context<Self>) -> Self::Result {
+        let asked: Vec<_> = self
+            .subscriptions
+            .iter()
+            .map(|running| (running.name.clone(), running.supervisor.send(Inspect)))
+            .collect();
+        Box::pin(async move {
+            let mut holdings = BTreeMap::new();
+            for (name, holding) in asked {
+                holdings.insert(name, holding.await.unwrap_or_default());
+            }
+            holdings
+        })
+    }
+}

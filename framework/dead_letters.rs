@@ -1,0 +1,293 @@
+//! Dead letters from code: list, show, redrive, purge.
+//!
+//! Owns what a dead letter looks like to a person and which ones a filter means. Moves messages
+//! only one way: copy confirmed, then removed; so that stopping in the middle loses nothing, and
+//! doing it again goes on where it stopped.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+
+use crate::broker::{
+    Broker, BrokerError, Copy, DeadLetterReader, Envelope, HeaderValue, Place, Received, Source,
+};
+use crate::clock::Clock;
+use crate::error::Error;
+use crate::pipeline::Reason;
+use crate::wire::{self, Carried, Stamps};
+
+/// The dead letters of one subscription.
+#[derive(Clone)]
+pub struct DeadLetters {
+    broker: Arc<dyn Broker>,
+    source: Arc<Source>,
+    clock: Clock,
+}
+
+/// One dead letter.
+#[derive(Clone, Debug)]
+pub struct DeadLetter {
+    /// The message's id.
+    pub id: Option<String>,
+    /// Why it is here; `None` where neither we nor the broker said.
+    pub reason: Option<Reason>,
+    /// The last error.
+    pub error: Option<String>,
+    /// Its class.
+    pub error_class: Option<String>,
+    /// Attempts that were made.
+    pub attempts: u32,
+    /// How often it was redriven before.
+    pub generation: u32,
+    /// The message's type.
+    pub kind: Option<String>,
+    /// Where it came from.
+    pub origin: Option<String>,
+    /// Who gave it up.
+    pub consumer: Option<String>,
+    /// When it was first delivered.
+    pub first_seen: Option<SystemTime>,
+    /// When it became a dead letter.
+    pub dead_at: Option<SystemTime>,
+    /// The content type.
+    pub content_type: Option<String>,
+    /// Every header that is text or a number.
+    pub headers: Vec<(String, String)>,
+    /// The payload.
+    pub body: Bytes,
+}
+
+/// Which dead letters are meant: those that fit everything that is set.
+#[derive(Clone, Debug, Default)]
+pub struct Filter {
+    /// Of this id.
+    pub id: Option<String>,
+    /// Of this reason.
+    pub reason: Option<Reason>,
+    /// Of this error class.
+    pub error_class: Option<String>,
+    /// Of this message type.
+    pub kind: Option<String>,
+    /// Dead for at least this long.
+    pub older_than: Option<Duration>,
+}
+
+/// How a redrive goes about it.
+#[derive(Clone, Debug)]
+pub struct Redrive {
+    /// Which ones.
+    pub filter: Filter,
+    /// Only counts.
+    pub dry_run: bool,
+    /// Messages a second at the most; `None` for as fast as they are confirmed.
+    pub rate_max: Option<u32>,
+    /// Messages at the most.
+    pub count_max: usize,
+}
+
+impl Default for Redrive {
+    fn default() -> Self {
+        Self { filter: Filter::default(), dry_run: false, rate_max: None, count_max: usize::MAX }
+    }
+}
+
+/// What a redrive did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Redriven {
+    /// How many the filter meant.
+    pub matched: usize,
+    /// How many are back in their source, confirmed, and removed here.
+    pub moved: usize,
+}
+
+impl DeadLetters {
+    pub(crate) fn new(broker: Arc<dyn Broker>, source: Arc<Source>, clock: Clock) -> Self {
+        Self { broker, source, clock }
+    }
+
+    /// All dead letters, `size` at a time, in the order of the queue, without consuming them.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn pages(&self, size: usize) -> Result<Pages, Error> {
+        Ok(Pages { reader: self.reader().await?, size: size.max(1) })
+    }
+
+    /// The dead letter of this id.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn show(&self, id: &str) -> Result<Option<DeadLetter>, Error> {
+        let mut pages = self.pages(64).await?;
+        let mut found = None;
+        while found.is_none()
+            && let Some(page) = pages.next().await?
+        {
+            found = page.into_iter().find(|letter| letter.id.as_deref() == Some(id));
+        }
+        pages.close().await?;
+        Ok(found)
+    }
+
+    /// Moves dead letters back to where they are consumed: attempts and age begin anew, the
+    /// generation is raised, the id stays. Each is confirmed there before it is removed here.
+    ///
+    /// What fails again while this runs is not taken again. A call that failed or was stopped in
+    /// the middle can be made again: what was moved is not here any more.
+    ///
+    /// # Errors
+    /// What the broker says; those that were not moved are still here.
+    ///
+    /// # Cancel safety
+    /// A cancelled call may have moved one message without having removed it here.
+    pub async fn redrive(&self, redrive: &Redrive) -> Result<Redriven, Error> {
+        let pause = redrive.rate_max.map(|rate| Duration::from_secs(1) / rate.max(1));
+        let publisher = self.broker.publisher();
+        let mut done = Redriven::default();
+        let mut reader = self.reader().await?;
+        let started = self.clock.now();
+        while done.matched < redrive.count_max {
+            let Some(received) = reader.next().await.map_err(|error| self.error(&error))? else {
+                break;
+            };
+            let letter = DeadLetter::read(received.envelope.as_ref());
+            if letter.dead_at.is_some_and(|at| at > started)
+                || !redrive.filter.fits(&letter, started)
+            {
+                continue;
+            }
+            done.matched += 1;
+            if redrive.dry_run {
+                continue;
+            }
+            let copy = self.back(&received);
+            publisher.copy(&copy).await.map_err(|error| self.error(&error))?;
+            reader.remove(received.token).await.map_err(|error| self.error(&error))?;
+            done.moved += 1;
+            if let Some(pause) = pause {
+                tokio::time::sleep(pause).await;
+            }
+        }
+        reader.close().await.map_err(|error| self.error(&error))?;
+        Ok(done)
+    }
+
+    /// Removes dead letters for good; how many.
+    ///
+    /// # Errors
+    /// What the broker says; those that were not removed are still here.
+    pub async fn purge(&self, filter: &Filter) -> Result<usize, Error> {
+        let mut reader = self.reader().await?;
+        let (now, mut removed) = (self.clock.now(), 0);
+        while let Some(received) = reader.next().await.map_err(|error| self.error(&error))? {
+            if filter.fits(&DeadLetter::read(received.envelope.as_ref()), now) {
+                reader.remove(received.token).await.map_err(|error| self.error(&error))?;
+                removed += 1;
+            }
+        }
+        reader.close().await.map_err(|error| self.error(&error))?;
+        Ok(removed)
+    }
+
+    async fn reader(&self) -> Result<Box<dyn DeadLetterReader>, Error> {
+        let reader = self.broker.dead_letters(Arc::clone(&self.source)).await;
+        reader.map_err(|error| self.error(&error))
+    }
+
+    fn error(&self, error: &BrokerError) -> Error {
+        Error::Broker(format!("dead letters of `{}`: {error}", self.source.name))
+    }
+
+    fn back(&self, received: &Received) -> Copy {
+        let carried = Carried::read(received.envelope.as_ref());
+        let mut stamps = Stamps::new();
+        let id = carried.id.as_deref().or_else(|| received.envelope.id());
+        if let Some(id) = id.filter(|id| id.len() <= wire::ID_LENGTH_MAX) {
+            stamps.push((wire::ID, id.to_owned()));
+        }
+        if let Some(origin) = carried.origin {
+            stamps.push((wire::ORIGIN, origin.into()));
+        }
+        stamps.push((wire::GENERATION, carried.generation.saturating_add(1).to_string()));
+        let envelope = Arc::clone(&received.envelope);
+        Copy { source: Arc::clone(&self.source), envelope, place: Place::Source, stamps }
+    }
+}
+
+/// Dead letters page by page; those that were read are held until this is closed or dropped.
+pub struct Pages {
+    reader: Box<dyn DeadLetterReader>,
+    size: usize,
+}
+
+impl Pages {
+    /// The next page, or `None` after the last.
+    ///
+    /// # Errors
+    /// What the broker says.
+    pub async fn next(&mut self) -> Result<Option<Vec<DeadLetter>>, Error> {
+        let mut page = Vec::new();
+        while page.len() < self.size {
+            let next =
+                self.reader.next().await.map_err(|error| Error::Broker(error.to_string()))?;
+            let Some(received) = next else { break };
+            page.push(DeadLetter::read(received.envelope.as_ref()));
+        }
+        Ok((!page.is_empty()).then_some(page))
+    }
+
+    /// Gives back what was read, and waits until it is there again.
+    ///
+    /// # Errors
+    /// What the broker says; it comes back all the same when the connection closes.
+    pub async fn close(mut self) -> Result<(), Error> {
+        self.reader.close().await.map_err(|error| Error::Broker(error.to_string()))
+    }
+}
+
+impl DeadLetter {
+    fn read(envelope: &dyn Envelope) -> Self {
+        let carried = Carried::read(envelope);
+        let mut headers = Vec::new();
+        envelope.visit_headers(&mut |name, value| match value {
+            HeaderValue::Text(text) => headers.push((name.to_owned(), text.to_owned())),
+            HeaderValue::Number(number) => headers.push((name.to_owned(), number.to_string())),
+            HeaderValue::Bytes(_) | HeaderValue::Other(_) => {}
+        });
+        let header = |name: &str| {
+            headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
+        };
+        let ours = header(wire::REASON).and_then(|reason| Reason::parse(&reason));
+        Self {
+            id: carried.id.as_deref().or_else(|| envelope.id()).map(str::to_owned),
+            reason: ours.or_else(|| envelope.broker_reason().and_then(Reason::parse)),
+            error: header(wire::ERROR),
+            error_class: header(wire::ERROR_CLASS),
+            attempts: carried.attempts,
+            generation: carried.generation,
+            kind: envelope.kind().map(str::to_owned),
+            origin: carried.origin.map(Into::into),
+            consumer: header(wire::CONSUMER),
+            first_seen: carried.first_seen,
+            dead_at: header(wire::DEAD_AT).as_deref().and_then(wire::parse_time),
+            content_type: envelope.content_type().map(str::to_owned),
+            body: Bytes::copy_from_slice(envelope.body()),
+            headers,
+        }
+    }
+}
+
+impl Filter {
+    fn fits(&self, letter: &DeadLetter, now: SystemTime) -> bool {
+        let same = |wanted: &Option<String>, is: &Option<String>| wanted.is_none() || wanted == is;
+        let old_enough = self.older_than.is_none_or(|age| {
+            letter.dead_at.and_then(|at| now.duration_since(at).ok()).is_some_and(|is| is >= age)
+        });
+        same(&self.id, &letter.id)
+            && same(&self.error_class, &letter.error_class)
+            && same(&self.kind, &letter.kind)
+            && (self.reason.is_none() || self.reason == letter.reason)
+            && old_enough
+    }
+}

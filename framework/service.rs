@@ -1,0 +1,539 @@
+//! A running service: the composition root.
+//!
+//! Owns how the parts are put together, started, asked and stopped; it alone names adapters.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use arc_swap::ArcSwap;
+use tokio::sync::{oneshot, watch};
+
+use crate::actors::{Handlers, InspectAll, IntoHandlers, Pause, Plan, ResumeOne, Root, StopAll};
+use crate::broker::memory::MemoryBroker;
+use crate::broker::{Broker, BrokerError, BrokerState, Fault, Source};
+use crate::clock::Clock;
+use crate::config::{self, BrokerKind, Config, Topology};
+use crate::dead_letters::DeadLetters;
+use crate::error::Error;
+use crate::health::{Health, HealthCell};
+use crate::message::DeliveryScope;
+use crate::pipeline::{Retries, Scope};
+use crate::publisher::Publisher;
+use crate::reload;
+use crate::retry::Schedule;
+use crate::signals;
+use crate::telemetry::{self, Metrics};
+
+/// A running service. Cheap to clone; usable from any thread and runtime.
+///
+/// It runs on threads of its own until it is stopped, whether or not a handle is kept.
+#[derive(Clone)]
+pub struct Service {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) config: Config,
+    pub(crate) subscriptions: BTreeMap<String, Subscription>,
+    brokers: BTreeMap<String, Arc<dyn Broker>>,
+    metrics: Metrics,
+    clock: Clock,
+    root: Addr<Root>,
+    stop: watch::Sender<bool>,
+    ended: watch::Receiver<Option<Stop>>,
+    /// Where the configuration came from.
+    pub(crate) files: Vec<PathBuf>,
+}
+
+pub(crate) struct Subscription {
+    pub(crate) scope: Arc<Scope>,
+    pub(crate) broker: Arc<dyn Broker>,
+    health: HealthCell,
+}
+
+/// How a service ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stop {
+    /// Handlers that were still running when `service.shutdown_grace` was over; their messages
+    /// went back to the broker.
+    pub left: usize,
+}
+
+/// A service in the making.
+pub struct ServiceBuilder {
+    config: Config,
+    handlers: BTreeMap<String, Handlers>,
+    signals: bool,
+    watch: bool,
+    files: Vec<PathBuf>,
+    clock: Clock,
+    threads: bool,
+}
+
+impl Service {
+    /// Begins a service with a configuration made by code.
+    pub fn builder(config: Config) -> ServiceBuilder {
+        ServiceBuilder {
+            config,
+            handlers: BTreeMap::new(),
+            signals: true,
+            watch: false,
+            files: Vec::new(),
+            clock: Clock::System,
+            threads: true,
+        }
+    }
+
+    /// Begins a service with the configuration in this file, and the environment over it.
+    ///
+    /// # Errors
+    /// Every problem of the configuration at once.
+    pub fn from_file(path: impl AsRef<Path>) -> Result<ServiceBuilder, Error> {
+        let path = path.as_ref();
+        let config = Config::load(path)?;
+        Ok(ServiceBuilder { files: vec![path.to_owned()], ..Self::builder(config) })
+    }
+
+    /// A publisher to this broker of the configuration.
+    ///
+    /// # Errors
+    /// There is no such broker.
+    pub fn publisher(&self, broker: &str) -> Result<Publisher, Error> {
+        let brokers = &self.inner.brokers;
+        let found = brokers.get(broker);
+        let found = found.ok_or_else(|| Error::unknown("broker", broker, brokers.keys()))?;
+        Ok(Publisher::new(found.publisher()))
+    }
+
+    /// The dead letters of this subscription.
+    ///
+    /// # Errors
+    /// There is no such subscription.
+    pub fn dead_letters(&self, subscription: &str) -> Result<DeadLetters, Error> {
+        let Subscription { broker, scope, .. } = self.find(subscription)?;
+        Ok(DeadLetters::new(Arc::clone(broker), scope.source.load_full(), self.inner.clock))
+    }
+
+    /// Holds a subscription: what runs is finished (for at most the handlers' timeout), everything
+    /// else goes back to the broker. Nothing is lost and no attempt is counted.
+    ///
+    /// # Errors
+    /// There is no such subscription, or the service has stopped.
+    pub async fn pause(&self, subscription: &str) -> Result<(), Error> {
+        let grace = self.find(subscription)?.scope.settings.timeout;
+        let pause = Pause { subscription: subscription.to_owned(), grace };
+        self.inner.root.send(pause).await.map_err(|_| Error::Stopped)?;
+        Ok(())
+    }
+
+    /// Lets a subscription go on that was paused, or given up.
+    ///
+    /// # Errors
+    /// There is no such subscription, or the service has stopped.
+    pub async fn resume(&self, subscription: &str) -> Result<(), Error> {
+        self.find(subscription)?;
+        let resume = ResumeOne(subscription.to_owned());
+        self.inner.root.send(resume).await.map_err(|_| Error::Stopped)?;
+        Ok(())
+    }
+
+    /// Reads the configuration's files again and puts their retry tables in force.
+    ///
+    /// # Errors
+    /// The new policy is not usable, or needs waits at the broker that may not be declared; the
+    /// old one stays.
+    pub async fn reload(&self) -> Result<(), Error> {
+        reload::from_files(&self.inner).await
+    }
+
+    /// Puts the retry tables of `config` in force.
+    ///
+    /// # Errors
+    /// As [`reload`](Self::reload).
+    pub async fn reload_with(&self, config: &Config) -> Result<(), Error> {
+        reload::with(&self.inner, config).await
+    }
+
+    /// Whether it works, and why not.
+    pub fn health(&self) -> Health {
+        let inner = &self.inner;
+        let subscriptions = inner.subscriptions.iter();
+        let subscriptions = subscriptions.map(|(name, it)| (name.clone(), it.health.read()));
+        let brokers = inner.brokers.iter().map(|(name, broker)| {
+            let wrong = match broker.state() {
+                BrokerState::Connected => None,
+                BrokerState::Blocked(why) => Some(format!("takes no messages for now: {why}")),
+                BrokerState::Disconnected(why) => Some(format!("not connected: {why}")),
+            };
+            (name.clone(), wrong)
+        });
+        let live = inner.ended.borrow().is_none();
+        Health::of(subscriptions.collect(), brokers.collect(), live)
+    }
+
+    /// Every metric in the OpenMetrics text format, for Prometheus; asks the brokers how much
+    /// waits, for at most a second.
+    pub async fn metrics(&self) -> String {
+        let sample = self.sample();
+        // What cannot be had in time stays as it was.
+        let _ = tokio::time::timeout(Duration::from_secs(1), sample).await;
+        self.inner.metrics.text()
+    }
+
+    async fn sample(&self) {
+        let holdings = self.inner.root.send(InspectAll).await.unwrap_or_default();
+        for (name, Subscription { scope, broker, .. }) in &self.inner.subscriptions {
+            let metrics = &scope.metrics;
+            let holdings = holdings.get(name).map(Vec::as_slice).unwrap_or_default();
+            let sum = |count: fn(&crate::actors::Holding) -> usize| {
+                holdings.iter().map(count).sum::<usize>() as i64
+            };
+            metrics.in_flight.set(sum(|holding| holding.running));
+            metrics.parked.set(sum(|holding| holding.parked));
+            let oldest = holdings.iter().filter_map(|holding| holding.oldest).min();
+            metrics.oldest.set(oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64()));
+            if let Ok(depth) = broker.depth(&scope.source.load()).await {
+                let gauges = [&metrics.ready, &metrics.waiting, &metrics.dead_letters];
+                for (gauge, count) in
+                    gauges.into_iter().zip([depth.ready, depth.waiting, depth.dead])
+                {
+                    if let Some(count) = count {
+                        gauge.set(count as i64);
+                    }
+                }
+            }
+        }
+    }
+
+    /// How many messages of this subscription are where.
+    ///
+    /// # Errors
+    /// There is no such subscription, or what the broker says.
+    pub async fn depth(&self, subscription: &str) -> Result<crate::broker::Depth, Error> {
+        let Subscription { broker, scope, .. } = self.find(subscription)?;
+        let depth = broker.depth(&scope.source.load()).await;
+        depth.map_err(|error| Error::Broker(error.to_string()))
+    }
+
+    /// Everything that is declared, or has to be, for a subscription; a line each.
+    ///
+    /// # Errors
+    /// There is no such subscription.
+    pub fn topology(&self, subscription: &str) -> Result<Vec<String>, Error> {
+        let Subscription { broker, scope, .. } = self.find(subscription)?;
+        Ok(broker.topology(&scope.source.load()))
+    }
+
+    /// Stops: no new deliveries; what runs is finished or, after `service.shutdown_grace`, given
+    /// back. Returns when everything is down. Safe to call twice.
+    pub async fn stop(&self) -> Stop {
+        self.inner.stop.send_replace(true);
+        self.stopped().await
+    }
+
+    /// Waits until the service has stopped, by [`stop`](Self::stop) or by a signal.
+    pub async fn stopped(&self) -> Stop {
+        let mut ended = self.inner.ended.clone();
+        let stop = ended.wait_for(Option::is_some).await;
+        stop.ok().and_then(|stop| *stop).unwrap_or_default()
+    }
+
+    fn find(&self, name: &str) -> Result<&Subscription, Error> {
+        let subscriptions = &self.inner.subscriptions;
+        let found = subscriptions.get(name);
+        found.ok_or_else(|| Error::unknown("subscription", name, subscriptions.keys()))
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+}
+
+impl ServiceBuilder {
+    /// Gives a subscription of the configuration its handler: a factory of an actor, an async
+    /// function, or what [`by_type`](crate::by_type), [`in_batches`](crate::in_batches),
+    /// [`blocking`](crate::blocking) and [`with_codec`](crate::with_codec) make.
+    #[must_use]
+    pub fn subscribe<M>(
+        mut self,
+        subscription: impl Into<String>,
+        handlers: impl IntoHandlers<M>,
+    ) -> Self {
+        self.handlers.insert(subscription.into(), handlers.into_handlers());
+        self
+    }
+
+    /// Whether SIGTERM and Ctrl-C stop the service (they do unless this is false). A second one
+    /// ends the process at once.
+    #[must_use]
+    pub fn signals(mut self, signals: bool) -> Self {
+        self.signals = signals;
+        self
+    }
+
+    /// Watches the configuration's files and puts changed retry tables in force.
+    #[must_use]
+    pub fn watch(mut self) -> Self {
+        self.watch = true;
+        self
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn on_one_thread(mut self, clock: Clock) -> Self {
+        self.clock = clock;
+        self.threads = false;
+        self.signals = false;
+        self
+    }
+
+    /// Starts it: connects, declares or verifies what is needed, and consumes. Returns when every
+    /// subscription is on its way.
+    ///
+    /// # Errors
+    /// Every subscription without a handler and every handler without a subscription; brokers that
+    /// refuse, or cannot be reached within `service.startup_max`; every source that is missing or
+    /// different.
+    pub async fn start(self) -> Result<Service, Error> {
+        let (started, starting) = oneshot::channel();
+        let name = self.config.service.name.clone();
+        let thread = std::thread::Builder::new().name(format!("{name}-service"));
+        let spawned = thread.spawn(move || {
+            System::new().block_on(async move {
+                match self.boot().await {
+                    Ok((service, life)) => {
+                        let _ = started.send(Ok(service));
+                        life.await;
+                    }
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                    }
+                }
+            });
+        });
+        spawned.map_err(|error| Error::Broker(format!("no thread for the service: {error}")))?;
+        starting.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Starts it, and waits until it has stopped.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn run(self) -> Result<Stop, Error> {
+        Ok(self.start().await?.stopped().await)
+    }
+
+    /// Puts everything together on the calling thread's actix system; the future is the service's
+    /// life.
+    pub(crate) async fn boot(self) -> Result<(Service, impl Future<Output = ()>), Error> {
+        self.config.check()?;
+        self.check_handlers()?;
+        let Self { config, mut handlers, signals, watch, files, clock, threads } = self;
+        let brokers = connect_all(&config, clock).await?;
+        let metrics = Metrics::new();
+        let mut plans = Vec::new();
+        let mut subscriptions = BTreeMap::new();
+        let mut wrong = Vec::new();
+        for (name, settings) in &config.subscriptions {
+            let broker = &brokers[&settings.broker];
+            let scope = Arc::new(scope_of(name, settings, &config, broker, &metrics, clock));
+            match prepare(&scope, broker).await {
+                Ok(()) => {}
+                Err(error) => wrong.push(error.to_string()),
+            }
+            let health = HealthCell::default();
+            if let Some(handlers) = handlers.remove(name) {
+                plans.push(Plan {
+                    scope: Arc::clone(&scope),
+                    broker: Arc::clone(broker),
+                    handlers,
+                    service: config.service.clone(),
+                    health: health.clone(),
+                    threads,
+                });
+            }
+            let broker = Arc::clone(broker);
+            subscriptions.insert(name.clone(), Subscription { scope, broker, health });
+        }
+        if !wrong.is_empty() {
+            return Err(Error::Broker(wrong.join("\n")));
+        }
+        let root = Root::new(plans).start();
+        let (stop, stopping) = watch::channel(false);
+        let (end, ended) = watch::channel(None);
+        let grace = config.service.shutdown_grace;
+        let inner =
+            Inner { config, subscriptions, brokers, metrics, clock, root, stop, ended, files };
+        let service = Service { inner: Arc::new(inner) };
+        let watcher = watch.then(|| reload::watch(&service.inner)).flatten();
+        let inner = Arc::clone(&service.inner);
+        let life = async move {
+            let _watcher = watcher;
+            signals::wait_for_stop(stopping, signals).await;
+            telemetry::stopping(grace);
+            let left = inner.root.send(StopAll { grace }).await.unwrap_or(0);
+            for broker in inner.brokers.values() {
+                broker.close().await;
+            }
+            telemetry::stopped(left);
+            end.send_replace(Some(Stop { left }));
+        };
+        Ok((service, life))
+    }
+
+    fn check_handlers(&self) -> Result<(), Error> {
+        let missing =
+            self.config.subscriptions.keys().filter(|name| !self.handlers.contains_key(*name));
+        let missing = missing.map(|name| {
+            format!(
+                "subscription `{name}` has no handler; add .subscribe(\"{name}\", ..) or remove it \
+                 from the configuration"
+            )
+        });
+        let unknown =
+            self.handlers.keys().filter(|name| !self.config.subscriptions.contains_key(*name));
+        let unknown = unknown.map(|name| {
+            format!(
+                "handler `{name}` has no subscription; add [subscriptions.{name}] to the \
+                 configuration or remove .subscribe(\"{name}\", ..)"
+            )
+        });
+        let problems: Vec<String> = missing.chain(unknown).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Mismatch(problems.join("\n"))) }
+    }
+}
+
+/// Connects every broker that is configured; each is tried for `service.startup_max`.
+async fn connect_all(
+    config: &Config,
+    clock: Clock,
+) -> Result<BTreeMap<String, Arc<dyn Broker>>, Error> {
+    let mut brokers = BTreeMap::new();
+    for (name, settings) in &config.brokers {
+        let broker = broker_of(name, settings, config, clock)?;
+        let patience = config.service.startup_max;
+        let connected = tokio::time::timeout(patience, connect(name, broker.as_ref())).await;
+        let failed = match connected {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => {
+                let last = match broker.state() {
+                    BrokerState::Disconnected(why) => why,
+                    BrokerState::Connected | BrokerState::Blocked(_) => String::from("no answer"),
+                };
+                Some(format!("not reached within service.startup_max ({patience:?}): {last}"))
+            }
+        };
+        if let Some(failed) = failed {
+            let users: Vec<&str> = config
+                .subscriptions
+                .iter()
+                .filter(|(_, settings)| settings.broker == *name)
+                .map(|(name, _)| name.as_str())
+                .collect();
+            let users = users.join(", ");
+            return Err(Error::Broker(format!(
+                "broker `{name}` (of subscription {users}): {failed}"
+            )));
+        }
+        brokers.insert(name.clone(), broker);
+    }
+    Ok(brokers)
+}
+
+async fn connect(name: &str, broker: &dyn Broker) -> Result<(), BrokerError> {
+    let mut delays = Schedule::default();
+    loop {
+        match broker.connect().await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.fault == Fault::Refused => return Err(error),
+            Err(error) => telemetry::connecting(name, &error),
+        }
+        tokio::time::sleep(delays.next_delay()).await;
+    }
+}
+
+fn broker_of(
+    name: &str,
+    settings: &config::Broker,
+    config: &Config,
+    clock: Clock,
+) -> Result<Arc<dyn Broker>, Error> {
+    let _ = (name, config);
+    match settings.kind {
+        BrokerKind::Memory => Ok(Arc::new(MemoryBroker::with_clock(clock))),
+        #[cfg(feature = "rabbitmq")]
+        BrokerKind::Rabbitmq => {
+            let service = &config.service.name;
+            let broker = crate::broker::rabbitmq::RabbitBroker::new(name, settings, service);
+            let broker =
+                broker.map_err(|error| Error::Broker(format!("broker `{name}`: {error}")))?;
+            Ok(Arc::new(broker))
+        }
+        #[allow(unreachable_patterns)]
+        kind => Err(Error::Mismatch(format!(
+            "broker `{name}` is of kind {kind:?}, which this build does not contain; enable the \
+             feature of that name"
+        ))),
+    }
+}
+
+fn scope_of(
+    name: &str,
+    settings: &config::Subscription,
+    config: &Config,
+    broker: &Arc<dyn Broker>,
+    metrics: &Metrics,
+    clock: Clock,
+) -> Scope {
+    let retries = Retries::of(settings, config);
+    let kind = config.brokers.get(&settings.broker).map(|broker| broker.kind).unwrap_or_default();
+    let settings = Arc::new(settings.clone());
+    let name: Arc<str> = name.into();
+    let source = Source {
+        name: Arc::clone(&name),
+        settings: Arc::clone(&settings),
+        waits: retries.steps().as_slice().to_vec(),
+        service: config.service.name.as_str().into(),
+    };
+    let publisher = Publisher::new(broker.publisher());
+    Scope {
+        metrics: metrics.of(&name),
+        delivery: Arc::new(DeliveryScope { subscription: Arc::clone(&name), publisher }),
+        name,
+        source: ArcSwap::from_pointee(source),
+        type_source: settings.type_source(kind),
+        settings,
+        retries: ArcSwap::from_pointee(retries),
+        clock,
+        consumer: consumer_name(&config.service.name).into(),
+    }
+}
+
+async fn prepare(scope: &Scope, broker: &Arc<dyn Broker>) -> Result<(), Error> {
+    let source = scope.source.load_full();
+    let findings = broker.prepare(&source).await;
+    let findings = findings.map_err(|error| Error::starting(scope.name(), &error))?;
+    for finding in findings {
+        telemetry::finding(scope.name(), &finding);
+    }
+    Ok(())
+}
+
+/// Service, host and process, for whoever reads a dead letter.
+fn consumer_name(service: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
+    format!("{service}@{}/{}", host.trim(), std::process::id())
+}
+
+impl Inner {
+    /// Whether waits that are missing may be declared for a subscription.
+    pub(crate) fn may_declare(&self, subscription: &str) -> bool {
+        let settings = self.config.subscriptions.get(subscription);
+        settings.is_some_and(|settings| settings.topology == Topology::Declare)
+    }
+}
