@@ -195,8 +195,8 @@ pub async fn s07_a_slow_message_holds_no_other_settlement_back(subject: &dyn Sub
 pub async fn s08_closing_right_after_the_last_acknowledgement_loses_none(subject: &dyn Subject) {
     let mut bench = Bench::open(subject).await;
     for _ in 0..3 {
-        bench.send(200).await;
-        let got = bench.receive(200).await;
+        bench.send(150).await;
+        let got = bench.receive(150).await;
         bench.settle(got.iter().map(|message| Settlement::Ack(message.token)).collect()).await;
         bench.reopen().await;
     }

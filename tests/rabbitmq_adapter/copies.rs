@@ -78,11 +78,8 @@ async fn a_copy_carries_neither_expiration_nor_a_foreign_user_nor_carbon_copies(
         assert_eq!(header("redeliver-original-cc"), Some(HeaderValue::Other("array")));
         assert_eq!((header("CC"), header("tenant")), (None, Some(HeaderValue::Number(7))));
     }
-    assert_eq!(
-        raw.count(&audit).await,
-        1,
-        "only the message itself was copied there, by its publisher"
-    );
+    // The publisher's own carbon copy has expired there by now; ours would not have.
+    assert_eq!(raw.count(&audit).await, 0, "our copies went there too");
     raw.delete(&audit).await;
     lane.close().await.expect("the lane closes");
     drop(lab);

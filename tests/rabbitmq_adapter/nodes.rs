@@ -4,10 +4,11 @@ use std::fs;
 use std::time::{Duration, SystemTime};
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa,
+    KeyPair,
 };
 use redeliver::broker::{
-    Broker, BrokerState, Copy, Fault, LaneEnd, LaneEvent, Place, Settlement, Target,
+    Broker, BrokerState, Copy, Fault, LaneEnd, LaneEvent, Outgoing, Place, Settlement, Target,
 };
 use redeliver::config::{self, Tls};
 use redeliver::wire;
@@ -77,10 +78,8 @@ async fn limits_and_alarms_of_the_server_are_told_and_outlived() {
     let target = Target::Queue(queue(&source));
     let publisher = lab.broker.publisher();
 
-    let large = publisher
-        .send(&message(target.clone(), &"x".repeat(200_000)))
-        .await
-        .expect_err("it is too large");
+    let heavy = Outgoing { body: vec![0; 200_000].into(), ..message(target.clone(), "heavy") };
+    let large = publisher.send(&heavy).await.expect_err("it is too large");
     assert_eq!(large.fault, Fault::TooLarge, "{large}");
     publisher.send(&message(target.clone(), "slow")).await.expect("the next one has a channel");
 
@@ -125,6 +124,8 @@ async fn limits_and_alarms_of_the_server_are_told_and_outlived() {
 fn write_certificates(folder: &std::path::Path) {
     let key = || KeyPair::generate().expect("a key can be made");
     let mut authority = CertificateParams::new(Vec::<String>::new()).expect("no names");
+    // Names of their own: the server takes what is named like its issuer for self-signed, and refuses it.
+    authority.distinguished_name.push(DnType::CommonName, "authority of the test");
     authority.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     let authority =
         CertifiedIssuer::self_signed(authority, key()).expect("the authority signs itself");
@@ -136,6 +137,7 @@ fn write_certificates(folder: &std::path::Path) {
         ("client", ExtendedKeyUsagePurpose::ClientAuth),
     ] {
         let mut params = CertificateParams::new(vec!["localhost".to_owned()]).expect("a name");
+        params.distinguished_name.push(DnType::CommonName, name);
         params.extended_key_usages = vec![usage];
         let own = key();
         write(

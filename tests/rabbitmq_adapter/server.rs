@@ -339,14 +339,15 @@ impl Node {
         output(Command::new(self.folder.join("rabbitmqctl")).args(arguments))
     }
 
-    fn run_server(&self, command: &str) -> String {
+    fn script(&self, command: &str) -> Command {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/rabbitmq.sh");
-        let printed = output(Command::new("bash").args([
-            script.as_os_str(),
-            OsStr::new(command),
-            self.folder.as_os_str(),
-        ]));
-        printed
+        let mut bash = Command::new("bash");
+        bash.args([script.as_os_str(), OsStr::new(command), self.folder.as_os_str()]);
+        bash
+    }
+
+    fn run_server(&self, command: &str) -> String {
+        output(&mut self.script(command))
             .lines()
             .find_map(|line| line.strip_prefix("RABBITMQ_URL="))
             .unwrap_or_default()
@@ -356,7 +357,8 @@ impl Node {
 
 impl Drop for Node {
     fn drop(&mut self) {
-        self.stop();
+        // Whatever comes of it: a panic in here would hide the one that brought us here.
+        let _ = self.script("stop").output();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }

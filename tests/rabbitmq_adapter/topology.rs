@@ -3,10 +3,12 @@
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
-use redeliver::broker::{Broker, Depth, Fault, Settlement};
+use redeliver::broker::{Broker, Depth, Fault, Settlement, Target};
 use redeliver::config::{Binding, OrderScope, Ordering, Topology};
 
-use crate::server::{Lab, Raw, broker_settings, dead, message, open, queue, receive, unique, url};
+use crate::server::{
+    Lab, Raw, broker_settings, dead, message, open, queue, receive, texts, unique, url,
+};
 
 #[tokio::test]
 async fn a_queue_with_other_properties_is_an_error_that_shows_both_sides() {
@@ -182,4 +184,45 @@ async fn the_depth_tells_what_is_ready_held_waiting_and_dead_as_far_as_it_can_be
     );
     foreign.close().await.expect("the lane closes");
     lane.close().await.expect("the lane closes");
+}
+
+#[tokio::test]
+async fn what_an_ordered_lane_held_at_its_close_is_served_first_and_in_order() {
+    let lab = Lab::connect().await;
+    let source = lab.source_with(&[], |settings| {
+        settings.ordering = Ordering::Lane;
+        settings.consumers = 2.try_into().expect("2 is not zero");
+    });
+    lab.broker.prepare(&source).await.expect("the source can be prepared");
+    let publisher = lab.broker.publisher();
+    for number in 0..400 {
+        let next = message(Target::Queue(queue(&source)), &number.to_string());
+        publisher.send(&next).await.expect("it is stored");
+    }
+    let mut lanes = lab.broker.lanes(source.clone());
+    let (_, mut first) = open(&mut *lanes).await;
+    let (_, mut second) = open(&mut *lanes).await;
+    let mut got = Vec::new();
+    tokio::select! {
+        served = first.next(&mut got, 1) => served.expect("the lane delivers"),
+        served = second.next(&mut got, 1) => {
+            served.expect("the lane delivers");
+            std::mem::swap(&mut first, &mut second);
+        }
+    }
+    got.extend(receive(&mut *first, 191).await);
+    let mut settled = got[..100].iter().map(|message| Settlement::Ack(message.token)).collect();
+    first.settle(&mut settled).await.expect("the lane settles");
+    first.close().await.expect("the lane closes");
+
+    let mut rest = Vec::new();
+    while rest.len() < 300 {
+        let more = receive(&mut *second, 1).await;
+        rest.extend(texts(&more));
+        let mut settled = more.iter().map(|message| Settlement::Ack(message.token)).collect();
+        second.settle(&mut settled).await.expect("the lane settles");
+    }
+    let expected: Vec<_> = (100..400).map(|number| number.to_string()).collect();
+    assert_eq!(rest, expected);
+    second.close().await.expect("the lane closes");
 }

@@ -18,7 +18,7 @@ use futures_util::{FutureExt, Stream, StreamExt};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
 };
-use lapin::types::ShortString;
+use lapin::types::{FieldTable, ShortString};
 use lapin::{Channel, Consumer};
 use tokio::time::timeout;
 
@@ -133,6 +133,8 @@ struct RabbitLane {
     channel: Channel,
     consumer: Consumer,
     tag: ShortString,
+    /// What the consumer was registered with.
+    arguments: FieldTable,
     queue: Arc<str>,
     generation: u64,
     ledger: Ledger,
@@ -205,7 +207,7 @@ impl RabbitLane {
             topology::short(&queue)?,
             tag.clone(),
             BasicConsumeOptions::default(),
-            arguments,
+            arguments.clone(),
         );
         let consumer = answer(&attempt, consuming).await?;
         Ok(Self {
@@ -213,6 +215,7 @@ impl RabbitLane {
             channel,
             consumer,
             tag,
+            arguments,
             queue,
             generation: generations.fetch_add(1, Ordering::Relaxed) + 1,
             ledger: Ledger::default(),
@@ -311,16 +314,36 @@ impl RabbitLane {
         written.map_err(|error| self.lost(&error))
     }
 
-    /// The order of steps is what keeps acknowledgements from being lost: measured, closing right after the
-    /// last one loses some in most runs, closing after a cancel that was answered loses none, because the
-    /// cancel goes the same way through the server to the queue.
+    /// Lets every acknowledgement arrive, and gives the rest back.
+    ///
+    /// An acknowledgement has no answer, and a channel that closes right after the last one loses some in most
+    /// runs (measured). It loses none after a cancel that was answered: that goes the same way to the queue.
     async fn wind_down(&mut self) -> Result<(), BrokerEnd> {
-        self.step(self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default()))
-            .await?;
+        match (self.single_active, &self.end) {
+            (true, None) => self.settle_in_order().await?,
+            _ => self.settle_and_return().await?,
+        }
+        self.step(self.channel.close(200, "closed".into())).await
+    }
+
+    async fn settle_and_return(&self) -> Result<(), BrokerEnd> {
+        let cancel = self.channel.basic_cancel(self.tag.clone(), BasicCancelOptions::default());
+        self.step(cancel).await?;
         // Tag 0 and `multiple` are everything that is out, handed on by us or not.
         let everything = BasicNackOptions { multiple: true, requeue: true };
-        begun(self.channel.basic_nack(0, everything)).map_err(|error| self.lost(&error))?;
-        self.step(self.channel.close(200, "closed".into())).await
+        begun(self.channel.basic_nack(0, everything)).map_err(|error| self.lost(&error))
+    }
+
+    /// Cancelling the active consumer would serve the next one before ours are back, out of order (measured:
+    /// always). So a standby of our own is registered and cancelled in its place; closing the channel then
+    /// returns everything at once, in its place, before anyone else is served.
+    async fn settle_in_order(&self) -> Result<(), BrokerEnd> {
+        let tag = ShortString::from("standby");
+        let (queue, options) = (ShortString::from(&*self.queue), BasicConsumeOptions::default());
+        let standby =
+            self.channel.basic_consume(queue, tag.clone(), options, self.arguments.clone());
+        self.step(async { standby.await.map(drop) }).await?;
+        self.step(self.channel.basic_cancel(tag, BasicCancelOptions::default())).await
     }
 
     async fn step(&self, step: impl Future<Output = lapin::Result<()>>) -> Result<(), BrokerEnd> {

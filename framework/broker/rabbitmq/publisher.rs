@@ -17,7 +17,7 @@ use tokio::time::timeout;
 
 use super::connection::{Link, Live, answer};
 use super::envelope::AmqpEnvelope;
-use super::topology::{self, short};
+use super::topology::{self, abbreviated, short};
 use super::{copies, fault};
 use crate::broker::{BrokerError, Copy, Fault, Outgoing, Place, Publisher, Source, Target};
 use crate::config::Topology;
@@ -147,7 +147,8 @@ impl RabbitPublisher {
 #[async_trait]
 impl Publisher for RabbitPublisher {
     async fn send(&self, message: &Outgoing) -> Result<(), BrokerError> {
-        let attempt = format!("publishing message `{}` to {}", message.id, message.target);
+        let attempt =
+            format!("publishing message `{}` to {}", abbreviated(&message.id), message.target);
         let (exchange, routing_key) = match &message.target {
             Target::Queue(queue) => ("", queue.as_str()),
             Target::Exchange { exchange, routing_key } => (exchange.as_str(), routing_key.as_str()),

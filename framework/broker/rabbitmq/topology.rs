@@ -429,9 +429,21 @@ pub(super) fn short(name: &str) -> Result<ShortString, BrokerError> {
     ShortString::try_new(name).map_err(|_| {
         BrokerError::new(
             Fault::Other,
-            format!("`{name}` is longer than the 255 bytes that AMQP takes; shorten it"),
+            format!(
+                "`{}` is longer than the 255 bytes that AMQP takes; shorten it",
+                abbreviated(name)
+            ),
         )
     })
+}
+
+/// A user's text, for an error: whoever made it long is recognised by its beginning.
+pub(super) fn abbreviated(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 80;
+    match text.char_indices().nth(CHARACTERS_MAX) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
 }
 
 fn refuse_long_names(source: &Source, plan: &Plan) -> Result<(), BrokerError> {
