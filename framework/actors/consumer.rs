@@ -18,6 +18,7 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::breaker::Gate;
+use super::keys::Keys;
 use super::ledger::{Adopted, Ledger};
 use super::links::Links;
 use super::parking::Parking;
@@ -84,6 +85,10 @@ pub(super) struct Shared {
     /// Handlers that run, over all lanes.
     pub(super) running: Cell<usize>,
     pub(super) health: HealthCell,
+    /// Who is next of each key, where an order is kept.
+    pub(super) keys: RefCell<Keys>,
+    /// Told when a message's turn came that another lane holds.
+    pub(super) turns_changed: Notify,
     /// A suspect is to run, or runs, and nothing else may.
     pub(super) alone: Cell<bool>,
     /// Told when that changes, and when the last handler before it is done.
@@ -194,6 +199,7 @@ async fn drain(
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(work) = desk.carried.recv() => desk.is_carried(work),
             () = shared.alone_changed.notified(), if desk.minds_alone() => {}
+            () = shared.turns_changed.notified(), if desk.is_ordered() => {}
             received = lane.next(&mut desk.received, room), if room > 0 => match received {
                 Ok(()) => desk.receive(),
                 Err(end) => break Down::Ended(end),
@@ -341,10 +347,33 @@ impl Desk {
     fn lose(&mut self) {
         self.alive.store(false, Ordering::Release);
         self.settlements.clear();
-        let waiting = self.parked.drain().map(|(work, _)| work).collect::<Vec<_>>();
-        for work in waiting.into_iter().chain(self.ready.drain(..)) {
-            let verdict = Verdict::Again;
-            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+        let followers = self.shared.keys.borrow_mut().forget(self.index);
+        let parked = self.parked.drain().map(|(work, _)| work).collect::<Vec<_>>();
+        for work in parked.into_iter().chain(std::mem::take(&mut self.ready)) {
+            self.next_turn(&work);
+            self.keep(work);
+        }
+        for work in followers {
+            self.keep(work);
+        }
+    }
+
+    /// Keeps a message of a lane that is gone for its redelivery.
+    fn keep(&mut self, work: Work) {
+        let verdict = Verdict::Again;
+        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+    }
+
+    fn is_ordered(&self) -> bool {
+        self.settings().ordering != config::Ordering::None
+    }
+
+    /// A message is done with here: the next one of its key may begin.
+    fn next_turn(&self, work: &Work) {
+        if let Some(key) = &work.key
+            && self.shared.keys.borrow_mut().leave(key)
+        {
+            self.shared.turns_changed.notify_waiters();
         }
     }
 
@@ -352,7 +381,8 @@ impl Desk {
     fn room(&self) -> usize {
         let settings = self.settings();
         let shared = self.shared.as_ref();
-        let full = self.parked.len() + self.carrying >= settings.parked_max.get()
+        let parked = self.parked.len() + shared.keys.borrow().waiting() + self.carrying;
+        let full = parked >= settings.parked_max.get()
             || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
         if full || self.winding_down || (shared.alone.get() && !self.suspects) {
             return 0;
@@ -391,9 +421,7 @@ impl Desk {
                 Some(Adopted::Running) => self.note_adopted(),
                 Some(Adopted::Done(outcome)) => {
                     self.note_adopted();
-                    self.running += 1;
-                    shared.running.set(shared.running.get() + 1);
-                    self.conclude(*outcome);
+                    self.resume(*outcome);
                 }
             }
         }
@@ -401,8 +429,18 @@ impl Desk {
         self.run_errands();
     }
 
+    /// Goes on with a message whose lane was lost while it was here.
+    fn resume(&mut self, outcome: Outcome) {
+        if outcome.verdict == Verdict::Again {
+            return self.admit(outcome.work);
+        }
+        self.running += 1;
+        self.shared.running.set(self.shared.running.get() + 1);
+        self.conclude(outcome);
+    }
+
     /// Takes in a message: to the handlers, unless it came back from crashes too often.
-    fn admit(&mut self, work: Work) {
+    fn admit(&mut self, mut work: Work) {
         let scope = &self.shared.scope;
         if let Some(due) = work.carried.due {
             let late = scope.clock.now().duration_since(due).unwrap_or_default();
@@ -412,12 +450,14 @@ impl Desk {
         let crashes_max = self.settings().crashes_max.get();
         if self.suspects && returns > 0 {
             // It was out on its own when the process that handled it ended.
+            work.key = None;
             let error = format!("it ended {returns} process(es) that handled nothing else");
             self.bury(work, Epitaph::new(Reason::Poison, error));
         } else if !self.suspects && returns >= crashes_max {
+            work.key = None;
             self.errands.push((work, Errand::Suspect));
             self.shared.suspected.do_send(Suspected);
-        } else {
+        } else if let Some(work) = self.shared.keys.borrow_mut().enter(work) {
             self.ready.push_back(work);
         }
     }
@@ -449,6 +489,9 @@ impl Desk {
         let now = Instant::now();
         while let Some(work) = self.parked.take_due(now) {
             self.ready.push_back(work);
+        }
+        if self.is_ordered() {
+            self.ready.extend(self.shared.keys.borrow_mut().take_turns(self.index));
         }
         if self.ready.is_empty() || !self.may_hand_out() {
             return;
@@ -499,8 +542,7 @@ impl Desk {
             shared.alone_changed.notify_waiters();
         }
         if self.ledger.is_orphan(work.slot) {
-            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
-            return;
+            return self.keep_fate(work, verdict);
         }
         let probe_failed = work.is_probe && verdict.is_failure();
         let changed = shared.gate.borrow_mut().record(&work, &verdict, &shared.scope);
@@ -539,6 +581,25 @@ impl Desk {
             }
             Verdict::Dead(epitaph) => self.bury(work, epitaph),
         }
+    }
+
+    /// Keeps what came of a message whose lane is gone; the next of its key may begin, as this one
+    /// comes back in its old place, if it comes back here at all.
+    fn keep_fate(&mut self, mut work: Work, verdict: Verdict) {
+        self.next_turn(&work);
+        let verdict = match verdict {
+            Verdict::Retry(..) if work.key.is_some() => {
+                let scope = &self.shared.scope;
+                work.count_attempt(None, scope.attempts_max(), scope.clock.now());
+                Verdict::Again
+            }
+            verdict => verdict,
+        };
+        if verdict != Verdict::Again {
+            // Its turn is over; what is left to do needs none.
+            work.key = None;
+        }
+        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
     }
 
     fn wait(&mut self, work: Work, waiting: Waiting, fault: Option<Fault>) {
@@ -580,6 +641,7 @@ impl Desk {
     }
 
     fn settle(&mut self, work: Work) {
+        self.next_turn(&work);
         if let Some(token) = self.ledger.settle(work.slot) {
             self.settlements.push(Settlement::Ack(token));
         }
@@ -601,8 +663,7 @@ impl Desk {
     fn is_carried(&mut self, work: Work) {
         self.carrying -= 1;
         if self.ledger.is_orphan(work.slot) {
-            let verdict = Verdict::Ack;
-            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+            self.keep_fate(work, Verdict::Ack);
         } else {
             self.settle(work);
         }

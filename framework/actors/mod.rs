@@ -27,6 +27,7 @@ mod blocking;
 mod breaker;
 mod consumer;
 mod handlers;
+mod keys;
 mod ledger;
 mod links;
 mod panics;

@@ -245,6 +245,8 @@ impl Actor for Supervisor {
             gate: RefCell::new(Gate::new(breaker_policy(&self.scope.settings.breaker))),
             running: Cell::new(0),
             health: self.health.clone(),
+            keys: RefCell::default(),
+            turns_changed: Notify::new(),
             alone: Cell::new(false),
             alone_changed: Notify::new(),
             suspected: ctx.address().recipient(),
