@@ -92,7 +92,9 @@ pub struct RedisStore {
     wakes: Wakes,
     listener: wakes::Listener,
     replicas: Option<Replicas>,
+    name: String,
     strict: bool,
+    replicas_min: u32,
 }
 
 impl RedisStore {
@@ -114,6 +116,8 @@ impl RedisStore {
             wakes,
             replicas,
             strict: settings.strict,
+            replicas_min: settings.replicas_min,
+            name: settings.name,
         })
     }
 
