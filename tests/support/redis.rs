@@ -2,6 +2,7 @@
 
 #![allow(dead_code)]
 
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -99,6 +100,21 @@ pub fn cli(port: u16, arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
+/// Several commands over one connection.
+fn cli_lines(port: u16, lines: &str) -> String {
+    let mut child = Command::new("redis-cli")
+        .args(["-h", "127.0.0.1", "-p", &port.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("redis-cli is installed");
+    let mut input = child.stdin.take().expect("a pipe");
+    input.write_all(lines.as_bytes()).expect("it reads");
+    drop(input);
+    let output = child.wait_with_output().expect("it ends");
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
 /// A port below those that the system gives to clients, so that nobody takes it meanwhile.
 pub fn free_port() -> u16 {
     loop {
@@ -182,8 +198,8 @@ pub fn replica_of(master: &Server) -> Server {
     let replica = Server::with(&["--replicaof", "127.0.0.1", &master.port.to_string()]);
     // It counts from its first acknowledgement on, which may take a second.
     eventually("replication", || {
-        master.cli(&["set", "replicated", "1"]);
-        master.cli(&["wait", "1", "200"]) == "1"
+        let written = cli_lines(master.port, "set replicated 1\nwait 1 200\n");
+        written.lines().last() == Some("1")
     });
     replica
 }
