@@ -118,6 +118,17 @@ impl Locks {
         self.shared.store.force_release(key).await
     }
 
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// Whether the handler or batch holds `key` already.
+    pub(crate) fn is_shared(&self, key: &str) -> bool {
+        self.scope.as_ref().is_some_and(|scope| {
+            scope.held().get(key).and_then(Weak::upgrade).is_some()
+        })
+    }
+
     pub(crate) fn keeper(&self) -> &Keeper {
         &self.shared.keeper
     }
@@ -423,6 +434,17 @@ impl EndingGuard {
 
     pub(crate) fn owner(&self) -> &Owner {
         &self.0.owner
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.0.shared.store
+    }
+
+    /// Releases it alone; true if it was still held.
+    pub(crate) async fn release(mut self) -> Result<bool, StoreError> {
+        let released = self.0.shared.store.release(&self.0.key, &self.0.owner).await;
+        self.0.is_released = released.is_ok();
+        released
     }
 
     /// It was released by its owner's name.

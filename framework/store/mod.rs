@@ -66,6 +66,7 @@ pub use clock::{Clock, Moment};
 pub use lease::{Keeper, Lease, Loss, Renew};
 pub use lock::{Fence, LockAnswer, LockAsk, LockState, LockStore, Renewed};
 pub use locks::{Acquire, Guard, LockError, LockPolicy, Locks, Scope};
+pub(crate) use locks::EndingGuard;
 pub use owner::Owner;
 pub use wake::{Wakes, Woken};
 
