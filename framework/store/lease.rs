@@ -10,6 +10,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
@@ -177,6 +178,8 @@ struct Shared {
     hold_until: Option<Moment>,
     deadline: Mutex<Moment>,
     stage: Mutex<Stage>,
+    /// The last renewal was not answered.
+    is_unanswered: AtomicBool,
     stop: Notify,
     loss: OnceLock<Loss>,
     lost: Notify,
@@ -205,6 +208,7 @@ impl Lease {
             hold_until,
             deadline: Mutex::new(deadline(asked_at, length)),
             stage: Mutex::new(Stage::Stopped),
+            is_unanswered: AtomicBool::new(false),
             stop: Notify::new(),
             loss: OnceLock::new(),
             lost: Notify::new(),
@@ -271,6 +275,7 @@ impl Shared {
         let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
         match self.hold_until {
             Some(until) if until < deadline => (until, Loss::HoldMax),
+            _ if self.is_unanswered.load(Ordering::Relaxed) => (deadline, Loss::Unreachable),
             _ => (deadline, Loss::Expired),
         }
     }
@@ -319,13 +324,17 @@ impl Shared {
         };
         match answer {
             Ok(Renewed::Kept) => {
+                self.is_unanswered.store(false, Ordering::Relaxed);
                 *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) =
                     deadline(asked_at, self.length);
                 Ok(asked_at + self.length / 3)
             }
             Ok(Renewed::Lost) => Err(Loss::NotOwner),
             Ok(Renewed::Forced) => Err(Loss::Forced),
-            Err(_) => Ok(clock.now() + self.length / 20),
+            Err(_) => {
+                self.is_unanswered.store(true, Ordering::Relaxed);
+                Ok(clock.now() + self.length / 20)
+            }
         }
     }
 }
@@ -354,7 +363,7 @@ async fn renewing(lease: Arc<Shared>) {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::sync::atomic::AtomicU32;
 
     use super::*;
     use crate::store::StoreFault;
@@ -410,7 +419,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_dead_store_loses_it_before_the_server_does() {
         let before = Duration::from_millis(29_698);
-        check(|_| Err(down()), None, before, Loss::Expired).await;
+        check(|_| Err(down()), None, before, Loss::Unreachable).await;
     }
 
     #[tokio::test(start_paused = true)]

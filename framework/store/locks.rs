@@ -16,7 +16,7 @@ use tokio::task::JoinHandle;
 
 use super::{
     Fence, Keeper, Lease, LockAnswer, LockAsk, LockState, Loss, Moment, Owner, Renew, Renewed,
-    Store, StoreError, StoreFault,
+    Store, StoreError, StoreFault, StoreState,
 };
 
 /// The longest that a waiter relies on being woken.
@@ -116,6 +116,11 @@ impl Locks {
     /// The store did not answer.
     pub async fn force_release(&self, key: &str) -> Result<bool, StoreError> {
         self.shared.store.force_release(key).await
+    }
+
+    /// Whether the store answers, and what keeps it from answering.
+    pub fn state(&self) -> StoreState {
+        self.shared.store.state()
     }
 
     pub(crate) fn store(&self) -> &Arc<dyn Store> {

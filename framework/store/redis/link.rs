@@ -16,6 +16,7 @@ use super::RedisSettings;
 use super::address::{Address, Connection};
 use super::scripts::{Code, with_text};
 use crate::store::{StoreError, StoreFault, StoreState};
+use crate::telemetry;
 
 /// Between two tries of one call.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -309,7 +310,7 @@ impl Shared {
             ),
         };
         if let Some(unsaid) = self.warned.may_warn() {
-            tracing::warn!(store = %self.name, %error, unsaid, "store did not answer");
+            telemetry::store_silent(&self.name, &error, unsaid);
         }
         error
     }
