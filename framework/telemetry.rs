@@ -370,3 +370,25 @@ pub(crate) fn stopped(left: usize) {
         tracing::warn!(left, "stopped: handlers were left running, their messages went back");
     }
 }
+
+/// A setting of a store's server that loses locks or claims.
+pub(crate) fn store_warning(store: &str, warning: &str) {
+    tracing::warn!(store, warning, "store may lose locks or claims");
+}
+
+/// At most once a second; `unsaid` others were not logged.
+pub(crate) fn store_silent(store: &str, error: &dyn Display, unsaid: u64) {
+    tracing::warn!(store, %error, unsaid, "store did not answer");
+}
+
+pub(crate) fn store_down(store: &str, error: &str) {
+    tracing::error!(store, error, "store is down");
+}
+
+pub(crate) fn store_up(store: &str) {
+    tracing::info!(store, "store is up again");
+}
+
+pub(crate) fn keeper_restarted(store: &str) {
+    tracing::warn!(store, "lock keeper died and was made anew");
+}

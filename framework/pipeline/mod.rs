@@ -6,6 +6,7 @@
 
 mod codec;
 mod decide;
+pub(crate) mod guards;
 mod lookup;
 mod retries;
 mod screen;
