@@ -16,6 +16,7 @@ mod reload;
 pub mod retry;
 mod service;
 mod signals;
+pub mod store;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;

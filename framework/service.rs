@@ -505,6 +505,7 @@ fn scope_of(
         delivery: Arc::new(DeliveryScope { subscription: Arc::clone(&name), publisher }),
         name,
         source: ArcSwap::from_pointee(source),
+        key_source: settings.key_source(kind),
         type_source: settings.type_source(kind),
         settings,
         retries: ArcSwap::from_pointee(retries),

@@ -76,7 +76,7 @@ pub(crate) struct SubscriptionMetrics {
     pub(crate) restarts: Counter,
     /// Lanes opened again.
     pub(crate) lanes_reopened: Counter,
-    /// 0 closed, 1 open, 2 half open.
+    /// 1 while the breaker holds messages back.
     pub(crate) breaker: Gauge,
     /// Handlers that run.
     pub(crate) in_flight: Gauge,
@@ -152,7 +152,7 @@ impl Metrics {
             };
         }
         let (breaker, in_flight, parked, ready, waiting, dead_letters) = gauges! {
-            "breaker_state" "0 closed, 1 open, 2 half open",
+            "breaker_state" "1 while the breaker holds messages back, else 0",
             "in_flight" "Handlers that run",
             "parked" "Messages that wait in the process",
             "source_ready" "Messages ready in the source",
@@ -284,6 +284,11 @@ pub(crate) fn dead_lettered(subscription: &str, id: Option<&str>, reason: &str, 
     tracing::warn!(subscription, id, reason, error, "dead-lettered");
 }
 
+/// A message may have ended a process; it is handled alone next.
+pub(crate) fn suspected(subscription: &str, id: Option<&str>) {
+    tracing::warn!(subscription, id, "came back from several crashes: it is handled alone next");
+}
+
 /// A message waits at the broker.
 pub(crate) fn waits(subscription: &str, id: Option<&str>, delay: Duration) {
     tracing::debug!(subscription, id, ?delay, "waits at the broker");
@@ -364,4 +369,26 @@ pub(crate) fn stopped(left: usize) {
     } else {
         tracing::warn!(left, "stopped: handlers were left running, their messages went back");
     }
+}
+
+/// A setting of a store's server that loses locks or claims.
+pub(crate) fn store_warning(store: &str, warning: &str) {
+    tracing::warn!(store, warning, "store may lose locks or claims");
+}
+
+/// At most once a second; `unsaid` others were not logged.
+pub(crate) fn store_silent(store: &str, error: &dyn Display, unsaid: u64) {
+    tracing::warn!(store, %error, unsaid, "store did not answer");
+}
+
+pub(crate) fn store_down(store: &str, error: &str) {
+    tracing::error!(store, error, "store is down");
+}
+
+pub(crate) fn store_up(store: &str) {
+    tracing::info!(store, "store is up again");
+}
+
+pub(crate) fn keeper_restarted(store: &str) {
+    tracing::warn!(store, "lock keeper died and was made anew");
 }

@@ -57,13 +57,13 @@ impl Gate {
         }
     }
 
-    /// Where it is, for health and metrics.
-    pub(super) fn state(&self) -> BreakerState {
-        self.breaker.state()
+    /// Whether it holds messages back.
+    pub(super) fn is_open(&self) -> bool {
+        self.breaker.state() != BreakerState::Closed
     }
 
-    /// Counts what came of a message.
-    pub(super) fn record(&mut self, work: &Work, verdict: &Verdict, scope: &Scope) {
+    /// Counts what came of a message; true if the breaker opened or closed over it.
+    pub(super) fn record(&mut self, work: &Work, verdict: &Verdict, scope: &Scope) -> bool {
         let instant = Instant::now();
         let now = instant.into_std();
         let change = match (work.is_probe, verdict.is_judged()) {
@@ -76,13 +76,21 @@ impl Gate {
             (false, false) => None,
         };
         if let Some(change) = change {
-            self.open_until = match change {
-                Change::Opened { pause } => Some(instant + pause),
-                Change::Closed => None,
-            };
-            match change {
-                Change::Opened { pause } => telemetry::breaker_opened(scope.name(), pause),
-                Change::Closed => telemetry::breaker_closed(scope.name()),
+            self.note(change, instant, scope);
+        }
+        change.is_some()
+    }
+
+    fn note(&mut self, change: Change, now: Instant, scope: &Scope) {
+        scope.metrics.breaker.set(i64::from(self.is_open()));
+        match change {
+            Change::Opened { pause } => {
+                self.open_until = Some(now + pause);
+                telemetry::breaker_opened(scope.name(), pause);
+            }
+            Change::Closed => {
+                self.open_until = None;
+                telemetry::breaker_closed(scope.name());
             }
         }
     }

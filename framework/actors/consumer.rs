@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::breaker::Gate;
+use super::keys::Keys;
 use super::ledger::{Adopted, Ledger};
 use super::links::Links;
 use super::parking::Parking;
@@ -31,6 +32,9 @@ use crate::telemetry;
 
 /// How often an idle lane asks the broker whether it should be idle, at the most.
 const STALL_QUERY_MAX: Duration = Duration::from_secs(5);
+
+/// How long a stopping process may take to put back a suspect whose handler is not done.
+const PUT_BACK_MAX: Duration = Duration::from_secs(2);
 
 /// A lane was lost, or found to stall; the supervisor opens it again.
 #[derive(Message)]
@@ -81,7 +85,22 @@ pub(super) struct Shared {
     /// Handlers that run, over all lanes.
     pub(super) running: Cell<usize>,
     pub(super) health: HealthCell,
+    /// Who is next of each key, where an order is kept.
+    pub(super) keys: RefCell<Keys>,
+    /// Told when a message's turn came that another lane holds.
+    pub(super) turns_changed: Notify,
+    /// A suspect is to run, or runs, and nothing else may.
+    pub(super) alone: Cell<bool>,
+    /// Told when that changes, and when the last handler before it is done.
+    pub(super) alone_changed: Notify,
+    /// Asks for the lane of the suspects.
+    pub(super) suspected: Recipient<Suspected>,
 }
+
+/// A message was put among the suspects: their lane is needed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Suspected;
 
 /// What the consumer holds right now.
 #[derive(Message)]
@@ -160,6 +179,7 @@ async fn drain(
     mut orders: Orders,
 ) -> (Desk, Option<Down>) {
     desk.open(lane.generation());
+    let shared = Rc::clone(&desk.shared);
     let end = loop {
         desk.hand_out();
         desk.show();
@@ -178,6 +198,8 @@ async fn drain(
             }
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(work) = desk.carried.recv() => desk.is_carried(work),
+            () = shared.alone_changed.notified(), if desk.minds_alone() => {}
+            () = shared.turns_changed.notified(), if desk.is_ordered() => {}
             received = lane.next(&mut desk.received, room), if room > 0 => match received {
                 Ok(()) => desk.receive(),
                 Err(end) => break Down::Ended(end),
@@ -199,7 +221,7 @@ async fn drain(
 async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> usize {
     desk.winding_down = true;
     desk.send_parked_away();
-    let left = loop {
+    let mut left = loop {
         let settled = lane.settle(&mut desk.settlements).await;
         let busy = desk.running + desk.carrying;
         if busy == 0 || settled.is_err() {
@@ -212,10 +234,34 @@ async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> u
             () = tokio::time::sleep_until(deadline) => break busy,
         }
     };
+    if desk.suspects && desk.running > 0 {
+        // Given back as it is, it would look as if the process had died of it.
+        left = put_back_suspect(lane, desk).await;
+    }
     desk.winding_down = false;
     if let Err(end) = lane.close().await {
         telemetry::close_failed(desk.shared.scope.name(), &desk.lane, &end);
     }
+    left
+}
+
+/// Copies a suspect whose handler is not done to where it came from, so that nothing is held
+/// against it.
+async fn put_back_suspect(lane: &mut dyn Lane, desk: &mut Desk) -> usize {
+    let left = desk.running;
+    for (slot, received) in desk.ledger.held() {
+        let work = Work::new(received, desk.index, slot, &desk.shared.scope);
+        desk.errands.push((work, Errand::Suspect));
+    }
+    desk.run_errands();
+    let deadline = Instant::now() + PUT_BACK_MAX;
+    while desk.carrying > 0 {
+        tokio::select! {
+            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            () = tokio::time::sleep_until(deadline) => break,
+        }
+    }
+    let _ = lane.settle(&mut desk.settlements).await;
     left
 }
 
@@ -242,6 +288,8 @@ struct Desk {
     errands: Vec<(Work, Errand)>,
     last_delivery: Instant,
     winding_down: bool,
+    /// It drains the suspects: one at a time, and nothing else beside.
+    suspects: bool,
     /// What an inspector sees.
     holding: Rc<Cell<Holding>>,
 }
@@ -261,6 +309,7 @@ impl Desk {
         let (carried_to, carried) = mpsc::channel(prefetch);
         Self {
             index,
+            suspects: lane.is_suspects(),
             lane,
             shared,
             links,
@@ -298,10 +347,33 @@ impl Desk {
     fn lose(&mut self) {
         self.alive.store(false, Ordering::Release);
         self.settlements.clear();
-        let waiting = self.parked.drain().map(|(work, _)| work).collect::<Vec<_>>();
-        for work in waiting.into_iter().chain(self.ready.drain(..)) {
-            let verdict = Verdict::Again;
-            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+        let followers = self.shared.keys.borrow_mut().forget(self.index);
+        let parked = self.parked.drain().map(|(work, _)| work).collect::<Vec<_>>();
+        for work in parked.into_iter().chain(std::mem::take(&mut self.ready)) {
+            self.next_turn(&work);
+            self.keep(work);
+        }
+        for work in followers {
+            self.keep(work);
+        }
+    }
+
+    /// Keeps a message of a lane that is gone for its redelivery.
+    fn keep(&mut self, work: Work) {
+        let verdict = Verdict::Again;
+        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+    }
+
+    fn is_ordered(&self) -> bool {
+        self.settings().ordering != config::Ordering::None
+    }
+
+    /// A message is done with here: the next one of its key may begin.
+    fn next_turn(&self, work: &Work) {
+        if let Some(key) = &work.key
+            && self.shared.keys.borrow_mut().leave(key)
+        {
+            self.shared.turns_changed.notify_waiters();
         }
     }
 
@@ -309,10 +381,14 @@ impl Desk {
     fn room(&self) -> usize {
         let settings = self.settings();
         let shared = self.shared.as_ref();
-        let full = self.parked.len() + self.carrying >= settings.parked_max.get()
+        let parked = self.parked.len() + shared.keys.borrow().waiting() + self.carrying;
+        let full = parked >= settings.parked_max.get()
             || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
-        if full || self.winding_down {
+        if full || self.winding_down || (shared.alone.get() && !self.suspects) {
             return 0;
+        }
+        if self.suspects {
+            return usize::from(self.running + self.ready.len() + self.carrying == 0);
         }
         let busy = self.running + self.ready.len();
         let mut room = settings.in_flight_max.get().saturating_sub(busy);
@@ -339,19 +415,67 @@ impl Desk {
             match self.ledger.adopt(&received) {
                 None => {
                     let slot = self.ledger.enter(received.clone(), self.last_delivery);
-                    self.ready.push_back(Work::new(received, self.index, slot, &shared.scope));
+                    let work = Work::new(received, self.index, slot, &shared.scope);
+                    self.admit(work);
                 }
                 Some(Adopted::Running) => self.note_adopted(),
                 Some(Adopted::Done(outcome)) => {
                     self.note_adopted();
-                    self.running += 1;
-                    shared.running.set(shared.running.get() + 1);
-                    self.conclude(*outcome);
+                    self.resume(*outcome);
                 }
             }
         }
         self.received = received;
         self.run_errands();
+    }
+
+    /// Goes on with a message whose lane was lost while it was here.
+    fn resume(&mut self, outcome: Outcome) {
+        if outcome.verdict == Verdict::Again {
+            return self.admit(outcome.work);
+        }
+        self.running += 1;
+        self.shared.running.set(self.shared.running.get() + 1);
+        self.conclude(outcome);
+    }
+
+    /// Takes in a message: to the handlers, unless it came back from crashes too often.
+    fn admit(&mut self, mut work: Work) {
+        let scope = &self.shared.scope;
+        if let Some(due) = work.carried.due {
+            let late = scope.clock.now().duration_since(due).unwrap_or_default();
+            scope.metrics.lateness.observe(late.as_secs_f64());
+        }
+        let returns = work.received.envelope.returns();
+        let crashes_max = self.settings().crashes_max.get();
+        if self.suspects && returns > 0 {
+            // It was out on its own when the process that handled it ended.
+            work.key = None;
+            let error = format!("it ended {returns} process(es) that handled nothing else");
+            self.bury(work, Epitaph::new(Reason::Poison, error));
+        } else if !self.suspects && returns >= crashes_max {
+            work.key = None;
+            self.errands.push((work, Errand::Suspect));
+            self.shared.suspected.do_send(Suspected);
+        } else if let Some(work) = self.shared.keys.borrow_mut().enter(work) {
+            self.ready.push_back(work);
+        }
+    }
+
+    /// Whether it matters to this lane that a suspect runs, or is done.
+    fn minds_alone(&self) -> bool {
+        self.suspects || self.shared.alone.get()
+    }
+
+    /// Whether it may hand out now, with regard to suspects.
+    fn may_hand_out(&self) -> bool {
+        if !self.suspects {
+            return !self.shared.alone.get();
+        }
+        if !self.ready.is_empty() {
+            self.shared.alone.set(true);
+        }
+        self.shared.running.get() == 0
     }
 
     fn note_adopted(&self) {
@@ -366,7 +490,10 @@ impl Desk {
         while let Some(work) = self.parked.take_due(now) {
             self.ready.push_back(work);
         }
-        if self.ready.is_empty() {
+        if self.is_ordered() {
+            self.ready.extend(self.shared.keys.borrow_mut().take_turns(self.index));
+        }
+        if self.ready.is_empty() || !self.may_hand_out() {
             return;
         }
         let shared = Rc::clone(&self.shared);
@@ -408,12 +535,21 @@ impl Desk {
         self.running -= 1;
         let shared = Rc::clone(&self.shared);
         shared.running.set(shared.running.get() - 1);
+        if self.suspects {
+            shared.alone.set(false);
+            shared.alone_changed.notify_waiters();
+        } else if shared.alone.get() && shared.running.get() == 0 {
+            shared.alone_changed.notify_waiters();
+        }
         if self.ledger.is_orphan(work.slot) {
-            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
-            return;
+            return self.keep_fate(work, verdict);
         }
         let probe_failed = work.is_probe && verdict.is_failure();
-        shared.gate.borrow_mut().record(&work, &verdict, &shared.scope);
+        let changed = shared.gate.borrow_mut().record(&work, &verdict, &shared.scope);
+        if changed {
+            let open = shared.gate.borrow().is_open();
+            shared.health.update(|health| health.breaker_open = open);
+        }
         if probe_failed {
             // A probe costs no attempt: it goes back to the head.
             work.is_probe = false;
@@ -434,6 +570,7 @@ impl Desk {
             }
             Verdict::Again => self.ready.push_front(work),
             Verdict::Retry(waiting, fault) => {
+                metrics.retried.inc();
                 work.count_attempt(Some(waiting.delay()), attempts_max, now.now());
                 self.wait(work, waiting, Some(fault));
             }
@@ -446,11 +583,32 @@ impl Desk {
         }
     }
 
+    /// Keeps what came of a message whose lane is gone; the next of its key may begin, as this one
+    /// comes back in its old place, if it comes back here at all.
+    fn keep_fate(&mut self, mut work: Work, verdict: Verdict) {
+        self.next_turn(&work);
+        let verdict = match verdict {
+            Verdict::Retry(..) if work.key.is_some() => {
+                let scope = &self.shared.scope;
+                work.count_attempt(None, scope.attempts_max(), scope.clock.now());
+                Verdict::Again
+            }
+            verdict => verdict,
+        };
+        if verdict != Verdict::Again {
+            // Its turn is over; what is left to do needs none.
+            work.key = None;
+        }
+        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+    }
+
     fn wait(&mut self, work: Work, waiting: Waiting, fault: Option<Fault>) {
         let crowded = self.parked.len() >= self.settings().parked_max.get();
         let may_leave = self.settings().ordering == config::Ordering::None;
         let waiting = match waiting {
-            Waiting::Here(delay) if may_leave && (crowded || self.winding_down) => {
+            Waiting::Here(delay)
+                if may_leave && (crowded || self.winding_down || self.suspects) =>
+            {
                 self.shared.scope.retries.load().wait_elsewhere(delay)
             }
             waiting => waiting,
@@ -483,6 +641,7 @@ impl Desk {
     }
 
     fn settle(&mut self, work: Work) {
+        self.next_turn(&work);
         if let Some(token) = self.ledger.settle(work.slot) {
             self.settlements.push(Settlement::Ack(token));
         }
@@ -504,8 +663,7 @@ impl Desk {
     fn is_carried(&mut self, work: Work) {
         self.carrying -= 1;
         if self.ledger.is_orphan(work.slot) {
-            let verdict = Verdict::Ack;
-            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+            self.keep_fate(work, Verdict::Ack);
         } else {
             self.settle(work);
         }
@@ -514,8 +672,10 @@ impl Desk {
     /// Sends what waits here to the broker's waits with the rest of its delay, so that no attempt
     /// is forgotten; where an order is kept it goes back in place instead.
     fn send_parked_away(&mut self) {
+        let suspects = self.ready.drain(..).filter(|_| self.suspects);
+        self.errands.extend(suspects.map(|work| (work, Errand::Suspect)));
         if self.settings().ordering != config::Ordering::None {
-            return;
+            return self.run_errands();
         }
         let now = Instant::now();
         let retries = self.shared.scope.retries.load();
@@ -532,7 +692,9 @@ impl Desk {
     fn wake_at(&self) -> Instant {
         let stall = self.last_delivery + self.settings().stall_after;
         let gate = self.shared.gate.borrow().opens_at();
-        [self.parked.next_due(), gate].into_iter().flatten().fold(stall, Instant::min)
+        // Nothing is handed out while a suspect runs; the end of that wakes us.
+        let parked = self.parked.next_due().filter(|_| !self.shared.alone.get());
+        [parked, gate].into_iter().flatten().fold(stall, Instant::min)
     }
 
     /// Whether the lane is silent though the broker has something for it.

@@ -117,6 +117,15 @@ impl Ledger {
         self.entries.iter().flatten().map(|entry| entry.received_at).min()
     }
 
+    /// What is held for the lane that is open.
+    pub(super) fn held(&self) -> Vec<(Slot, Received)> {
+        let entries = self.entries.iter().enumerate();
+        let held = entries.filter_map(|(slot, entry)| Some((slot as Slot, entry.as_ref()?)));
+        held.filter(|(_, entry)| entry.generation == self.generation)
+            .map(|(slot, entry)| (slot, entry.received.clone()))
+            .collect()
+    }
+
     /// How many bytes of payload are held.
     pub(super) fn bytes(&self) -> usize {
         self.bytes

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! Root                            one a service, on the service's own thread; starts in order, stops in reverse
+//!  ├─ LockKeeper                  one a store, on an arbiter (thread) of its own; mailbox 16; renews what is held
 //!  └─ Supervisor                  one a subscription, on an arbiter (thread) of its own; mailbox 16
 //!      ├─ Opener (a task)         waits for lanes; asked to open one again after a full-jitter delay
 //!      ├─ Consumer                one a lane; mailbox 16; outlives its lanes
@@ -27,8 +28,10 @@ mod blocking;
 mod breaker;
 mod consumer;
 mod handlers;
+mod keys;
 mod ledger;
 mod links;
+mod lock_keeper;
 mod panics;
 mod parking;
 mod pump;
@@ -42,5 +45,6 @@ pub use handlers::{
     ByActor, ByFunction, Handlers, IntoHandlers, blocking, by_type, in_batches, with_codec,
     with_codecs,
 };
+pub(crate) use lock_keeper::KeeperSeat;
 pub(crate) use root::{InspectAll, Pause, ResumeOne, Root, StopAll};
 pub(crate) use supervisor::{Halt, Holding, Inspect, Plan, Resume, Supervisor};

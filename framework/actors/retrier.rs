@@ -39,6 +39,8 @@ pub(super) enum Errand {
     Defer(Duration),
     /// To the dead letters.
     Bury(Epitaph),
+    /// It may have ended a process: to be handled alone.
+    Suspect,
 }
 
 /// Messages to carry, and where to report.
@@ -123,6 +125,7 @@ fn note(scope: &Scope, work: &Work, errand: &Errand) {
             metrics.wait_time.observe(delay.as_secs_f64());
             telemetry::waits(scope.name(), work.id(), *delay);
         }
+        Errand::Suspect => telemetry::suspected(scope.name(), work.id()),
         Errand::Bury(epitaph) => {
             let reason = epitaph.reason.as_str();
             metrics.dead(reason);
@@ -145,6 +148,7 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
             stamps.push((wire::DUE, wire::format_time(now + *delay)));
             Place::Wait(*delay)
         }
+        Errand::Suspect => Place::Suspects,
         Errand::Bury(epitaph) => {
             stamps.push((wire::REASON, epitaph.reason.as_str().to_owned()));
             stamps.push((wire::ERROR, wire::sanitise(&epitaph.fault.error)));

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::breaker::Gate;
-use super::consumer::{Attach, Consumer, Down, LaneDown, Shared, WindDown};
+use super::consumer::{Attach, Consumer, Down, LaneDown, Shared, Suspected, WindDown};
 use super::handlers::{Handlers, Route};
 use super::links::Links;
 use super::pump::{Exit, ExitReason, Seat};
@@ -78,6 +78,8 @@ pub(crate) struct Supervisor {
     consumers: HashMap<LaneId, Attended>,
     opener: Option<Opener>,
     budget: RestartBudget,
+    /// The lane of the suspects was asked for.
+    suspects_asked: bool,
 }
 
 /// A handler's seat, and where its actors live.
@@ -112,6 +114,7 @@ impl Supervisor {
             consumers: HashMap::new(),
             opener: None,
             budget,
+            suspects_asked: false,
         }
     }
 
@@ -242,6 +245,11 @@ impl Actor for Supervisor {
             gate: RefCell::new(Gate::new(breaker_policy(&self.scope.settings.breaker))),
             running: Cell::new(0),
             health: self.health.clone(),
+            keys: RefCell::default(),
+            turns_changed: Notify::new(),
+            alone: Cell::new(false),
+            alone_changed: Notify::new(),
+            suspected: ctx.address().recipient(),
         }));
         self.links = Some(self.seat_handlers());
         if let Some(mut exited) = self.exits.1.take() {
@@ -261,6 +269,19 @@ fn breaker_policy(breaker: &config::Breaker) -> BreakerPolicy {
         window: breaker.window,
         pause: breaker.pause,
         pause_max: breaker.pause_max,
+    }
+}
+
+impl Handler<Suspected> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, Suspected: Suspected, _: &mut Context<Self>) {
+        let lane = LaneId::suspects();
+        // Once open it stays; an opening that failed is tried again as any other.
+        if let (false, Some(opener)) = (self.suspects_asked, &self.opener) {
+            self.suspects_asked = true;
+            opener.release(lane);
+        }
     }
 }
 
@@ -299,6 +320,7 @@ impl Handler<Opened> for Supervisor {
     fn handle(&mut self, Opened(lane, open): Opened, ctx: &mut Context<Self>) {
         let (Some(shared), Some(links)) = (&self.shared, &self.links) else { return };
         telemetry::lane_opened(self.scope.name(), &lane);
+        self.suspects_asked |= lane.is_suspects();
         self.health.update(|health| {
             health.lanes.insert(lane.to_string(), None);
         });
@@ -331,6 +353,7 @@ impl Handler<Halt> for Supervisor {
 
     fn handle(&mut self, Halt { deadline, state }: Halt, _: &mut Context<Self>) -> Self::Result {
         let opener = self.opener.take();
+        self.suspects_asked = false;
         let wind_down: Vec<_> = self
             .consumers
             .values()

@@ -266,6 +266,7 @@ impl Lanes for MemoryLanes {
     }
 
     fn release(&mut self, lane: LaneId) {
+        // The lane of the suspects has no number: there are none.
         if let Ok(number) = lane.0.parse() {
             self.closed.push(number);
         }
@@ -414,7 +415,10 @@ impl Publisher for MemoryPublisher {
         })?;
         let mut queues = self.shared.lock();
         match copy.place {
-            Place::Source => queues.push(&source, Arc::new(original.copied(copy, &source))),
+            // A message here never outlives a process, so none is ever suspected.
+            Place::Source | Place::Suspects => {
+                queues.push(&source, Arc::new(original.copied(copy, &source)))
+            }
             Place::Dead => {
                 let dead = dead_queue(&copy.source);
                 queues.push(&dead, Arc::new(original.copied(copy, &dead)))
@@ -512,8 +516,9 @@ impl Envelope for Message {
         self.returns > 0
     }
 
+    /// What came back did so because it was returned, never because a process died.
     fn returns(&self) -> u32 {
-        self.returns
+        0
     }
 
     fn origin(&self) -> String {

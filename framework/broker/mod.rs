@@ -27,7 +27,10 @@
 //! 11. A copy to [`Place::Wait`] becomes deliverable from the source's lanes no earlier than its
 //!     step says, and survives a restart of this process and (where the broker is durable) of the
 //!     broker.
-//! 12. A dead letter that is read stays where it is until [`DeadLetterReader::remove`].
+//! 12. A copy to [`Place::Suspects`] is delivered by the lane [`LaneId::suspects`] alone, one at a
+//!     time: nothing else is out on that lane while one of its messages is unsettled. The lane is
+//!     handed out when there are such messages at the start, and when it is released.
+//! 13. A dead letter that is read stays where it is until [`DeadLetterReader::remove`].
 //!
 //! `testing::broker_conformance` turns these sentences into tests that every adapter runs.
 
@@ -121,6 +124,18 @@ pub enum LaneEvent {
 /// Names a lane within its source: a channel's number, or `topic/partition`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub Arc<str>);
+
+impl LaneId {
+    /// The lane of the messages that may have ended a process.
+    pub fn suspects() -> Self {
+        Self("suspects".into())
+    }
+
+    /// Whether it is the lane of the suspects.
+    pub fn is_suspects(&self) -> bool {
+        &*self.0 == "suspects"
+    }
+}
 
 impl fmt::Display for LaneId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -280,6 +295,8 @@ pub enum Place {
     Dead,
     /// Back to where it is consumed from, at once.
     Source,
+    /// Where messages wait that may have ended a process, to be handled alone.
+    Suspects,
 }
 
 /// What an adapter must know of a subscription.

@@ -233,14 +233,21 @@ fn again(
         let error = format!("older than age_max ({age_max:?}): {}", fault.error);
         return dead(Reason::Expired, Fault { error, class: fault.class });
     }
-    match wish {
+    let waiting = match wish {
         Wish::Retry => {
             let delay = policy.delay_before(attempt.next(), carried.delay, chance());
-            Verdict::Retry(retries.wait_for(delay, policy, chance), fault)
+            retries.wait_for(delay, policy, chance)
         }
-        Wish::RetryAfter(delay) => Verdict::Retry(retries.wait_at_least(delay, policy), fault),
-        Wish::Defer(delay) => Verdict::Defer(retries.wait_at_least(delay, policy)),
-        Wish::Reject => dead(Reason::Rejected, fault),
+        Wish::RetryAfter(delay) | Wish::Defer(delay) => retries.wait_at_least(delay, policy),
+        Wish::Reject => return dead(Reason::Rejected, fault),
+    };
+    if retries.forbids(waiting) {
+        let error = format!("its wait would be longer than order_wait_max: {}", fault.error);
+        return dead(Reason::Exhausted, Fault { error, class: fault.class });
+    }
+    match counted {
+        true => Verdict::Retry(waiting, fault),
+        false => Verdict::Defer(waiting),
     }
 }
 

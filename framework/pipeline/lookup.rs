@@ -28,5 +28,19 @@ pub(super) fn pointer(envelope: &dyn Envelope, pointer: &Pointer) -> Option<Stri
 
 /// The SHA-256 of the payload, in hexadecimal.
 pub(super) fn fingerprint(envelope: &dyn Envelope) -> String {
-    format!("{:x}", Sha256::digest(envelope.body()))
+    hash(envelope.body())
+}
+
+/// The routing key or the record's key; one that is no text in hexadecimal.
+pub(super) fn key(envelope: &dyn Envelope) -> Option<String> {
+    let key = envelope.key()?;
+    match std::str::from_utf8(key) {
+        Ok(text) => Some(text.to_owned()),
+        Err(_) => Some(key.iter().map(|byte| format!("{byte:02x}")).collect()),
+    }
+}
+
+/// A SHA-256 in hexadecimal.
+pub(super) fn hash(bytes: &[u8]) -> String {
+    format!("{:x}", Sha256::digest(bytes))
 }

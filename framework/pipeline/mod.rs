@@ -6,6 +6,7 @@
 
 mod codec;
 mod decide;
+pub(crate) mod guards;
 mod lookup;
 mod retries;
 mod screen;
@@ -15,6 +16,7 @@ use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Instant;
 
 use futures_util::{FutureExt, TryFutureExt};
 use tokio::sync::oneshot;
@@ -41,7 +43,12 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
     call: &C,
 ) -> Verdict {
     let answer = match screen(work, scope).and_then(|()| decode(work, scope, codecs)) {
-        Ok(delivery) => handle(delivery, work, scope, call).await,
+        Ok(delivery) => {
+            let began = Instant::now();
+            let answer = handle(delivery, work, scope, call).await;
+            scope.metrics.handler_time.observe(began.elapsed().as_secs_f64());
+            answer
+        }
         Err(refusal) => Answer::Refused(refusal),
     };
     match answer {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::Waiting;
 use super::decide::Rule;
-use crate::config::{Config, Ordering, Subscription, Then};
+use crate::config::{Config, OnLongWait, Ordering, Subscription, Then};
 use crate::retry::{Policy, WaitSteps};
 
 /// A subscription's schedules, rules and waits.
@@ -16,8 +16,9 @@ pub(crate) struct Retries {
     policy: Policy,
     rules: Vec<Resolved>,
     steps: WaitSteps,
-    /// Waits of any length stay in the process: an order is to be kept.
-    stays: bool,
+    /// Where an order is kept: how long a message may hold up the others behind it, and what
+    /// happens to one whose wait is longer.
+    order: Option<(Duration, OnLongWait)>,
 }
 
 #[derive(Clone, Debug)]
@@ -63,14 +64,11 @@ impl Retries {
         });
         let policies: Vec<&Policy> = std::iter::once(&policy).chain(others).collect();
         let steps = WaitSteps::for_policies(&policies, settings.wait_steps_max.get());
-        let stays = settings.ordering != Ordering::None;
-        Self { policy, rules, steps, stays }
-    }
-
-    /// The same rules over the waits that are really there.
-    pub(crate) fn over(mut self, steps: WaitSteps) -> Self {
-        self.steps = steps;
-        self
+        // A policy whose waits can be longer was refused unless the file says what happens then.
+        let on_long_wait = settings.order_on_long_wait.unwrap_or(OnLongWait::DeadLetter);
+        let order = (settings.ordering != Ordering::None)
+            .then_some((settings.order_wait_max, on_long_wait));
+        Self { policy, rules, steps, order }
     }
 
     /// The waits at the broker.
@@ -106,16 +104,31 @@ impl Retries {
         policy: &Policy,
         chance: &mut dyn FnMut() -> f64,
     ) -> Waiting {
-        if self.stays || delay <= policy.in_process_max {
+        if self.stays(delay, policy) {
             return Waiting::Here(delay);
         }
         let exact = self.steps.exact(delay);
         Waiting::Broker(exact.unwrap_or_else(|| self.steps.round_by_chance(delay, chance())))
     }
 
+    /// Whether a wait of this length stays in the process.
+    fn stays(&self, delay: Duration, policy: &Policy) -> bool {
+        match self.order {
+            None => delay <= policy.in_process_max,
+            Some((wait_max, _)) => delay <= wait_max,
+        }
+    }
+
+    /// Whether a message that would wait so long may not: it would leave its order, and the
+    /// subscription says that it is dead-lettered instead.
+    pub(super) fn forbids(&self, waiting: Waiting) -> bool {
+        let dead = matches!(self.order, Some((_, OnLongWait::DeadLetter)));
+        dead && matches!(waiting, Waiting::Broker(_))
+    }
+
     /// Where a wait is waited that must not end early.
     pub(crate) fn wait_at_least(&self, delay: Duration, policy: &Policy) -> Waiting {
-        if self.stays || delay <= policy.in_process_max {
+        if self.stays(delay, policy) {
             Waiting::Here(delay)
         } else {
             Waiting::Broker(self.steps.round_up(delay))
@@ -125,10 +138,5 @@ impl Retries {
     /// A wait that may be waited by any process.
     pub(crate) fn wait_elsewhere(&self, delay: Duration) -> Waiting {
         Waiting::Broker(self.steps.round_up(delay))
-    }
-
-    /// The subscription's own policy.
-    pub(crate) fn policy(&self) -> &Policy {
-        &self.policy
     }
 }

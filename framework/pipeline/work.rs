@@ -9,7 +9,7 @@ use arc_swap::ArcSwap;
 use super::{Retries, Verdict, lookup};
 use crate::broker::{Received, Source};
 use crate::clock::Clock;
-use crate::config::{self, IdSource};
+use crate::config::{self, IdSource, KeySource, Ordering};
 use crate::envelope::Envelope;
 use crate::message::{DeliveryScope, Metadata, message_id};
 use crate::retry::Attempt;
@@ -24,6 +24,8 @@ pub(crate) struct Work {
     pub(crate) carried: Carried,
     /// The id that was found where the subscription says, if that is not the broker's property.
     pub(crate) id: Option<Arc<str>>,
+    /// What orders it: messages of one key run one after another.
+    pub(crate) key: Option<Arc<str>>,
     /// Which of the subscription's consumers holds it.
     pub(crate) lane: u32,
     /// Its place in that consumer's ledger.
@@ -40,7 +42,8 @@ impl Work {
             scope.metrics.malformed.inc_by(carried.malformed.into());
         }
         let id = find_id(received.envelope.as_ref(), &scope.settings.id);
-        Self { received, carried, id, lane, slot, is_probe: false }
+        let key = order_of(received.envelope.as_ref(), lane, scope);
+        Self { received, carried, id, key, lane, slot, is_probe: false }
     }
 
     /// An attempt was made and counts; the next one comes after `delay`.
@@ -93,6 +96,29 @@ fn find_id(envelope: &dyn Envelope, source: &IdSource) -> Option<Arc<str>> {
     found.filter(|id| !id.is_empty() && id.len() <= ID_LENGTH_MAX).map(Into::into)
 }
 
+/// What orders a message: nothing, its lane, or its key. Without the key it is in no order.
+fn order_of(envelope: &dyn Envelope, lane: u32, scope: &Scope) -> Option<Arc<str>> {
+    match scope.settings.ordering {
+        Ordering::None => None,
+        // No key of a message begins with a NUL.
+        Ordering::Lane => Some(format!("\0{lane}").into()),
+        Ordering::Key => find_key(envelope, scope.key_source.as_ref()?).map(Into::into),
+    }
+}
+
+/// Looks for a key where `source` says; long ones by their hash.
+pub(crate) fn find_key(envelope: &dyn Envelope, source: &KeySource) -> Option<String> {
+    let key = match source {
+        KeySource::Header(name) => lookup::header(envelope, name)?,
+        KeySource::Pointer(pointer) => lookup::pointer(envelope, pointer)?,
+        KeySource::RoutingKey => lookup::key(envelope)?,
+    };
+    Some(if key.len() <= KEY_LENGTH_MAX { key } else { lookup::hash(key.as_bytes()) })
+}
+
+/// Longer keys are kept as their SHA-256, so that memory does not grow with them.
+const KEY_LENGTH_MAX: usize = 255;
+
 /// A message and what is to become of it.
 pub(crate) struct Outcome {
     pub(crate) work: Work,
@@ -106,6 +132,8 @@ pub(crate) struct Scope {
     pub(crate) source: ArcSwap<Source>,
     pub(crate) settings: Arc<config::Subscription>,
     pub(crate) retries: ArcSwap<Retries>,
+    /// Where the key that orders messages is found.
+    pub(crate) key_source: Option<KeySource>,
     /// Where the type of a message is found.
     pub(crate) type_source: config::TypeSource,
     pub(crate) delivery: Arc<DeliveryScope>,

@@ -1,3 +1,61 @@
 //! For those who test: the suites that every adapter must pass.
+//!
+//! Owns what every broker and store promises, as tests of numbered sentences; they know the seams
+//! and nothing of an adapter.
 
 pub mod broker_conformance;
+pub mod idempotency_conformance;
+pub mod lock_conformance;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::store::Store;
+
+/// A sentence of a contract and the test of it.
+pub struct Sentence {
+    /// The number in the contract.
+    pub number: u32,
+    /// What holds.
+    pub says: &'static str,
+    check: fn(Arc<dyn Store>) -> Pin<Box<dyn Future<Output = ()> + Send>>,
+}
+
+impl Sentence {
+    /// Puts a store to the test.
+    ///
+    /// # Panics
+    /// If the sentence does not hold.
+    pub async fn check(&self, store: Arc<dyn Store>) {
+        (self.check)(store).await;
+    }
+}
+
+/// Puts a store to every test of a suite, one after the other.
+///
+/// # Panics
+/// With the number of the first sentence that does not hold, printed before.
+pub async fn check_all(sentences: &[Sentence], store: &Arc<dyn Store>) {
+    for sentence in sentences {
+        println!("{} {}", sentence.number, sentence.says);
+        sentence.check(store.clone()).await;
+    }
+}
+
+/// Pairs sentences with the functions that test them.
+macro_rules! sentences {
+    ($($number:literal $says:literal $check:path),* $(,)?) => {
+        &[$($crate::testing::Sentence {
+            number: $number,
+            says: $says,
+            check: |store| Box::pin($check(store)),
+        }),*]
+    };
+}
+use sentences;
+
+/// A name that no other test uses.
+fn unique(name: &str) -> String {
+    format!("{name}-{}", crate::store::Owner::new().as_str())
+}

@@ -45,13 +45,14 @@ pub(super) type Generations = Arc<AtomicU64>;
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) lanes: AtomicUsize,
+    pub(super) suspect_lanes: AtomicUsize,
     pub(super) unsettled: AtomicUsize,
 }
 
 /// The tallies by queue.
 pub(super) type Tallies = std::sync::Mutex<BTreeMap<String, Arc<Tally>>>;
 
-type Opening = BoxFuture<'static, (LaneId, Result<RabbitLane, BrokerError>)>;
+type Opening = BoxFuture<'static, (LaneId, Result<Option<RabbitLane>, BrokerError>)>;
 
 /// Hands out as many lanes as the subscription has consumers.
 pub(super) struct RabbitLanes {
@@ -73,18 +74,41 @@ impl RabbitLanes {
         let consumers = source.settings.consumers.get();
         let mut lanes = Self { link, source, generations, tally, opening: FuturesUnordered::new() };
         (1..=consumers).for_each(|number| lanes.release(LaneId(number.to_string().into())));
+        lanes.open_if_needed(LaneId::suspects());
         lanes
+    }
+
+    /// Opens the lane of the suspects if there are any.
+    fn open_if_needed(&mut self, lane: LaneId) {
+        let (link, source) = (self.link.clone(), self.source.clone());
+        let (generations, tally) = (self.generations.clone(), self.tally.clone());
+        self.opening.push(Box::pin(async move {
+            let suspects = topology::suspects_name(&source.settings);
+            let opened = match topology::count(&link, &suspects).await {
+                // Missing where it is not ours to declare: then there are none.
+                Err(error) if error.fault == Fault::Missing => Ok(None),
+                Err(error) => Err(error),
+                Ok((0, _)) => Ok(None),
+                Ok(_) => {
+                    RabbitLane::open(&link, &source, &lane, &generations, tally).await.map(Some)
+                }
+            };
+            (lane, opened)
+        }));
     }
 }
 
 #[async_trait]
 impl Lanes for RabbitLanes {
     async fn next(&mut self) -> LaneEvent {
-        match self.opening.next().await {
-            Some((id, Ok(lane))) => LaneEvent::Opened(id, Box::new(lane)),
-            Some((id, Err(error))) => LaneEvent::Failed(id, error),
-            // All lanes are out: the next thing to happen is a release, which needs `self`.
-            None => std::future::pending().await,
+        loop {
+            match self.opening.next().await {
+                Some((id, Ok(Some(lane)))) => return LaneEvent::Opened(id, Box::new(lane)),
+                Some((_, Ok(None))) => {}
+                Some((id, Err(error))) => return LaneEvent::Failed(id, error),
+                // All lanes are out: the next thing to happen is a release, which needs `self`.
+                None => std::future::pending().await,
+            }
         }
     }
 
@@ -92,8 +116,8 @@ impl Lanes for RabbitLanes {
         let (link, source) = (self.link.clone(), self.source.clone());
         let (generations, tally) = (self.generations.clone(), self.tally.clone());
         self.opening.push(Box::pin(async move {
-            let opened = RabbitLane::open(&link, &source, &generations, tally).await;
-            (lane, opened)
+            let opened = RabbitLane::open(&link, &source, &lane, &generations, tally).await;
+            (lane, opened.map(Some))
         }));
     }
 
@@ -142,17 +166,18 @@ impl RabbitLane {
     async fn open(
         link: &Link,
         source: &Source,
+        lane: &LaneId,
         generations: &AtomicU64,
         tally: Arc<Tally>,
     ) -> Result<Self, BrokerError> {
-        match Self::consume(link, source, generations, tally.clone()).await {
+        match Self::consume(link, source, lane, generations, tally.clone()).await {
             // Deleted while we were away. Where declaring is ours to do, it comes back with its bindings.
             Err(error)
                 if error.fault == Fault::Missing
                     && source.settings.topology == Topology::Declare =>
             {
                 topology::prepare(link, source).await?;
-                Self::consume(link, source, generations, tally).await
+                Self::consume(link, source, lane, generations, tally).await
             }
             opened => opened,
         }
@@ -161,14 +186,20 @@ impl RabbitLane {
     async fn consume(
         link: &Link,
         source: &Source,
+        lane: &LaneId,
         generations: &AtomicU64,
         tally: Arc<Tally>,
     ) -> Result<Self, BrokerError> {
         let settings = &*source.settings;
-        let queue: Arc<str> = topology::queue_name(settings).into();
+        let queue: Arc<str> = match lane.is_suspects() {
+            true => topology::suspects_name(settings).into(),
+            false => topology::queue_name(settings).into(),
+        };
         let attempt = format!("subscription `{}`: consuming queue `{queue}`", source.name);
         let (live, channel) = link.channel().await?;
-        let window = channel.basic_qos(topology::prefetch(settings), BasicQosOptions::default());
+        // One at a time, so that only the one that is handled can be charged with a crash.
+        let window = if lane.is_suspects() { 1 } else { topology::prefetch(settings) };
+        let window = channel.basic_qos(window, BasicQosOptions::default());
         answer(&attempt, window).await?;
         let tag = consumer_tag(&source.service);
         let arguments = topology::consumer_arguments(settings);
@@ -189,8 +220,8 @@ impl RabbitLane {
             generation: generations.fetch_add(1, Ordering::Relaxed) + 1,
             ledger: Ledger::default(),
             end: None,
-            single_active: topology::is_single_active(settings),
-            tally: Out::new(tally),
+            single_active: !lane.is_suspects() && topology::is_single_active(settings),
+            tally: Out::new(tally, lane.is_suspects()),
             returned: Vec::new(),
             acked: Vec::new(),
         })
@@ -385,13 +416,19 @@ fn consumer_tag(service: &str) -> ShortString {
 /// One lane's share of its queue's tally, taken back when the lane is gone.
 struct Out {
     tally: Arc<Tally>,
+    suspects: bool,
     counted: usize,
 }
 
 impl Out {
-    fn new(tally: Arc<Tally>) -> Self {
-        tally.lanes.fetch_add(1, Ordering::Relaxed);
-        Self { tally, counted: 0 }
+    fn new(tally: Arc<Tally>, suspects: bool) -> Self {
+        let out = Self { tally, suspects, counted: 0 };
+        out.lanes().fetch_add(1, Ordering::Relaxed);
+        out
+    }
+
+    fn lanes(&self) -> &AtomicUsize {
+        if self.suspects { &self.tally.suspect_lanes } else { &self.tally.lanes }
     }
 
     fn set(&mut self, count: usize) {
@@ -403,7 +440,7 @@ impl Out {
 
 impl Drop for Out {
     fn drop(&mut self) {
-        self.tally.lanes.fetch_sub(1, Ordering::Relaxed);
+        self.lanes().fetch_sub(1, Ordering::Relaxed);
         self.tally.unsettled.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }

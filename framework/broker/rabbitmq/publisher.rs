@@ -193,6 +193,7 @@ fn destinations(source: &Source, place: Place) -> Vec<String> {
     match place {
         Place::Source => vec![topology::queue_name(settings).to_owned()],
         Place::Dead => vec![topology::dead_name(settings)],
+        Place::Suspects => vec![topology::suspects_name(settings)],
         Place::Wait(wait) => {
             let longer = source
                 .waits

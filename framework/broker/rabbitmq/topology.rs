@@ -34,6 +34,7 @@ pub(super) struct Plan {
     /// With their lengths, ascending.
     pub(super) waits: Vec<(Duration, Queue)>,
     pub(super) dead: Queue,
+    pub(super) suspects: Queue,
 }
 
 /// A durable queue with its arguments, in the order in which they are shown.
@@ -53,13 +54,16 @@ impl Plan {
             queue: Queue { name: name.to_owned(), arguments: source_arguments(settings, &dead) },
             bindings: settings.bindings.clone(),
             waits,
-            dead: dead_queue(dead),
+            dead: keeping_queue(dead),
+            suspects: keeping_queue(suspects_name(settings)),
         }
     }
 
     /// In the order of declaring: what others dead-letter into comes before them.
     fn queues(&self) -> impl Iterator<Item = &Queue> {
-        [&self.dead, &self.queue].into_iter().chain(self.waits.iter().map(|(_, queue)| queue))
+        [&self.dead, &self.suspects, &self.queue]
+            .into_iter()
+            .chain(self.waits.iter().map(|(_, queue)| queue))
     }
 
     /// A line each.
@@ -85,6 +89,11 @@ pub(super) fn queue_name(settings: &Subscription) -> &str {
 /// The queue of the dead letters.
 pub(super) fn dead_name(settings: &Subscription) -> String {
     settings.dead_template(BrokerKind::Rabbitmq).fill(&[("queue", queue_name(settings))])
+}
+
+/// The queue of the messages that may have ended a process.
+pub(super) fn suspects_name(settings: &Subscription) -> String {
+    format!("{}.suspects", queue_name(settings))
 }
 
 /// The queue in which messages wait for so long.
@@ -167,8 +176,9 @@ fn wait_queue(settings: &Subscription, wait: Duration) -> Queue {
     Queue { name: wait_name(settings, wait), arguments }
 }
 
-/// No time to live and no limit that reading could spend: dead letters stay until a human decides.
-fn dead_queue(name: String) -> Queue {
+/// No time to live and no limit that reading could spend: dead letters stay until a human decides,
+/// suspects until they were handled alone.
+fn keeping_queue(name: String) -> Queue {
     let limit = ("x-delivery-limit".to_owned(), AMQPValue::LongLongInt(DELIVERY_LIMIT));
     Queue { name, arguments: vec![text("x-queue-type", "quorum"), limit] }
 }
@@ -377,7 +387,7 @@ async fn bind(
 }
 
 /// How many messages of a queue are ready, and how many consumers it has.
-async fn count(link: &Link, name: &str) -> Result<(u64, u64), BrokerError> {
+pub(super) async fn count(link: &Link, name: &str) -> Result<(u64, u64), BrokerError> {
     let attempt = format!("counting the messages of queue `{name}`");
     let (_live, channel) = link.channel().await?;
     let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
@@ -404,7 +414,12 @@ pub(super) async fn depth(
     for wait in &source.waits {
         waiting += count(link, &wait_name(settings, *wait)).await?.0;
     }
-    let only_ours = consumers <= tally.lanes.load(Relaxed) as u64;
+    // Suspects are as good as ready; the queue may be missing where it is not ours to declare.
+    let suspects = count(link, &suspects_name(settings)).await;
+    let (suspects, their_consumers) = suspects.unwrap_or_default();
+    let ready = ready + suspects;
+    let only_ours = consumers <= tally.lanes.load(Relaxed) as u64
+        && their_consumers <= tally.suspect_lanes.load(Relaxed) as u64;
     let unsettled = only_ours.then(|| tally.unsettled.load(Relaxed) as u64);
     Ok(Depth { ready: Some(ready), unsettled, waiting: Some(waiting), dead: Some(dead) })
 }

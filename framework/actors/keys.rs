@@ -1,0 +1,83 @@
+//! Order: messages of one key run one after another, whatever their lanes.
+//!
+//! Owns who is next. A key is busy from the moment its first message is let in until that message
+//! is done with, its waits in this process included; its followers wait here, unsettled.
+//!
+//! Pure: knows neither handlers nor time.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use crate::pipeline::Work;
+
+/// The keys that are busy, with what waits for them.
+#[derive(Default)]
+pub(super) struct Keys {
+    busy: HashMap<Arc<str>, VecDeque<Work>>,
+    /// Whose turn came while another lane was at work, by lane.
+    turns: HashMap<u32, Vec<Work>>,
+    waiting: usize,
+}
+
+impl Keys {
+    /// Lets a message in, or keeps it behind the others of its key.
+    pub(super) fn enter(&mut self, work: Work) -> Option<Work> {
+        let Some(key) = work.key.clone() else { return Some(work) };
+        match self.busy.get_mut(&key) {
+            None => {
+                self.busy.insert(key, VecDeque::new());
+                Some(work)
+            }
+            Some(followers) => {
+                followers.push_back(work);
+                self.waiting += 1;
+                None
+            }
+        }
+    }
+
+    /// A message of this key is done with: the next one's turn. True if there is one.
+    pub(super) fn leave(&mut self, key: &Arc<str>) -> bool {
+        let Some(followers) = self.busy.get_mut(key) else { return false };
+        match followers.pop_front() {
+            Some(next) => {
+                self.waiting -= 1;
+                self.turns.entry(next.lane).or_default().push(next);
+                true
+            }
+            None => {
+                self.busy.remove(key);
+                false
+            }
+        }
+    }
+
+    /// The messages of `lane` whose turn came.
+    pub(super) fn take_turns(&mut self, lane: u32) -> Vec<Work> {
+        self.turns.remove(&lane).unwrap_or_default()
+    }
+
+    /// Takes out everything of `lane` that waits for a turn or has one; its lane is gone.
+    pub(super) fn forget(&mut self, lane: u32) -> Vec<Work> {
+        let mut forgotten = Vec::new();
+        for followers in self.busy.values_mut() {
+            let (gone, kept): (VecDeque<Work>, VecDeque<Work>) =
+                followers.drain(..).partition(|work| work.lane == lane);
+            self.waiting -= gone.len();
+            forgotten.extend(gone);
+            *followers = kept;
+        }
+        for work in self.take_turns(lane) {
+            if let Some(key) = &work.key {
+                self.leave(&Arc::clone(key));
+            }
+            forgotten.push(work);
+        }
+        forgotten
+    }
+
+    /// How many wait behind another of their key.
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting
+    }
+}

@@ -1,0 +1,270 @@
+//! The lock keeper: one actor a store, on a thread that no handler blocks.
+//!
+//! Owns the thread that leases are renewed on, the probing of the store while nobody asks it, and
+//! the mailbox through which actors ask for locks. What is held lives in the handles, not here: a
+//! keeper that died is made anew and nothing is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::prelude::*;
+use tokio::runtime::Handle;
+
+use crate::store::{
+    Guard, Keeper, LockError, LockPolicy, LockState, Locks, Store, StoreError, StoreFault,
+    StoreState,
+};
+use crate::telemetry;
+
+/// How often a store is asked whether it is there.
+const PROBE_EVERY: Duration = Duration::from_secs(1);
+
+/// Watches one store and answers for its locks.
+pub(crate) struct LockKeeper {
+    name: Arc<str>,
+    locks: Locks,
+    was_up: bool,
+}
+
+impl Actor for LockKeeper {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        probe_later(ctx);
+    }
+}
+
+impl LockKeeper {
+    /// Tells when the store went away and when it came back.
+    fn note(&mut self) {
+        match (self.was_up, self.locks.state()) {
+            (true, StoreState::Down(error)) => telemetry::store_down(&self.name, &error),
+            (false, StoreState::Up) => telemetry::store_up(&self.name),
+            (true, StoreState::Up) | (false, StoreState::Down(_)) => return,
+        }
+        self.was_up = !self.was_up;
+    }
+}
+
+/// Asks the store for nothing in particular, one question at a time; the answer opens its
+/// connection again, so that whoever paused may go on.
+fn probe_later(ctx: &mut Context<LockKeeper>) {
+    ctx.run_later(PROBE_EVERY, |keeper, ctx| {
+        let locks = keeper.locks.clone();
+        // The error is in the store's state.
+        let probe = async move { locks.inspect("").await.is_ok() }.into_actor(keeper);
+        ctx.spawn(probe.map(|_, keeper, ctx| {
+            keeper.note();
+            probe_later(ctx);
+        }));
+    });
+}
+
+/// Asks for a lock.
+#[derive(Message)]
+#[rtype(result = "Result<Guard, LockError>")]
+pub(crate) struct AcquireLock {
+    /// What to lock.
+    pub(crate) key: String,
+    /// How.
+    pub(crate) policy: LockPolicy,
+}
+
+/// Asks who holds a lock.
+#[derive(Message)]
+#[rtype(result = "Result<Option<LockState>, StoreError>")]
+pub(crate) struct InspectLock(pub(crate) String);
+
+/// Takes a lock from whoever holds it.
+#[derive(Message)]
+#[rtype(result = "Result<bool, StoreError>")]
+pub(crate) struct ForceRelease(pub(crate) String);
+
+impl Handler<AcquireLock> for LockKeeper {
+    type Result = ResponseFuture<Result<Guard, LockError>>;
+
+    fn handle(&mut self, ask: AcquireLock, _: &mut Self::Context) -> Self::Result {
+        self.locks.acquire(ask.key).policy(ask.policy).into_future()
+    }
+}
+
+impl Handler<InspectLock> for LockKeeper {
+    type Result = ResponseFuture<Result<Option<LockState>, StoreError>>;
+
+    fn handle(&mut self, InspectLock(key): InspectLock, _: &mut Self::Context) -> Self::Result {
+        let locks = self.locks.clone();
+        Box::pin(async move { locks.inspect(&key).await })
+    }
+}
+
+impl Handler<ForceRelease> for LockKeeper {
+    type Result = ResponseFuture<Result<bool, StoreError>>;
+
+    fn handle(&mut self, ForceRelease(key): ForceRelease, _: &mut Self::Context) -> Self::Result {
+        let locks = self.locks.clone();
+        Box::pin(async move { locks.force_release(&key).await })
+    }
+}
+
+/// The place of one store's keeper: its thread, and whoever keeps there now.
+pub(crate) struct KeeperSeat {
+    name: Arc<str>,
+    locks: Locks,
+    keeper: Addr<LockKeeper>,
+    /// `None` in a test service, where everything shares one thread.
+    arbiter: Option<Arbiter>,
+}
+
+impl KeeperSeat {
+    /// Checks the store and starts its keeper, on a thread of its own unless `threads` is false.
+    ///
+    /// # Errors
+    /// The store refused its settings; warnings are logged.
+    pub(crate) async fn start(
+        name: &str,
+        store: Arc<dyn Store>,
+        holder: &str,
+        threads: bool,
+    ) -> Result<Self, StoreError> {
+        let arbiter = threads.then(Arbiter::new);
+        let runtime = match &arbiter {
+            Some(arbiter) => runtime_of(arbiter).await?,
+            None => Handle::current(),
+        };
+        let clock = store.clock();
+        let locks = Locks::new(store.clone(), Keeper::new(runtime, clock), holder);
+        for warning in store.check().await? {
+            telemetry::store_warning(name, &warning);
+        }
+        let name: Arc<str> = name.into();
+        let keeper = seated(&name, &locks, arbiter.as_ref());
+        Ok(Self { name, locks, keeper, arbiter })
+    }
+
+    /// The handle through which anybody asks for locks.
+    pub(crate) fn locks(&self) -> &Locks {
+        &self.locks
+    }
+
+    /// The keeper's address; a keeper that died is made anew.
+    pub(crate) fn keeper(&mut self) -> &Addr<LockKeeper> {
+        if !self.keeper.connected() {
+            telemetry::keeper_restarted(&self.name);
+            self.keeper = seated(&self.name, &self.locks, self.arbiter.as_ref());
+        }
+        &self.keeper
+    }
+
+    /// Ends the thread; what is still held is free when its lease ends.
+    pub(crate) fn stop(self) {
+        if let Some(arbiter) = self.arbiter {
+            arbiter.stop();
+        }
+    }
+}
+
+fn seated(name: &Arc<str>, locks: &Locks, arbiter: Option<&Arbiter>) -> Addr<LockKeeper> {
+    let keeper = LockKeeper { name: name.clone(), locks: locks.clone(), was_up: true };
+    match arbiter {
+        Some(arbiter) => LockKeeper::start_in_arbiter(&arbiter.handle(), |_| keeper),
+        None => keeper.start(),
+    }
+}
+
+async fn runtime_of(arbiter: &Arbiter) -> Result<Handle, StoreError> {
+    let (tell, told) = tokio::sync::oneshot::channel();
+    arbiter.spawn(async {
+        // Nobody waits any more if the service is stopped at once.
+        let _ = tell.send(Handle::current());
+    });
+    told.await.map_err(|_| {
+        StoreError::new(StoreFault::Other, "cannot start a lock keeper: its thread ended at once")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::memory::MemoryStore;
+
+    async fn seat() -> KeeperSeat {
+        let store = Arc::new(MemoryStore::new());
+        KeeperSeat::start("main", store, "test", true).await.expect("a keeper")
+    }
+
+    fn ask(key: &str, wait: Duration) -> AcquireLock {
+        let policy = LockPolicy { wait, ..LockPolicy::default() };
+        AcquireLock { key: key.into(), policy }
+    }
+
+    #[actix::test]
+    async fn an_actor_is_given_a_lock_through_the_mailbox() {
+        let mut seat = seat().await;
+        let keeper = seat.keeper().clone();
+        let guard = keeper.send(ask("a", Duration::ZERO)).await.expect("alive").expect("free");
+        let state = keeper.send(InspectLock("a".into())).await.expect("alive").expect("an answer");
+        assert_eq!(state.expect("a holder").fence, guard.fence());
+        let busy = keeper.send(ask("a", Duration::ZERO)).await.expect("alive");
+        assert!(matches!(busy, Err(LockError::Busy { .. })));
+        assert!(keeper.send(ForceRelease("a".into())).await.expect("alive").expect("an answer"));
+        keeper.send(ask("a", Duration::ZERO)).await.expect("alive").expect("free");
+        seat.stop();
+    }
+
+    #[actix::test]
+    async fn a_thread_without_a_runtime_is_given_a_lock() {
+        let seat = seat().await;
+        let locks = seat.locks().clone();
+        let thread = std::thread::spawn(move || {
+            let asks = async { locks.acquire("a").wait(Duration::from_secs(1)).await };
+            block_on(asks).map(|guard| guard.fence())
+        });
+        let fence = tokio::task::spawn_blocking(|| thread.join()).await.expect("no panic");
+        fence.expect("no panic").expect("free");
+        seat.stop();
+    }
+
+    /// A runtime without timers or tokio, as a thread of the user's may have.
+    fn block_on<F: Future>(future: F) -> F::Output {
+        struct Unpark(std::thread::Thread);
+        impl std::task::Wake for Unpark {
+            fn wake(self: Arc<Self>) {
+                self.0.unpark();
+            }
+        }
+        let waker = Arc::new(Unpark(std::thread::current())).into();
+        let mut context = std::task::Context::from_waker(&waker);
+        let mut future = std::pin::pin!(future);
+        loop {
+            if let std::task::Poll::Ready(output) = future.as_mut().poll(&mut context) {
+                return output;
+            }
+            std::thread::park();
+        }
+    }
+
+    #[actix::test]
+    async fn a_keeper_that_died_is_made_anew_and_loses_nothing() {
+        struct Panic;
+        impl Message for Panic {
+            type Result = ();
+        }
+        impl Handler<Panic> for LockKeeper {
+            type Result = ();
+            fn handle(&mut self, _: Panic, _: &mut Self::Context) {
+                panic!("on purpose");
+            }
+        }
+        let mut seat = seat().await;
+        let keeper = seat.keeper().clone();
+        let guard = keeper.send(ask("a", Duration::ZERO)).await.expect("alive").expect("free");
+        keeper.send(Panic).await.expect_err("it died");
+        while keeper.connected() {
+            tokio::task::yield_now().await;
+        }
+        let state = seat.keeper().send(InspectLock("a".into())).await.expect("alive");
+        assert_eq!(state.expect("an answer").expect("a holder").fence, guard.fence());
+        assert_eq!(guard.loss(), None);
+        seat.stop();
+    }
+}

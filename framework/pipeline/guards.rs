@@ -1,0 +1,539 @@
+//! The two guards around a handler: the claim of a message's id, and the lock of its key.
+//!
+//! Owns how they are had, held and ended together. Decides nothing about the message: it says what
+//! the stores say. What was had and is dropped without an ending is given back in the background.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use crate::store::{
+    Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, Guard, Lease,
+    LockAnswer, LockAsk, LockError, LockPolicy, Locks, Loss, Moment, Owner, RESULT_BYTES_MAX, Renew,
+    Renewed, Scope, Store, StoreError,
+};
+
+/// The pause of a background end that did not get through.
+const REPEAT_PAUSE: Duration = Duration::from_millis(500);
+
+/// The guards of one subscription.
+#[derive(Clone)]
+pub(crate) struct Guards {
+    subscription: Arc<str>,
+    claims: Option<ClaimRules>,
+    locks: Option<(Locks, LockPolicy)>,
+}
+
+/// How ids are claimed.
+#[derive(Clone)]
+pub(crate) struct ClaimRules {
+    /// The store, with what renews its leases.
+    pub(crate) store: Locks,
+    /// How long a claim outlives a process that died holding it.
+    pub(crate) lease: Duration,
+    /// How long an id is remembered.
+    pub(crate) keep: Duration,
+}
+
+/// What is known of a delivery before it is admitted.
+#[derive(Clone, Copy)]
+pub(crate) struct AdmitRequest<'a> {
+    /// The message's id.
+    pub(crate) id: &'a str,
+    /// How often it was redriven.
+    pub(crate) generation: u32,
+    /// Its payload, which a repeated id must share.
+    pub(crate) payload: &'a [u8],
+    /// Attempts that the message says it has used.
+    pub(crate) attempts: u32,
+    /// What must not be handled at the same time by anybody else.
+    pub(crate) lock_key: Option<&'a str>,
+    /// A redrive that runs what is done as well.
+    pub(crate) is_forced: bool,
+    /// What the same handler call or batch holds already.
+    pub(crate) scope: &'a Scope,
+}
+
+/// Whether a delivery may be handled now.
+pub(crate) enum Admission {
+    /// It may, and ends with the ending of what is held.
+    Run(Box<Held>),
+    /// It was handled: acknowledge it and count it. With what was stored then.
+    Done { result: Option<Bytes> },
+    /// Somebody handles it: never acknowledge it; it costs no attempt.
+    Running { remaining: Duration },
+    /// Its next attempt waits in some process: never acknowledge it; it costs no attempt.
+    Waiting { remaining: Duration },
+    /// A copy with more attempts is alive at the broker: acknowledge it and count it.
+    Superseded,
+    /// It was given up, and its dead letter is confirmed: acknowledge it and count it.
+    Dead { reason: String },
+    /// Its id was seen with another payload.
+    Mismatch,
+    /// Somebody else has the lock; the claim is released.
+    LockBusy { retry_in: Duration },
+    /// The store did not answer within its deadline.
+    StoreDown(StoreError),
+}
+
+impl Guards {
+    /// Of a subscription with claims, locks, both or neither.
+    pub(crate) fn new(
+        subscription: Arc<str>,
+        claims: Option<ClaimRules>,
+        locks: Option<(Locks, LockPolicy)>,
+    ) -> Self {
+        Self { subscription, claims, locks }
+    }
+
+    /// True where [`admit`](Self::admit) would ask nobody.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.claims.is_none() && self.locks.is_none()
+    }
+
+    /// Asks for the claim and the lock of a delivery: in one round trip where they share a store.
+    ///
+    /// # Cancel safety
+    /// What was asked for and not handed out is given back in the background.
+    pub(crate) async fn admit(&self, request: AdmitRequest<'_>) -> Admission {
+        let lock = self.locks.as_ref().zip(request.lock_key);
+        let admitted = match (&self.claims, lock) {
+            (Some(claims), Some(((locks, policy), key))) => {
+                self.admit_both(claims, &locks.within(request.scope), policy, key, &request).await
+            }
+            (Some(claims), None) => self.admit_claim(claims, &request).await,
+            (None, Some(((locks, policy), key))) => {
+                wait_for_lock(&locks.within(request.scope), Owner::new(), policy, key, None).await
+            }
+            (None, None) => Ok(held(None, None)),
+        };
+        admitted.unwrap_or_else(Admission::StoreDown)
+    }
+
+    async fn admit_claim(
+        &self,
+        claims: &ClaimRules,
+        request: &AdmitRequest<'_>,
+    ) -> Result<Admission, StoreError> {
+        let asked = self.asked(claims, request);
+        let answer = asked.store().claim(&asked.ask(request)).await?;
+        Ok(match asked.granted(answer) {
+            Ok(claim) => held(Some(claim), None),
+            Err(refusal) => refusal,
+        })
+    }
+
+    async fn admit_both(
+        &self,
+        claims: &ClaimRules,
+        locks: &Locks,
+        policy: &LockPolicy,
+        key: &str,
+        request: &AdmitRequest<'_>,
+    ) -> Result<Admission, StoreError> {
+        let shares_a_store = Arc::ptr_eq(claims.store.store(), locks.store());
+        if !shares_a_store || locks.is_shared(key) {
+            let claim = match self.admit_claim(claims, request).await? {
+                Admission::Run(held) => held.claim,
+                refusal => return Ok(refusal),
+            };
+            return wait_for_lock(locks, Owner::new(), policy, key, claim).await;
+        }
+        let mut asked = self.asked(claims, request);
+        let owner = Owner::new();
+        asked.lock = Some((key.to_owned(), owner.clone()));
+        let lock_ask = LockAsk {
+            key,
+            owner: &owner,
+            lease: policy.lease,
+            holder: locks.holder(),
+            fair: policy.fair,
+            waits: !policy.wait.is_zero(),
+            seen: locks.seen(),
+        };
+        let asked_at = asked.asked_at;
+        let both = asked.store().claim_and_acquire(&asked.ask(request), &lock_ask).await?;
+        let (answer, locked) = both;
+        if let Some(LockAnswer::Held(fence)) = locked {
+            // Before anything else: from here on it is released by its own drop.
+            asked.lock = None;
+            let guard = locks.hold(key, owner, fence, policy, asked_at);
+            return Ok(match asked.granted(answer) {
+                Ok(claim) => held(Some(claim), Some(guard)),
+                Err(refusal) => refusal,
+            });
+        }
+        let is_busy = locked.is_some();
+        if !is_busy {
+            asked.lock = None;
+        }
+        match asked.granted(answer) {
+            Ok(claim) if is_busy => wait_for_lock(locks, owner, policy, key, Some(claim)).await,
+            Ok(claim) => Ok(held(Some(claim), None)),
+            Err(refusal) => Ok(refusal),
+        }
+    }
+
+    fn asked(&self, claims: &ClaimRules, request: &AdmitRequest<'_>) -> Asked {
+        let key = ClaimKey {
+            scope: self.subscription.clone(),
+            id: request.id.into(),
+            fingerprint: Fingerprint::of(request.payload),
+            generation: request.generation,
+        };
+        let asked_at = claims.store.store().clock().now();
+        let (rules, owner) = (claims.clone(), Owner::new());
+        Asked { rules, key, owner, asked_at, lock: None, is_open: true }
+    }
+}
+
+fn held(claim: Option<HeldClaim>, lock: Option<Guard>) -> Admission {
+    Admission::Run(Box::new(Held { claim, lock }))
+}
+
+/// Waits for the lock while the claim, if any, is kept alive; released if it does not come.
+async fn wait_for_lock(
+    locks: &Locks,
+    owner: Owner,
+    policy: &LockPolicy,
+    key: &str,
+    mut claim: Option<HeldClaim>,
+) -> Result<Admission, StoreError> {
+    // The handler has not been called yet.
+    let on_drop = claim.as_mut().map(|claim| std::mem::replace(&mut claim.on_drop, End::Release));
+    let refusal = match locks.wait_for(key, owner, policy).await {
+        Ok(guard) => {
+            if let (Some(claim), Some(on_drop)) = (&mut claim, on_drop) {
+                claim.on_drop = on_drop;
+            }
+            return Ok(held(claim, Some(guard)));
+        }
+        Err(LockError::Busy { .. }) => Ok(Admission::LockBusy { retry_in: retry_in(policy) }),
+        Err(LockError::Store(error)) => Err(error),
+    };
+    if let Some(claim) = claim {
+        claim.end(End::Release).await?;
+    }
+    refusal
+}
+
+/// Half to one and a half times what was waited in vain: those who were turned away together come
+/// back one by one.
+fn retry_in(policy: &LockPolicy) -> Duration {
+    policy.wait.max(Duration::from_secs(1)).mul_f64(0.5 + fastrand::f64())
+}
+
+/// A claim that was asked for; until it is answered, it may be held without anybody knowing.
+struct Asked {
+    rules: ClaimRules,
+    key: ClaimKey,
+    owner: Owner,
+    asked_at: Moment,
+    lock: Option<(String, Owner)>,
+    is_open: bool,
+}
+
+impl Asked {
+    fn store(&self) -> Arc<dyn Store> {
+        self.rules.store.store().clone()
+    }
+
+    fn ask<'a>(&'a self, request: &AdmitRequest<'_>) -> ClaimAsk<'a> {
+        ClaimAsk {
+            key: &self.key,
+            owner: &self.owner,
+            lease: self.rules.lease,
+            keep: self.rules.keep,
+            attempts: request.attempts,
+            holder: self.rules.store.holder(),
+            force: request.is_forced,
+            seen: self.rules.store.seen(),
+        }
+    }
+
+    /// The claim, or what is to be done without it.
+    fn granted(mut self, answer: ClaimAnswer) -> Result<HeldClaim, Admission> {
+        self.is_open = false;
+        let claim = match answer {
+            ClaimAnswer::Granted(claim) => claim,
+            ClaimAnswer::Done(result) => return Err(Admission::Done { result }),
+            ClaimAnswer::Dead(reason) => return Err(Admission::Dead { reason }),
+            ClaimAnswer::Running { remaining } => return Err(Admission::Running { remaining }),
+            ClaimAnswer::Waiting { remaining } => return Err(Admission::Waiting { remaining }),
+            ClaimAnswer::Superseded => return Err(Admission::Superseded),
+            ClaimAnswer::Mismatch => return Err(Admission::Mismatch),
+        };
+        self.rules.store.see(claim.fence);
+        let renewal = ClaimRenewal {
+            store: self.store(),
+            key: self.key.clone(),
+            owner: self.owner.clone(),
+        };
+        let (keeper, length) = (self.rules.store.keeper(), self.rules.lease);
+        let lease = Lease::start(keeper, Box::new(renewal), self.asked_at, length, None);
+        Ok(HeldClaim {
+            rules: self.rules.clone(),
+            key: self.key.clone(),
+            owner: self.owner.clone(),
+            claim,
+            lease: Some(lease),
+            on_drop: End::Abandon,
+        })
+    }
+}
+
+impl Drop for Asked {
+    fn drop(&mut self) {
+        if self.is_open {
+            let (rules, key, owner) = (&self.rules, self.key.clone(), self.owner.clone());
+            end_in_background(rules, key, owner, End::Release, self.asked_at + rules.lease);
+        }
+        if let Some((key, owner)) = self.lock.take().filter(|_| self.is_open) {
+            let store = self.store();
+            self.rules.store.keeper().spawn(async move {
+                // Best effort: the lease ends by itself.
+                let _ = store.leave(&key, &owner).await;
+            });
+        }
+    }
+}
+
+/// What a handler runs under. Dropped without an ending, the claim is abandoned (the next to run
+/// the message is told) and the lock released.
+pub(crate) struct Held {
+    claim: Option<HeldClaim>,
+    lock: Option<Guard>,
+}
+
+/// What was lost while the handler ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The claim: another process may run the same message now.
+    Claim(Loss),
+    /// The lock: another process may have it now.
+    Lock(Loss),
+}
+
+impl Held {
+    /// How the claim was had; `None` without claims.
+    pub(crate) fn kind(&self) -> Option<ClaimKind> {
+        self.claim.as_ref().map(|held| held.claim.kind)
+    }
+
+    /// Attempts used so far, as far as the store knows.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.claim.as_ref().map_or(0, |held| held.claim.attempts)
+    }
+
+    /// How many owners vanished in a row while they ran it.
+    pub(crate) fn takeovers(&self) -> u32 {
+        self.claim.as_ref().map_or(0, |held| held.claim.takeovers)
+    }
+
+    /// The lock's fence, else the claim's.
+    pub(crate) fn fence(&self) -> Option<Fence> {
+        let claim = || self.claim.as_ref().map(|held| held.claim.fence);
+        self.lock.as_ref().map(Guard::fence).or_else(claim)
+    }
+
+    /// Completes when the claim or the lock is lost; never without either.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) fn lost(&self) -> impl Future<Output = Lost> + Send + 'static + use<> {
+        let claim = self.claim.as_ref().and_then(|held| held.lease.as_ref()).map(Lease::lost);
+        let lock = self.lock.as_ref().map(Guard::lost);
+        async move {
+            tokio::select! {
+                loss = maybe(claim) => Lost::Claim(loss),
+                loss = maybe(lock) => Lost::Lock(loss),
+            }
+        }
+    }
+
+    /// Handled. False: somebody took over, so an effect may have happened twice.
+    ///
+    /// A result over [`RESULT_BYTES_MAX`] is not kept.
+    ///
+    /// # Errors
+    /// Do not acknowledge: it goes on in the background until the lease ends.
+    pub(crate) async fn complete(self, result: Option<Bytes>) -> Result<bool, StoreError> {
+        let result = result.filter(|result| result.len() <= RESULT_BYTES_MAX);
+        self.end(End::Complete(result)).await
+    }
+
+    /// An attempt failed. `is_copied`: the broker has confirmed a copy that carries `attempts`;
+    /// else the delivery waits in this process. False: somebody took over.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) async fn failed(
+        self,
+        due_in: Duration,
+        attempts: u32,
+        is_copied: bool,
+    ) -> Result<bool, StoreError> {
+        self.end(End::Failed { attempts, due_in, is_copied }).await
+    }
+
+    /// Given up, after the dead letter was confirmed. False: somebody took over.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) async fn dead(self, reason: &str) -> Result<bool, StoreError> {
+        self.end(End::Dead(reason.to_owned())).await
+    }
+
+    /// Given back before the handler did anything. False: somebody took over.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) async fn release(self) -> Result<bool, StoreError> {
+        self.end(End::Release).await
+    }
+
+    async fn end(self, end: End) -> Result<bool, StoreError> {
+        let lock = match self.lock {
+            Some(guard) => guard.ending().await,
+            None => None,
+        };
+        let Some(claim) = self.claim else {
+            return match lock {
+                Some(lock) => lock.release().await,
+                None => Ok(true),
+            };
+        };
+        let Some(lock) = lock else { return claim.end(end).await };
+        if !Arc::ptr_eq(claim.rules.store.store(), lock.store()) {
+            let ended = claim.end(end).await;
+            // The claim decides; the lock's lease ends by itself.
+            let _ = lock.release().await;
+            return ended;
+        }
+        claim.end_with(end, lock).await
+    }
+}
+
+async fn maybe<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+struct HeldClaim {
+    rules: ClaimRules,
+    key: ClaimKey,
+    owner: Owner,
+    claim: Claim,
+    /// `None` once it ended.
+    lease: Option<Lease>,
+    /// How it ends when it is dropped.
+    on_drop: End,
+}
+
+impl HeldClaim {
+    async fn end(mut self, end: End) -> Result<bool, StoreError> {
+        self.stop(end).await;
+        let (store, keep) = (self.rules.store.store().clone(), self.rules.keep);
+        let ended = store.end(&self.key, &self.owner, &self.on_drop.ending(), keep).await;
+        self.close(ended)
+    }
+
+    async fn end_with(
+        mut self,
+        end: End,
+        lock: crate::store::EndingGuard,
+    ) -> Result<bool, StoreError> {
+        self.stop(end).await;
+        let (store, keep) = (self.rules.store.store().clone(), self.rules.keep);
+        let (key, owner, ending) = (&self.key, &self.owner, self.on_drop.ending());
+        let ended =
+            store.end_and_release(key, owner, &ending, keep, lock.key(), lock.owner()).await;
+        if ended.is_ok() {
+            lock.released();
+        }
+        self.close(ended)
+    }
+
+    /// From here on a drop ends it in the same way: a handler's effect is not forgotten because
+    /// its completion was cancelled.
+    async fn stop(&mut self, end: End) {
+        self.on_drop = end;
+        if let Some(lease) = &self.lease {
+            lease.stop().await;
+        }
+    }
+
+    fn close(mut self, ended: Result<bool, StoreError>) -> Result<bool, StoreError> {
+        if ended.is_ok() {
+            self.lease = None;
+        }
+        ended
+    }
+}
+
+impl Drop for HeldClaim {
+    fn drop(&mut self) {
+        if self.lease.take().is_some() {
+            let (rules, key, owner) = (&self.rules, self.key.clone(), self.owner.clone());
+            let end = std::mem::replace(&mut self.on_drop, End::Abandon);
+            let until = rules.store.store().clock().now() + rules.lease;
+            end_in_background(rules, key, owner, end, until);
+        }
+    }
+}
+
+/// Ends a claim, trying again until somebody else may have it.
+fn end_in_background(rules: &ClaimRules, key: ClaimKey, owner: Owner, end: End, until: Moment) {
+    let (store, keep) = (rules.store.store().clone(), rules.keep);
+    rules.store.keeper().spawn(async move {
+        while store.end(&key, &owner, &end.ending(), keep).await.is_err() {
+            if store.clock().now() >= until {
+                return;
+            }
+            tokio::time::sleep(REPEAT_PAUSE).await;
+        }
+    });
+}
+
+/// An [`Ending`] that can be kept for later.
+enum End {
+    Complete(Option<Bytes>),
+    Failed { attempts: u32, due_in: Duration, is_copied: bool },
+    Dead(String),
+    Release,
+    Abandon,
+}
+
+impl End {
+    fn ending(&self) -> Ending<'_> {
+        match self {
+            Self::Complete(result) => Ending::Complete(result.as_deref()),
+            Self::Failed { attempts, due_in, is_copied } => {
+                Ending::Failed { attempts: *attempts, due_in: *due_in, copied: *is_copied }
+            }
+            Self::Dead(reason) => Ending::Dead(reason),
+            Self::Release => Ending::Release,
+            Self::Abandon => Ending::Abandon,
+        }
+    }
+}
+
+struct ClaimRenewal {
+    store: Arc<dyn Store>,
+    key: ClaimKey,
+    owner: Owner,
+}
+
+#[async_trait]
+impl Renew for ClaimRenewal {
+    async fn renew(&self, lease: Duration) -> Result<Renewed, StoreError> {
+        self.store.renew_claim(&self.key, &self.owner, lease).await
+    }
+}
+
+#[cfg(test)]
+mod tests;

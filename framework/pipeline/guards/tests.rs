@@ -1,0 +1,202 @@
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
+
+use super::*;
+use crate::store::memory::MemoryStore;
+use crate::store::{Keeper, LockStore};
+
+const LEASE: Duration = Duration::from_secs(60);
+
+fn guards(claims: bool, lock_wait: Option<Duration>) -> Guards {
+    let store = Arc::new(MemoryStore::new());
+    let keeper = Keeper::new(Handle::current(), store.clock());
+    let locks = Locks::new(store, keeper, "test");
+    let keep = Duration::from_secs(3600);
+    let policy = |wait| LockPolicy { wait, ..LockPolicy::default() };
+    Guards::new(
+        "orders".into(),
+        claims.then(|| ClaimRules { store: locks.clone(), lease: LEASE, keep }),
+        lock_wait.map(|wait| (locks.clone(), policy(wait))),
+    )
+}
+
+fn request<'a>(id: &'a str, attempts: u32, scope: &'a Scope) -> AdmitRequest<'a> {
+    AdmitRequest {
+        id,
+        generation: 0,
+        payload: b"payload",
+        attempts,
+        lock_key: Some("customer:42"),
+        is_forced: false,
+        scope,
+    }
+}
+
+async fn admit(guards: &Guards, id: &str, attempts: u32) -> Admission {
+    guards.admit(request(id, attempts, &Scope::new())).await
+}
+
+async fn runs(guards: &Guards, id: &str, attempts: u32) -> Box<Held> {
+    match admit(guards, id, attempts).await {
+        Admission::Run(held) => held,
+        other => panic!("{id} is {}", name(&other)),
+    }
+}
+
+fn name(admission: &Admission) -> &'static str {
+    match admission {
+        Admission::Run(_) => "run",
+        Admission::Done { .. } => "done",
+        Admission::Running { .. } => "running",
+        Admission::Waiting { .. } => "waiting",
+        Admission::Superseded => "superseded",
+        Admission::Dead { .. } => "dead",
+        Admission::Mismatch => "mismatch",
+        Admission::LockBusy { .. } => "lock busy",
+        Admission::StoreDown(_) => "store down",
+    }
+}
+
+async fn check(guards: &Guards, id: &str, attempts: u32, says: &str) {
+    assert_eq!(name(&admit(guards, id, attempts).await), says, "{id}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_message_runs_once_and_its_result_is_kept() {
+    let guards = guards(true, Some(Duration::ZERO));
+    let held = runs(&guards, "a", 0).await;
+    assert_eq!((held.kind(), held.attempts()), (Some(ClaimKind::Fresh), 0));
+    assert!(held.fence().is_some());
+    assert!(held.complete(Some(Bytes::from_static(b"42"))).await.expect("an answer"));
+    match admit(&guards, "a", 0).await {
+        Admission::Done { result } => assert_eq!(result.as_deref(), Some(&b"42"[..])),
+        other => panic!("{}", name(&other)),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_guards_everything_runs() {
+    let guards = guards(false, None);
+    assert!(guards.is_empty());
+    let (first, second) = (runs(&guards, "a", 0).await, runs(&guards, "a", 0).await);
+    assert!(first.complete(None).await.expect("an answer"));
+    assert!(second.release().await.expect("an answer"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_busy_lock_releases_the_claim() {
+    for wait in [Duration::ZERO, Duration::from_secs(2)] {
+        let guards = guards(true, Some(wait));
+        let held = runs(&guards, "a", 0).await;
+        check(&guards, "b", 0, "lock busy").await;
+        // Not running: the claim of `b` was given back, and its lock is all that it lacks.
+        check(&guards, "b", 0, "lock busy").await;
+        held.complete(None).await.expect("an answer");
+        let held = runs(&guards, "b", 0).await;
+        assert_eq!(held.kind(), Some(ClaimKind::Fresh));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_the_lock_has_it_when_it_is_released() {
+    let guards = guards(true, Some(Duration::from_secs(2)));
+    let held = runs(&guards, "a", 0).await;
+    let waiting = { let guards = guards.clone(); tokio::spawn(async move { runs(&guards, "b", 0).await.fence() }) };
+    sleep(Duration::from_millis(100)).await;
+    let (first, released) = (held.fence(), Instant::now());
+    held.complete(None).await.expect("an answer");
+    assert!(waiting.await.expect("no panic") > first);
+    assert!(released.elapsed() < Duration::from_millis(5));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_dropped_is_told_to_the_next() {
+    let guards = guards(true, Some(Duration::ZERO));
+    drop(runs(&guards, "a", 0).await);
+    sleep(Duration::from_millis(1)).await;
+    let held = runs(&guards, "a", 0).await;
+    assert_eq!((held.kind(), held.takeovers(), held.attempts()), (Some(ClaimKind::TakenOver), 1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_shares_the_lock_of_a_key() {
+    let guards = guards(true, Some(Duration::ZERO));
+    let scope = Scope::new();
+    let mut held = Vec::new();
+    for id in ["a", "b", "c"] {
+        match guards.admit(request(id, 0, &scope)).await {
+            Admission::Run(one) => held.push(one),
+            other => panic!("{id} is {}", name(&other)),
+        }
+    }
+    for (left, one) in held.into_iter().enumerate() {
+        check(&guards, &format!("other-{left}"), 0, "lock busy").await;
+        assert!(one.complete(None).await.expect("an answer"));
+    }
+    check(&guards, "other", 0, "run").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_takes_long_keeps_both() {
+    let guards = guards(true, Some(Duration::ZERO));
+    let held = runs(&guards, "a", 0).await;
+    tokio::select! {
+        lost = held.lost() => panic!("{lost:?}"),
+        () = sleep(Duration::from_secs(500)) => {}
+    }
+    check(&guards, "a", 0, "running").await;
+    check(&guards, "b", 0, "lock busy").await;
+    assert!(held.complete(None).await.expect("an answer"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn hold_max_ends_the_lock_of_a_handler_that_hangs() {
+    let guards = guards(true, Some(Duration::ZERO));
+    let held = runs(&guards, "a", 0).await;
+    let began = Instant::now();
+    assert_eq!(held.lost().await, Lost::Lock(Loss::HoldMax));
+    assert_eq!(began.elapsed().as_secs(), 600);
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_are_counted_across_copies() {
+    let guards = guards(true, None);
+    for attempt in 0..3 {
+        let held = runs(&guards, "a", attempt).await;
+        assert_eq!(held.attempts(), attempt);
+        let due_in = Duration::from_secs(600);
+        assert!(held.failed(due_in, attempt + 1, true).await.expect("an answer"));
+        // The original of a fork is not needed: its copy is alive.
+        check(&guards, "a", attempt, "superseded").await;
+    }
+    let held = runs(&guards, "a", 3).await;
+    assert!(held.dead("exhausted").await.expect("an answer"));
+    check(&guards, "a", 3, "dead").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_in_this_process_keeps_others_out_until_it_is_due() {
+    let guards = guards(true, None);
+    let held = runs(&guards, "a", 0).await;
+    held.failed(Duration::from_secs(1), 1, false).await.expect("an answer");
+    check(&guards, "a", 1, "waiting").await;
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(runs(&guards, "a", 0).await.attempts(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_result_that_is_too_large_is_not_kept() {
+    let guards = guards(true, None);
+    let large = Bytes::from(vec![0; RESULT_BYTES_MAX + 1]);
+    assert!(runs(&guards, "a", 0).await.complete(Some(large)).await.expect("an answer"));
+    assert!(matches!(admit(&guards, "a", 0).await, Admission::Done { result: None }));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_payload_is_a_mismatch() {
+    let guards = guards(true, None);
+    runs(&guards, "a", 0).await.complete(None).await.expect("an answer");
+    let scope = Scope::new();
+    let other = AdmitRequest { payload: b"other", ..request("a", 0, &scope) };
+    assert_eq!(name(&guards.admit(other).await), "mismatch");
+}

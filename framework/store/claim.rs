@@ -1,0 +1,204 @@
+//! The seam to claims: what is asked of a store about a message id, and what it answers.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use sha2::{Digest, Sha256};
+
+use super::{Fence, Owner, Renewed, StoreError};
+
+/// The largest result that is kept with a claim, in bytes.
+pub const RESULT_BYTES_MAX: usize = 64 * 1024;
+
+/// Remembers which message ids run, wait, are done or dead. The contract stands at the head of
+/// [`store`](super).
+#[async_trait]
+pub trait IdempotencyStore: Send + Sync {
+    /// Asks to run an id.
+    ///
+    /// # Errors
+    /// After an error the id may be claimed all the same, until the lease ends.
+    async fn claim(&self, ask: &ClaimAsk<'_>) -> Result<ClaimAnswer, StoreError>;
+
+    /// Prolongs a claim: `lease` from now on.
+    ///
+    /// # Errors
+    /// Nothing is known then: the claim lasts at least as long as it did before.
+    async fn renew_claim(
+        &self,
+        key: &ClaimKey,
+        owner: &Owner,
+        lease: Duration,
+    ) -> Result<Renewed, StoreError>;
+
+    /// Ends a claim; false if somebody else took it over. Safe to repeat.
+    ///
+    /// # Errors
+    /// Nothing is known then; repeat it, or let the lease end.
+    async fn end(
+        &self,
+        key: &ClaimKey,
+        owner: &Owner,
+        ending: &Ending<'_>,
+        keep: Duration,
+    ) -> Result<bool, StoreError>;
+
+    /// What is known of an id.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    async fn peek(&self, key: &ClaimKey) -> Result<Option<ClaimState>, StoreError>;
+
+    /// Forgets an id; true if it was known.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    async fn reset(&self, key: &ClaimKey) -> Result<bool, StoreError>;
+}
+
+/// A message id within its subscription, with what a late end needs to write the record anew.
+#[derive(Clone, PartialEq, Eq)]
+pub struct ClaimKey {
+    /// The subscription: the same id means another message in another one.
+    pub scope: Arc<str>,
+    /// The message's id.
+    pub id: Box<str>,
+    /// What its payload is recognised by.
+    pub fingerprint: Fingerprint,
+    /// How often the message was redriven.
+    pub generation: u32,
+}
+
+impl fmt::Debug for ClaimKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ClaimKey({}/{} generation {})", self.scope, self.id, self.generation)
+    }
+}
+
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub struct ClaimAsk<'a> {
+    /// Which id, payload and generation.
+    pub key: &'a ClaimKey,
+    /// For whom.
+    pub owner: &'a Owner,
+    /// For how long, unless renewed.
+    pub lease: Duration,
+    /// How long the record is kept after its last change.
+    pub keep: Duration,
+    /// Attempts that the message itself says it has used.
+    pub attempts: u32,
+    /// Who asks, for humans.
+    pub holder: &'a str,
+    /// Run it even if it is done or dead: a redrive by force.
+    pub force: bool,
+    /// The largest fence that this process has seen; the new one is larger.
+    pub seen: Fence,
+}
+
+/// What a store says to [`IdempotencyStore::claim`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ClaimAnswer {
+    /// Run it.
+    Granted(Claim),
+    /// It was handled; with the result that was kept, if any.
+    Done(Option<Bytes>),
+    /// It was given up; with the reason.
+    Dead(String),
+    /// Somebody runs it.
+    Running {
+        /// How long their lease lasts if it is not renewed.
+        remaining: Duration,
+    },
+    /// Its next attempt is not due yet, and waits in some process.
+    Waiting {
+        /// How long that takes.
+        remaining: Duration,
+    },
+    /// A copy of it with more attempts is alive at the broker: this delivery is not needed.
+    Superseded,
+    /// The id was seen with another payload.
+    Mismatch,
+}
+
+/// A claim that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Whether anybody may have run it halfway.
+    pub kind: ClaimKind,
+    /// Attempts already used: the larger of what the message says and what the store counted.
+    pub attempts: u32,
+    /// How many owners vanished in a row while they ran it.
+    pub takeovers: u32,
+    /// A number that only grows from claim to claim of this id.
+    pub fence: Fence,
+}
+
+/// How a claim was had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ClaimKind {
+    /// Nobody ran this attempt before.
+    Fresh,
+    /// Somebody ran it and vanished: what they did before that is unknown.
+    TakenOver,
+}
+
+/// How a claim ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending<'a> {
+    /// Handled. With a small result for those who ask again.
+    Complete(Option<&'a [u8]>),
+    /// An attempt failed.
+    Failed {
+        /// Attempts used up, this one included.
+        attempts: u32,
+        /// How long until the next one is due.
+        due_in: Duration,
+        /// A copy that carries `attempts` was confirmed by the broker, so older ones are not
+        /// needed. False: the delivery waits in this process.
+        copied: bool,
+    },
+    /// Given up, and the dead letter confirmed; with the reason.
+    Dead(&'a str),
+    /// Given back before the handler was called.
+    Release,
+    /// Given back while the handler may have done something.
+    Abandon,
+}
+
+/// What is known of an id.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimState {
+    /// `"running"`, `"failed"`, `"done"` or `"dead"`.
+    pub state: &'static str,
+    /// Attempts used.
+    pub attempts: u32,
+    /// The generation.
+    pub generation: u32,
+    /// Who had it last, as they called themselves.
+    pub holder: String,
+    /// Running: how long the lease lasts. Failed: how long until it is due. Else zero.
+    pub remaining: Duration,
+}
+
+/// The first 128 bits of a payload's SHA-256.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 16]);
+
+impl Fingerprint {
+    /// Of these bytes.
+    pub fn of(payload: &[u8]) -> Self {
+        let mut first = [0; 16];
+        first.copy_from_slice(&Sha256::digest(payload)[..16]);
+        Self(first)
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Fingerprint({:032x})", u128::from_be_bytes(self.0))
+    }
+}

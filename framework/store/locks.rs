@@ -1,0 +1,491 @@
+//! Locks as a service's own code asks for them: acquire, hold, release.
+//!
+//! Owns the waiting, the renewal of what is had, the sharing within one handler, and the release
+//! of what is dropped. Knows no message.
+
+use std::collections::HashMap;
+use std::future::{Future, IntoFuture};
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::task::JoinHandle;
+
+use super::{
+    Fence, Keeper, Lease, LockAnswer, LockAsk, LockState, Loss, Moment, Owner, Renew, Renewed,
+    Store, StoreError, StoreFault, StoreState,
+};
+
+/// The longest that a waiter relies on being woken.
+const POLL_MAX: Duration = Duration::from_secs(1);
+
+/// How a lock is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LockPolicy {
+    /// How long it outlives a process that died holding it.
+    pub lease: Duration,
+    /// How long is waited for it.
+    pub wait: Duration,
+    /// First come, first served.
+    pub fair: bool,
+    /// How long it is held at most.
+    pub hold_max: Option<Duration>,
+}
+
+impl Default for LockPolicy {
+    fn default() -> Self {
+        Self {
+            lease: Duration::from_secs(30),
+            wait: Duration::from_secs(2),
+            fair: false,
+            hold_max: Some(Duration::from_secs(600)),
+        }
+    }
+}
+
+/// Hands out locks of one store, from any thread.
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::time::Duration;
+/// use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let store = Arc::new(MemoryStore::new());
+/// let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+/// let locks = Locks::new(store, keeper, "billing@host");
+///
+/// let guard = locks.acquire("customer:42").lease(Duration::from_secs(30)).await?;
+/// println!("token {} goes with every write", guard.fence());
+/// guard.release().await?;
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Clone)]
+pub struct Locks {
+    shared: Arc<Shared>,
+    scope: Option<Scope>,
+}
+
+struct Shared {
+    store: Arc<dyn Store>,
+    keeper: Keeper,
+    holder: Arc<str>,
+    /// The largest fence that was seen here, of any key: one number, however many keys there are.
+    seen: AtomicU64,
+}
+
+/// What one handler, or one batch, holds: asking again for a key in it shares the guard.
+#[derive(Clone, Default)]
+pub struct Scope(Arc<Mutex<HashMap<String, Weak<Held>>>>);
+
+impl Locks {
+    /// Of `store`, renewed by `keeper`; `holder` is what humans are shown.
+    pub fn new(store: Arc<dyn Store>, keeper: Keeper, holder: impl Into<Arc<str>>) -> Self {
+        store.drive_on(keeper.runtime());
+        let (holder, seen) = (holder.into(), AtomicU64::new(0));
+        Self { shared: Arc::new(Shared { store, keeper, holder, seen }), scope: None }
+    }
+
+    /// The same locks for one handler or batch, which shares what it already holds.
+    pub fn within(&self, scope: &Scope) -> Self {
+        Self { shared: self.shared.clone(), scope: Some(scope.clone()) }
+    }
+
+    /// Asks for `key`; await the returned value, or say more first.
+    pub fn acquire(&self, key: impl Into<String>) -> Acquire {
+        Acquire { locks: self.clone(), key: key.into(), policy: LockPolicy::default() }
+    }
+
+    /// Who holds `key`, since when, until when, and how many wait; `None` if nobody does either.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn inspect(&self, key: &str) -> Result<Option<LockState>, StoreError> {
+        self.shared.store.inspect(key).await
+    }
+
+    /// Takes `key` from whoever holds it, who learns of it at the next renewal; true if somebody
+    /// held it.
+    ///
+    /// # Errors
+    /// The store did not answer.
+    pub async fn force_release(&self, key: &str) -> Result<bool, StoreError> {
+        self.shared.store.force_release(key).await
+    }
+
+    /// Whether the store answers, and what keeps it from answering.
+    pub fn state(&self) -> StoreState {
+        self.shared.store.state()
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.shared.store
+    }
+
+    /// Whether the handler or batch holds `key` already.
+    pub(crate) fn is_shared(&self, key: &str) -> bool {
+        self.scope.as_ref().is_some_and(|scope| {
+            scope.held().get(key).and_then(Weak::upgrade).is_some()
+        })
+    }
+
+    pub(crate) fn keeper(&self) -> &Keeper {
+        &self.shared.keeper
+    }
+
+    pub(crate) fn holder(&self) -> &str {
+        &self.shared.holder
+    }
+
+    pub(crate) fn seen(&self) -> Fence {
+        Fence(self.shared.seen.load(Ordering::Relaxed))
+    }
+
+    pub(crate) fn see(&self, fence: Fence) {
+        self.shared.seen.fetch_max(fence.0, Ordering::Relaxed);
+    }
+
+    fn shared_guard(&self, key: &str) -> Option<Guard> {
+        let held = self.scope.as_ref()?.held().get(key)?.upgrade()?;
+        held.lease.loss().is_none().then(|| Guard(held))
+    }
+
+    /// Makes a guard of an answer that came to a question asked at `asked_at`.
+    pub(crate) fn hold(
+        &self,
+        key: &str,
+        owner: Owner,
+        fence: Fence,
+        policy: &LockPolicy,
+        asked_at: Moment,
+    ) -> Guard {
+        self.see(fence);
+        let renewal = LockRenewal {
+            store: self.shared.store.clone(),
+            key: key.to_owned(),
+            owner: owner.clone(),
+        };
+        let (lease, hold_max) = (policy.lease, policy.hold_max);
+        let lease =
+            Lease::start(&self.shared.keeper, Box::new(renewal), asked_at, lease, hold_max);
+        let shared = self.shared.clone();
+        let held = Arc::new(Held { shared, key: key.to_owned(), owner, fence, lease, is_released: false });
+        if let Some(scope) = &self.scope {
+            scope.held().insert(key.to_owned(), Arc::downgrade(&held));
+        }
+        Guard(held)
+    }
+
+    /// Asks until it is had or `policy.wait` is over. `owner` may have asked already.
+    pub(crate) async fn wait_for(
+        &self,
+        key: &str,
+        owner: Owner,
+        policy: &LockPolicy,
+    ) -> Result<Guard, LockError> {
+        if let Some(guard) = self.shared_guard(key) {
+            return Ok(guard);
+        }
+        let store = &self.shared.store;
+        let clock = store.clock();
+        let gives_up_at = clock.now() + policy.wait;
+        let woken = store.wakes().wait_as(&owner);
+        let queued = Queued { shared: &self.shared, key, owner: &owner, may_be_there: true };
+        loop {
+            let asked_at = clock.now();
+            let left = gives_up_at.since(asked_at);
+            let ask = LockAsk {
+                key,
+                owner: &owner,
+                lease: policy.lease,
+                holder: &self.shared.holder,
+                fair: policy.fair,
+                waits: !left.is_zero(),
+                seen: self.seen(),
+            };
+            match store.acquire(&ask).await? {
+                LockAnswer::Held(fence) => {
+                    queued.arrived();
+                    return Ok(self.hold(key, owner.clone(), fence, policy, asked_at));
+                }
+                LockAnswer::Busy { remaining, .. } if left.is_zero() => {
+                    if policy.wait.is_zero() {
+                        // Never stood in the queue.
+                        queued.arrived();
+                    }
+                    return Err(LockError::Busy { key: shown(key), remaining });
+                }
+                LockAnswer::Busy { remaining, .. } => {
+                    let pause = pause(remaining).min(left);
+                    tokio::select! {
+                        () = woken.woken() => {}
+                        () = tokio::time::sleep(pause) => {}
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Until the lease ends, if that is soon; jittered, because others wait for the same moment.
+fn pause(remaining: Duration) -> Duration {
+    let until = remaining.max(Duration::from_millis(5)).min(POLL_MAX);
+    until + until.mul_f64(fastrand::f64() * 0.1)
+}
+
+/// Keys may be a megabyte; messages are not.
+fn shown(key: &str) -> String {
+    key.chars().take(100).filter(|character| !character.is_control()).collect()
+}
+
+impl Scope {
+    /// With nothing held.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<Held>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A place in a queue that is left when its owner is cancelled or gives up.
+struct Queued<'a> {
+    shared: &'a Arc<Shared>,
+    key: &'a str,
+    owner: &'a Owner,
+    may_be_there: bool,
+}
+
+impl Queued<'_> {
+    fn arrived(mut self) {
+        self.may_be_there = false;
+    }
+}
+
+impl Drop for Queued<'_> {
+    fn drop(&mut self) {
+        if self.may_be_there {
+            let (shared, key, owner) =
+                (self.shared.clone(), self.key.to_owned(), self.owner.clone());
+            self.shared.keeper.spawn(async move {
+                // Best effort: who is not heard of for some seconds is skipped.
+                let _ = shared.store.leave(&key, &owner).await;
+            });
+        }
+    }
+}
+
+/// A question for a lock, which begins when it is awaited.
+#[must_use = "a lock is asked for when this is awaited"]
+pub struct Acquire {
+    locks: Locks,
+    key: String,
+    policy: LockPolicy,
+}
+
+impl Acquire {
+    /// How long it outlives a process that died holding it; 30 s. Renewed while it is held.
+    pub fn lease(mut self, lease: Duration) -> Self {
+        self.policy.lease = lease;
+        self
+    }
+
+    /// How long to wait for it; 2 s.
+    pub fn wait(mut self, wait: Duration) -> Self {
+        self.policy.wait = wait;
+        self
+    }
+
+    /// First come, first served among those who wait; false.
+    pub fn fair(mut self, fair: bool) -> Self {
+        self.policy.fair = fair;
+        self
+    }
+
+    /// How long it is held at most; 10 minutes. `None`: as long as its process lives.
+    pub fn hold_max(mut self, hold_max: impl Into<Option<Duration>>) -> Self {
+        self.policy.hold_max = hold_max.into();
+        self
+    }
+
+    /// All of it at once.
+    pub fn policy(mut self, policy: LockPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+}
+
+impl IntoFuture for Acquire {
+    type Output = Result<Guard, LockError>;
+    type IntoFuture = Pin<Box<dyn Future<Output = Self::Output> + Send>>;
+
+    /// # Cancel safety
+    /// A question that is dropped leaves the queue, and gives back what it was given too late.
+    fn into_future(self) -> Self::IntoFuture {
+        let runtime = self.locks.keeper().runtime().clone();
+        let asks = async move { self.locks.wait_for(&self.key, Owner::new(), &self.policy).await };
+        if Handle::try_current().is_ok() {
+            return Box::pin(asks);
+        }
+        // A thread without a runtime has no timers: the keeper's runtime asks for it.
+        Box::pin(async move {
+            let mut asking = Asking(runtime.spawn(asks));
+            (&mut asking.0).await.unwrap_or_else(|_| {
+                let text = "cannot acquire a lock: the keeper's runtime is gone; keep it running";
+                Err(LockError::Store(StoreError::new(StoreFault::Down, text)))
+            })
+        })
+    }
+}
+
+/// A question that somebody else asks for us, until we do not want to know any more.
+struct Asking(JoinHandle<Result<Guard, LockError>>);
+
+impl Drop for Asking {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why a lock was not had.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LockError {
+    /// Somebody else held it all the time.
+    #[error("`{key}` is locked by somebody else for another {remaining:?}; try again later or wait longer")]
+    Busy {
+        /// The key, shortened.
+        key: String,
+        /// How long the lease lasts unless it is renewed.
+        remaining: Duration,
+    },
+    /// The store did not answer; it may be held all the same until its lease ends.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A lock that is held. Dropping the last guard of a hold releases it.
+#[must_use = "a lock is released when its guard is dropped"]
+pub struct Guard(Arc<Held>);
+
+struct Held {
+    shared: Arc<Shared>,
+    key: String,
+    owner: Owner,
+    fence: Fence,
+    lease: Lease,
+    is_released: bool,
+}
+
+impl Guard {
+    /// What is locked.
+    pub fn key(&self) -> &str {
+        &self.0.key
+    }
+
+    /// A number larger than that of every hold before: a resource that refuses smaller ones is
+    /// safe from a holder that slept. It does not make an effect happen once.
+    pub fn fence(&self) -> Fence {
+        self.0.fence
+    }
+
+    /// Completes when the lock is lost, no later than anybody else can have it.
+    ///
+    /// # Cancel safety
+    /// Cancel safe; a lock that is lost stays lost.
+    pub fn lost(&self) -> impl Future<Output = Loss> + Send + 'static + use<> {
+        self.0.lease.lost()
+    }
+
+    /// Why it is lost, or `None` while it is surely held: ask before every guarded write.
+    pub fn loss(&self) -> Option<Loss> {
+        self.0.lease.loss()
+    }
+
+    /// Releases it, unless others of the same handler or batch still hold it.
+    ///
+    /// # Errors
+    /// The store did not answer; then it is free when its lease ends.
+    pub async fn release(self) -> Result<(), StoreError> {
+        let Some(mut held) = Arc::into_inner(self.0) else { return Ok(()) };
+        held.lease.stop().await;
+        let released = held.shared.store.release(&held.key, &held.owner).await;
+        // After an error the drop tries once more.
+        held.is_released = released.is_ok();
+        released.map(drop)
+    }
+
+    /// For an end that releases it together with something else: the owner to name, once no
+    /// renewal can come any more. `None` while others hold it.
+    pub(crate) async fn ending(self) -> Option<EndingGuard> {
+        let held = Arc::into_inner(self.0)?;
+        held.lease.stop().await;
+        Some(EndingGuard(held))
+    }
+}
+
+/// A lock that is about to be released.
+pub(crate) struct EndingGuard(Held);
+
+impl EndingGuard {
+    pub(crate) fn key(&self) -> &str {
+        &self.0.key
+    }
+
+    pub(crate) fn owner(&self) -> &Owner {
+        &self.0.owner
+    }
+
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.0.shared.store
+    }
+
+    /// Releases it alone; true if it was still held.
+    pub(crate) async fn release(mut self) -> Result<bool, StoreError> {
+        let released = self.0.shared.store.release(&self.0.key, &self.0.owner).await;
+        self.0.is_released = released.is_ok();
+        released
+    }
+
+    /// It was released by its owner's name.
+    pub(crate) fn released(mut self) {
+        self.0.is_released = true;
+    }
+}
+
+impl std::fmt::Debug for Guard {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Guard").field("key", &shown(self.key())).field("fence", &self.fence()).finish()
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if !self.is_released {
+            let (shared, key) = (self.shared.clone(), std::mem::take(&mut self.key));
+            let owner = self.owner.clone();
+            self.shared.keeper.spawn(async move {
+                // Best effort: the lease ends by itself.
+                let _ = shared.store.release(&key, &owner).await;
+            });
+        }
+    }
+}
+
+struct LockRenewal {
+    store: Arc<dyn Store>,
+    key: String,
+    owner: Owner,
+}
+
+#[async_trait]
+impl Renew for LockRenewal {
+    async fn renew(&self, lease: Duration) -> Result<Renewed, StoreError> {
+        self.store.renew(&self.key, &self.owner, lease).await
+    }
+}

@@ -1,0 +1,258 @@
+//! Claims in this process.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::{MemoryStore, State};
+use crate::store::{
+    Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, ClaimState, Clock, Ending, Fence,
+    Fingerprint, IdempotencyStore, Moment, Owner, Renewed, StoreError,
+};
+
+#[derive(Clone)]
+pub(super) struct Record {
+    phase: Phase,
+    owner: Owner,
+    holder: String,
+    attempts: u32,
+    takeovers: u32,
+    generation: u32,
+    fingerprint: Fingerprint,
+    fence: u64,
+    expires: Moment,
+}
+
+#[derive(Clone)]
+enum Phase {
+    Running { until: Moment },
+    Failed { due: Moment, copied: bool },
+    Done(Option<Bytes>),
+    Dead(String),
+}
+
+/// What a record makes of a question.
+enum Admits {
+    /// The owner asks again.
+    Again,
+    /// Run it, with the attempts and takeovers before it.
+    Run { attempts: u32, takeovers: u32 },
+    /// No.
+    Not(ClaimAnswer),
+}
+
+impl Record {
+    /// The rules of a claim; `claim.lua` has the same in the same order.
+    fn admits(&self, ask: &ClaimAsk<'_>, now: Moment) -> Admits {
+        let redriven = ask.key.generation > self.generation;
+        let attempts = if redriven { ask.attempts } else { ask.attempts.max(self.attempts) };
+        if self.fingerprint != ask.key.fingerprint && !redriven && !ask.force {
+            return Admits::Not(ClaimAnswer::Mismatch);
+        }
+        match &self.phase {
+            Phase::Done(_) | Phase::Dead(_) if ask.force => {
+                Admits::Run { attempts: ask.attempts, takeovers: 0 }
+            }
+            Phase::Done(result) => Admits::Not(ClaimAnswer::Done(result.clone())),
+            Phase::Dead(_) if redriven => Admits::Run { attempts, takeovers: 0 },
+            Phase::Dead(reason) => Admits::Not(ClaimAnswer::Dead(reason.clone())),
+            Phase::Running { .. } if self.owner == *ask.owner => Admits::Again,
+            Phase::Running { until } if *until > now => {
+                Admits::Not(ClaimAnswer::Running { remaining: until.since(now) })
+            }
+            Phase::Running { .. } => Admits::Run { attempts, takeovers: self.takeovers + 1 },
+            Phase::Failed { due, copied } => {
+                let remaining = due.since(now);
+                let older = ask.attempts < self.attempts;
+                match (remaining.is_zero() || redriven, copied) {
+                    _ if ask.key.generation < self.generation => {
+                        Admits::Not(ClaimAnswer::Superseded)
+                    }
+                    (false, true) if older => Admits::Not(ClaimAnswer::Superseded),
+                    (false, false) => Admits::Not(ClaimAnswer::Waiting { remaining }),
+                    _ => Admits::Run { attempts, takeovers: self.takeovers },
+                }
+            }
+        }
+    }
+}
+
+impl State {
+    fn expire_claims(&mut self, now: Moment) {
+        while let Some(entry) = self.expiries.first_entry().filter(|entry| *entry.key() <= now) {
+            for name in entry.remove() {
+                if self.claims.get(&name).is_some_and(|record| record.expires <= now) {
+                    self.claims.remove(&name);
+                }
+            }
+        }
+    }
+
+    fn put(&mut self, name: String, record: Record) {
+        let old = self.claims.get(&name).map(|old| old.expires);
+        if let Some(names) = old.and_then(|old| self.expiries.get_mut(&old)) {
+            names.remove(&name);
+        }
+        if let Some(old) = old.filter(|old| self.expiries.get(old).is_some_and(|n| n.is_empty())) {
+            self.expiries.remove(&old);
+        }
+        self.expiries.entry(record.expires).or_default().insert(name.clone());
+        self.claims.insert(name, record);
+    }
+}
+
+fn name(key: &ClaimKey) -> String {
+    // The length tells where the scope ends, whatever either is made of.
+    format!("{}:{}{}", key.scope.len(), key.scope, key.id)
+}
+
+#[async_trait]
+impl IdempotencyStore for MemoryStore {
+    async fn claim(&self, ask: &ClaimAsk<'_>) -> Result<ClaimAnswer, StoreError> {
+        let now = Clock::Tokio.now();
+        let mut state = self.state();
+        state.expire_claims(now);
+        let name = name(ask.key);
+        let last = state.claims.get(&name).cloned();
+        let admits = match &last {
+            Some(record) => record.admits(ask, now),
+            None => Admits::Run { attempts: ask.attempts, takeovers: 0 },
+        };
+        let (attempts, takeovers, fence) = match (admits, &last) {
+            (Admits::Not(answer), _) => return Ok(answer),
+            (Admits::Again, Some(record)) => (record.attempts, record.takeovers, record.fence),
+            (Admits::Again, None) => (ask.attempts, 0, 0),
+            (Admits::Run { attempts, takeovers }, last) => {
+                let least = last.as_ref().map_or(0, |record| record.fence + 1);
+                let fence = state.micros(now).max(least).max(ask.seen.0.saturating_add(1));
+                (attempts, takeovers, fence)
+            }
+        };
+        let generation =
+            last.map_or(ask.key.generation, |last| last.generation.max(ask.key.generation));
+        let record = Record {
+            phase: Phase::Running { until: now + ask.lease },
+            owner: ask.owner.clone(),
+            holder: ask.holder.to_owned(),
+            attempts,
+            takeovers,
+            generation,
+            fingerprint: ask.key.fingerprint,
+            fence,
+            expires: now + ask.keep.max(ask.lease * 2),
+        };
+        state.put(name, record);
+        let kind = if takeovers > 0 { ClaimKind::TakenOver } else { ClaimKind::Fresh };
+        Ok(ClaimAnswer::Granted(Claim { kind, attempts, takeovers, fence: Fence(fence) }))
+    }
+
+    async fn renew_claim(
+        &self,
+        key: &ClaimKey,
+        owner: &Owner,
+        lease: Duration,
+    ) -> Result<Renewed, StoreError> {
+        let now = Clock::Tokio.now();
+        let mut state = self.state();
+        state.expire_claims(now);
+        Ok(match state.claims.get_mut(&name(key)) {
+            Some(Record { phase: Phase::Running { until }, owner: held, .. })
+                if held == owner =>
+            {
+                *until = now + lease;
+                Renewed::Kept
+            }
+            _ => Renewed::Lost,
+        })
+    }
+
+    async fn end(
+        &self,
+        key: &ClaimKey,
+        owner: &Owner,
+        ending: &Ending<'_>,
+        keep: Duration,
+    ) -> Result<bool, StoreError> {
+        let now = Clock::Tokio.now();
+        let mut state = self.state();
+        state.expire_claims(now);
+        let name = name(key);
+        let known = state.claims.get(&name).cloned();
+        if known.as_ref().is_some_and(|record| record.owner != *owner) {
+            return Ok(false);
+        }
+        let record = match (known, ending) {
+            (Some(record), _) if !matches!(record.phase, Phase::Running { .. }) => return Ok(true),
+            (None, Ending::Release | Ending::Abandon) => return Ok(true),
+            (Some(record), Ending::Release) if record.attempts == 0 && record.takeovers == 0 => {
+                state.claims.remove(&name);
+                return Ok(true);
+            }
+            (Some(record), _) => record,
+            (None, _) => empty(key, owner, now),
+        };
+        state.put(name, ended(record, ending, now, keep));
+        Ok(true)
+    }
+
+    async fn peek(&self, key: &ClaimKey) -> Result<Option<ClaimState>, StoreError> {
+        let now = Clock::Tokio.now();
+        let mut state = self.state();
+        state.expire_claims(now);
+        Ok(state.claims.get(&name(key)).map(|record| {
+            let (phase, remaining) = match &record.phase {
+                Phase::Running { until } => ("running", until.since(now)),
+                Phase::Failed { due, .. } => ("failed", due.since(now)),
+                Phase::Done(_) => ("done", Duration::ZERO),
+                Phase::Dead(_) => ("dead", Duration::ZERO),
+            };
+            ClaimState {
+                state: phase,
+                attempts: record.attempts,
+                generation: record.generation,
+                holder: record.holder.clone(),
+                remaining,
+            }
+        }))
+    }
+
+    async fn reset(&self, key: &ClaimKey) -> Result<bool, StoreError> {
+        Ok(self.state().claims.remove(&name(key)).is_some())
+    }
+}
+
+/// What is written for a claim whose record is gone.
+fn empty(key: &ClaimKey, owner: &Owner, now: Moment) -> Record {
+    Record {
+        phase: Phase::Running { until: now },
+        owner: owner.clone(),
+        holder: String::new(),
+        attempts: 0,
+        takeovers: 0,
+        generation: key.generation,
+        fingerprint: key.fingerprint,
+        fence: 0,
+        expires: now,
+    }
+}
+
+fn ended(mut record: Record, ending: &Ending<'_>, now: Moment, keep: Duration) -> Record {
+    record.expires = now + keep;
+    record.phase = match *ending {
+        Ending::Complete(result) => Phase::Done(result.map(Bytes::copy_from_slice)),
+        Ending::Dead(reason) => Phase::Dead(reason.to_owned()),
+        Ending::Failed { attempts, due_in, copied } => {
+            record.attempts = attempts;
+            record.takeovers = 0;
+            record.expires = now + keep + due_in;
+            Phase::Failed { due: now + due_in, copied }
+        }
+        Ending::Release => Phase::Failed { due: now, copied: false },
+        Ending::Abandon => {
+            record.takeovers += 1;
+            Phase::Failed { due: now, copied: false }
+        }
+    };
+    record
+}

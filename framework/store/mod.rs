@@ -1,0 +1,174 @@
+//! The seam to state that processes share: locks and claims, as contracts of numbered sentences.
+//!
+//! Owns the contracts, the types that cross them, and what both adapters need around them: a clock,
+//! the renewal of leases, the waking of those who wait. Knows no broker and no message, and never
+//! decides what happens to a delivery.
+//!
+//! # The contract of [`LockStore`]
+//!
+//! 1. A free key is had by who asks first; until its lease ends nobody else has it.
+//! 2. Every hold has a fence greater than every fence the key had before.
+//! 3. Asking again as the same owner gives the same hold with a fresh lease.
+//! 4. Only the owner renews; a lease that was renewed is counted from the renewal.
+//! 5. Only the owner releases; releasing twice, or what is not held, changes nothing.
+//! 6. A lease that ended is free, without anybody cleaning up.
+//! 7. Who waits is woken by the release, and no later than the poll behind it.
+//! 8. In fair mode the first to wait is the first to have.
+//! 9. A waiter that died is skipped, one that left is forgotten at once.
+//! 10. Leaving the queue gives back a hold that came too late to be seen.
+//! 11. Force release frees the key, and the holder's next renewal says so.
+//! 12. Inspection tells who holds a key, since when, until when, and how many wait.
+//! 13. Keys are bytes: empty, long, with NUL, newline or braces, none is taken for another.
+//!
+//! # The contract of [`IdempotencyStore`]
+//!
+//! 1. An id that nobody claimed is fresh, for one of those who ask at once.
+//! 2. While it runs, others are told how much of the lease remains, and nothing changes.
+//! 3. A lease that ended is taken over, and who takes over is told.
+//! 4. Asking again as the same owner gives the same claim with a fresh lease.
+//! 5. Only the owner renews, and only while nobody took over.
+//! 6. An id that is done stays done, with its result, whatever the generation, but by force.
+//! 7. Only the owner ends a claim; a late end is accepted when nobody took over.
+//! 8. A record that is gone accepts the end of who held it.
+//! 9. A failed attempt is counted, and the id is claimable from its due time on.
+//! 10. Before that, the copy that carries the attempt may run, an older delivery is superseded.
+//! 11. Before that, an attempt that waits in its process lets nobody in.
+//! 12. Of two counts of attempts the larger one counts, within a generation.
+//! 13. An id that ended dead stays dead until a higher generation, which counts anew.
+//! 14. The same id with another payload is a mismatch, but for a higher generation.
+//! 15. A release counts nothing; an abandoned run makes the next one a takeover.
+//! 16. Ids are bytes, and belong to their scope: none is taken for another.
+//! 17. A reset forgets the id; a peek changes nothing.
+//!
+//! Both: time is the store's own, one clock for all processes. Every call ends within the store's
+//! deadline. [`testing`](crate::testing) turns these sentences into tests that every adapter runs.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+mod claim;
+mod clock;
+mod lease;
+mod lock;
+mod locks;
+pub mod memory;
+mod owner;
+#[cfg(feature = "redis")]
+pub mod redis;
+mod wake;
+
+pub use claim::{
+    Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, ClaimState, Ending, Fingerprint,
+    IdempotencyStore, RESULT_BYTES_MAX,
+};
+pub use clock::{Clock, Moment};
+pub use lease::{Keeper, Lease, Loss, Renew};
+pub use lock::{Fence, LockAnswer, LockAsk, LockState, LockStore, Renewed};
+pub use locks::{Acquire, Guard, LockError, LockPolicy, Locks, Scope};
+pub(crate) use locks::EndingGuard;
+pub use owner::Owner;
+pub use wake::{Wakes, Woken};
+
+/// Locks and claims in one place, so that a message's guards can be had in one round trip.
+#[async_trait]
+pub trait Store: LockStore + IdempotencyStore {
+    /// Claims, and where that is granted asks for the lock.
+    ///
+    /// The lock's answer is `None` when the claim was not granted.
+    ///
+    /// # Errors
+    /// After an error either may be held all the same until its lease ends.
+    async fn claim_and_acquire(
+        &self,
+        claim: &ClaimAsk<'_>,
+        lock: &LockAsk<'_>,
+    ) -> Result<(ClaimAnswer, Option<LockAnswer>), StoreError> {
+        let answer = self.claim(claim).await?;
+        let locked = match answer {
+            ClaimAnswer::Granted(_) => Some(self.acquire(lock).await?),
+            _ => None,
+        };
+        Ok((answer, locked))
+    }
+
+    /// Ends the claim, then releases the lock; true if the claim was ours to end.
+    ///
+    /// # Errors
+    /// After an error both may be ended, or neither.
+    async fn end_and_release(
+        &self,
+        claim: &ClaimKey,
+        claim_owner: &Owner,
+        ending: &Ending<'_>,
+        keep: Duration,
+        lock: &str,
+        lock_owner: &Owner,
+    ) -> Result<bool, StoreError> {
+        let ours = self.end(claim, claim_owner, ending, keep).await?;
+        self.release(lock, lock_owner).await?;
+        Ok(ours)
+    }
+
+    /// Connects and looks for settings that lose locks or claims; returns a warning for each.
+    ///
+    /// # Errors
+    /// [`StoreFault::Unsafe`] with all of them where the store is strict; what keeps it from
+    /// connecting.
+    async fn check(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Whether it answers, and what keeps it from answering.
+    fn state(&self) -> StoreState;
+
+    /// Where connections are driven from now on: a thread that no handler blocks.
+    fn drive_on(&self, _runtime: &tokio::runtime::Handle) {}
+
+    /// What kind it is, as in the configuration: `"memory"`, `"redis"`.
+    fn kind(&self) -> &'static str;
+}
+
+/// What a store is up to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StoreState {
+    /// The last call was answered, or none was made yet.
+    Up,
+    /// The last call was not answered; with what it said.
+    Down(String),
+}
+
+/// What a store could not do.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{text}")]
+pub struct StoreError {
+    /// What kind of fault it was, for code that decides.
+    pub fault: StoreFault,
+    /// What was attempted, on which object, what came back and what to do; never a secret.
+    pub text: String,
+}
+
+impl StoreError {
+    /// An error of the kind `fault` that reads `text`.
+    pub fn new(fault: StoreFault, text: impl Into<String>) -> Self {
+        Self { fault, text: text.into() }
+    }
+}
+
+/// The kinds of faults that anyone decides on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum StoreFault {
+    /// No answer within the deadline, or an answer that says "not now": trying again may help.
+    Down,
+    /// Credentials or permissions refused: trying again is of no use.
+    Refused,
+    /// The server takes no more data.
+    Full,
+    /// Fewer replicas than configured have the write; it was taken back.
+    Unreplicated,
+    /// Settings that lose locks or claims, and the store is strict.
+    Unsafe,
+    /// An address or setting that cannot be used.
+    Invalid,
+    /// Anything else.
+    Other,
+}

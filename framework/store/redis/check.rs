@@ -1,0 +1,134 @@
+//! Looks for settings of the server that lose locks or claims.
+//!
+//! Owns what is said about them. Never changes anything on the server.
+
+use std::collections::HashMap;
+
+use ::redis::{Value, cmd};
+
+use super::RedisStore;
+use crate::store::{StoreError, StoreFault};
+
+const WHAT: &str = "check the server's settings";
+
+/// A warning for each; an error with all of them where the store is strict.
+pub(super) async fn check(store: &RedisStore) -> Result<Vec<String>, StoreError> {
+    let answer = store.link.send(WHAT, &cmd("INFO")).await?;
+    let mut asks_save = cmd("CONFIG");
+    asks_save.arg("GET").arg("save");
+    // Not every user may ask; what is not known is not warned of.
+    let save = store.link.send(WHAT, &asks_save).await.ok();
+    let is_unsaved = save.is_some_and(|save| is_unsaved(&save));
+    let mut warnings = Vec::new();
+    for info in infos(answer) {
+        warnings.extend(dangers(&info, is_unsaved, store.replicas_min));
+    }
+    warnings.dedup();
+    if store.strict && !warnings.is_empty() {
+        let text = format!(
+            "store `{}` could lose locks or claims and is strict: {}; change the server or set \
+             strict = false",
+            store.name,
+            warnings.join("; ")
+        );
+        return Err(StoreError::new(StoreFault::Unsafe, text));
+    }
+    Ok(warnings)
+}
+
+/// What each server says of itself; a cluster answers with one text for each of its masters.
+fn infos(answer: Value) -> Vec<HashMap<String, String>> {
+    match answer {
+        Value::Map(nodes) => nodes.into_iter().flat_map(|(_, info)| infos(info)).collect(),
+        Value::BulkString(bytes) => vec![fields(&String::from_utf8_lossy(&bytes))],
+        Value::VerbatimString { text, .. } => vec![fields(&text)],
+        Value::SimpleString(text) => vec![fields(&text)],
+        _ => Vec::new(),
+    }
+}
+
+fn fields(text: &str) -> HashMap<String, String> {
+    let pairs = text.lines().filter_map(|line| line.split_once(':'));
+    pairs.map(|(name, value)| (name.to_owned(), value.trim().to_owned())).collect()
+}
+
+/// No snapshot is ever taken.
+fn is_unsaved(save: &Value) -> bool {
+    let last = match save {
+        Value::Array(pair) => pair.last(),
+        Value::Map(pairs) => pairs.first().map(|pair| &pair.1),
+        _ => None,
+    };
+    matches!(last, Some(Value::BulkString(rule)) if rule.is_empty())
+}
+
+fn dangers(info: &HashMap<String, String>, is_unsaved: bool, replicas_min: u32) -> Vec<String> {
+    let field = |name: &str| info.get(name).map_or("", String::as_str);
+    let mut dangers = Vec::new();
+    let policy = field("maxmemory_policy");
+    if field("maxmemory") != "0" && policy != "noeviction" && !policy.is_empty() {
+        dangers.push(format!(
+            "maxmemory-policy is {policy}, which drops locks and claims when memory is full; use \
+             noeviction"
+        ));
+    }
+    if field("aof_enabled") == "0" && is_unsaved {
+        dangers.push(
+            "nothing is written to disk, so a restart of Redis forgets every lock and claim; use \
+             appendonly yes"
+                .into(),
+        );
+    }
+    if field("role") == "slave" {
+        dangers.push("it is a replica, which takes no writes; name the master or use Sentinel".into());
+    }
+    let replicas: u32 = field("connected_slaves").parse().unwrap_or(0);
+    if replicas < replicas_min {
+        dangers.push(format!(
+            "{replicas} replicas are connected, and {replicas_min} must have each lock and claim; \
+             start more or lower replicas_min"
+        ));
+    }
+    dangers
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(info: &str, is_unsaved: bool, replicas_min: u32, says: &[&str]) {
+        let dangers = dangers(&fields(info), is_unsaved, replicas_min);
+        assert_eq!(dangers.len(), says.len(), "{dangers:?}");
+        for (danger, says) in dangers.iter().zip(says) {
+            assert!(danger.contains(says), "{danger} says nothing of {says}");
+        }
+    }
+
+    const SAFE: &str = "role:master\r\nmaxmemory:0\r\nmaxmemory_policy:allkeys-lru\r\n\
+                        aof_enabled:1\r\nconnected_slaves:1\r\n";
+
+    #[test]
+    fn a_server_that_loses_nothing_is_not_warned_of() {
+        check(SAFE, true, 1, &[]);
+    }
+
+    #[test]
+    fn what_evicts_is_said() {
+        check(&SAFE.replace("maxmemory:0", "maxmemory:1000"), true, 0, &["noeviction"]);
+    }
+
+    #[test]
+    fn what_forgets_at_a_restart_is_said() {
+        check(&SAFE.replace("aof_enabled:1", "aof_enabled:0"), true, 0, &["appendonly"]);
+    }
+
+    #[test]
+    fn a_replica_is_said() {
+        check(&SAFE.replace("master", "slave"), false, 0, &["replica"]);
+    }
+
+    #[test]
+    fn too_few_replicas_are_said() {
+        check(SAFE, false, 2, &["replicas_min"]);
+    }
+}

@@ -1,0 +1,402 @@
+//! One connection that heals itself, and calls that end in time.
+//!
+//! Owns the deadline of every call, what is tried again within it, and the one warning a second
+//! that a dead server is worth. What is sent must be safe to repeat.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use ::redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{sleep, timeout, timeout_at};
+
+use super::RedisSettings;
+use super::address::{Address, Connection};
+use super::scripts::{Code, with_text};
+use crate::store::{StoreError, StoreFault, StoreState};
+use crate::telemetry;
+
+/// Between two tries of one call.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+/// Between two tries to connect, doubled up to the second.
+const CONNECT_PAUSE_MIN: Duration = Duration::from_millis(50);
+const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
+
+#[derive(Clone)]
+pub(super) struct Link(Arc<Shared>);
+
+struct Shared {
+    name: String,
+    address: Arc<Address>,
+    deadline: Duration,
+    runtime: OnceLock<Handle>,
+    phase: watch::Sender<Phase>,
+    is_connecting: AtomicBool,
+    number_next: AtomicU64,
+    warned: Warned,
+}
+
+/// What the connection is up to.
+#[derive(Clone)]
+enum Phase {
+    /// None, with what was last heard.
+    Down(String),
+    /// None, and trying again is of no use.
+    Refused(String),
+    /// Open.
+    Up(Arc<Open>),
+}
+
+struct Open {
+    number: u64,
+    connection: Connection,
+    began: Instant,
+    /// Milliseconds from `began` to the last answer.
+    heard: AtomicU64,
+}
+
+/// Why one try of a call failed.
+enum Failed {
+    /// It may work within the deadline.
+    Now(String),
+    /// It will not.
+    ForGood(StoreError),
+}
+
+impl Link {
+    pub(super) fn new(settings: &RedisSettings, address: Arc<Address>) -> Self {
+        Self(Arc::new(Shared {
+            name: settings.name.clone(),
+            address,
+            deadline: settings.deadline,
+            runtime: OnceLock::new(),
+            phase: watch::Sender::new(Phase::Down("not connected yet".into())),
+            is_connecting: AtomicBool::new(false),
+            number_next: AtomicU64::new(1),
+            warned: Warned::default(),
+        }))
+    }
+
+    /// Opens connections on `runtime` from now on.
+    pub(super) fn drive_on(&self, runtime: &Handle) {
+        // The first one stays: connections must not move between runtimes.
+        let _ = self.0.runtime.set(runtime.clone());
+    }
+
+    pub(super) fn is_cluster(&self) -> bool {
+        self.0.address.is_cluster()
+    }
+
+    pub(super) fn state(&self) -> StoreState {
+        match &*self.0.phase.borrow() {
+            Phase::Up(_) => StoreState::Up,
+            Phase::Down(text) | Phase::Refused(text) => StoreState::Down(text.clone()),
+        }
+    }
+
+    /// Calls a script by its hash, with its text where the server does not know it.
+    pub(super) async fn run(
+        &self,
+        what: &str,
+        code: &Code,
+        command: Cmd,
+    ) -> Result<Value, StoreError> {
+        match self.attempt(what, &command).await {
+            Err(Failed::ForGood(error)) if error.text.contains("NOSCRIPT") => {
+                self.send(what, &with_text(&command, code)).await
+            }
+            other => other.map_err(|failed| self.0.down(what, failed)),
+        }
+    }
+
+    /// Sends a command that is safe to repeat.
+    pub(super) async fn send(&self, what: &str, command: &Cmd) -> Result<Value, StoreError> {
+        self.attempt(what, command).await.map_err(|failed| self.0.down(what, failed))
+    }
+
+    /// Sends commands together over one connection to where `key` lives. Not tried again: they
+    /// belong together.
+    pub(super) async fn send_all(
+        &self,
+        what: &str,
+        key: &str,
+        pipeline: &Pipeline,
+    ) -> Result<Vec<Value>, StoreError> {
+        let sent = timeout(self.0.deadline, async {
+            let open = self.0.open().await?;
+            let mut connection = open.connection.clone();
+            let silent = Silent::new(&self.0, &open);
+            let answers = connection.send_all(key, pipeline).await;
+            silent.disarm();
+            let answers: Result<Vec<Value>, RedisError> = answers
+                .and_then(|answers| answers.into_iter().map(Value::extract_error).collect());
+            open.hear();
+            answers.map_err(|error| self.0.judge(what, &open, &error))
+        });
+        let sent = sent.await.unwrap_or_else(|_| Err(Failed::Now(self.0.silence())));
+        sent.map_err(|failed| self.0.down(what, failed))
+    }
+
+    /// Tries until the deadline.
+    async fn attempt(&self, what: &str, command: &Cmd) -> Result<Value, Failed> {
+        let until = tokio::time::Instant::now() + self.0.deadline;
+        let mut heard = String::new();
+        loop {
+            match timeout_at(until, self.0.once(what, command)).await {
+                Ok(Err(Failed::Now(text))) => heard = text,
+                Ok(done) => return done,
+                Err(_) if heard.is_empty() => return Err(Failed::Now(self.0.silence())),
+                Err(_) => return Err(Failed::Now(heard)),
+            }
+            if timeout_at(until, sleep(RETRY_PAUSE)).await.is_err() {
+                return Err(Failed::Now(heard));
+            }
+        }
+    }
+}
+
+impl Shared {
+    async fn once(self: &Arc<Self>, what: &str, command: &Cmd) -> Result<Value, Failed> {
+        let open = self.open().await?;
+        let mut connection = open.connection.clone();
+        let silent = Silent::new(self, &open);
+        let answer = connection.send(command).await;
+        silent.disarm();
+        match answer.and_then(Value::extract_error) {
+            Ok(value) => {
+                open.hear();
+                Ok(value)
+            }
+            Err(error) => Err(self.judge(what, &open, &error)),
+        }
+    }
+
+    fn judge(&self, what: &str, open: &Open, error: &RedisError) -> Failed {
+        let name = &self.name;
+        let text = error.to_string();
+        let for_good = |fault, advice: &str| {
+            let text = format!("cannot {what} in store `{name}`: {text}; {advice}");
+            Failed::ForGood(StoreError::new(fault, text))
+        };
+        match (error.kind(), error.code()) {
+            (ErrorKind::Server(ServerErrorKind::NoScript), _) => {
+                Failed::ForGood(StoreError::new(StoreFault::Other, "NOSCRIPT"))
+            }
+            (ErrorKind::AuthenticationFailed, _) | (_, Some("NOAUTH" | "WRONGPASS")) => {
+                self.forget(open.number, &text);
+                for_good(StoreFault::Refused, "check its user and password")
+            }
+            (ErrorKind::Server(ServerErrorKind::NoPerm), _) => {
+                for_good(StoreFault::Refused, "allow the user what docs/locks.md lists")
+            }
+            (_, Some("OOM")) => for_good(StoreFault::Full, "give it more memory"),
+            (
+                ErrorKind::Server(
+                    ServerErrorKind::BusyLoading
+                    | ServerErrorKind::ReadOnly
+                    | ServerErrorKind::MasterDown,
+                ),
+                _,
+            ) => {
+                // Perhaps another one is the master now.
+                self.forget(open.number, &text);
+                Failed::Now(text)
+            }
+            (
+                ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown)
+                | ErrorKind::ClusterConnectionNotFound,
+                _,
+            )
+            | (_, Some("BUSY" | "MISCONF" | "NOREPLICAS")) => Failed::Now(text),
+            (ErrorKind::Io | ErrorKind::Parse, _) => {
+                self.forget(open.number, &text);
+                Failed::Now(text)
+            }
+            _ => for_good(StoreFault::Other, "look at the server's log"),
+        }
+    }
+
+    /// The open connection, or the next one.
+    async fn open(self: &Arc<Self>) -> Result<Arc<Open>, Failed> {
+        let mut phase = self.phase.subscribe();
+        if let Phase::Up(open) = &*phase.borrow_and_update() {
+            return Ok(open.clone());
+        }
+        self.connect();
+        loop {
+            // The sender lives in `self`, so this never fails.
+            let _ = phase.changed().await;
+            match &*phase.borrow_and_update() {
+                Phase::Up(open) => return Ok(open.clone()),
+                Phase::Refused(text) => {
+                    let text = format!(
+                        "cannot connect to store `{}`: {text}; check its user and password",
+                        self.name
+                    );
+                    return Err(Failed::ForGood(StoreError::new(StoreFault::Refused, text)));
+                }
+                Phase::Down(_) => self.connect(),
+            }
+        }
+    }
+
+    /// Starts connecting, unless somebody does already.
+    fn connect(self: &Arc<Self>) {
+        if self.is_connecting.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let runtime = self.runtime.get().cloned().unwrap_or_else(Handle::current);
+        let connecting = Connecting(self.clone());
+        runtime.spawn(async move { connecting.0.connecting().await });
+    }
+
+    /// Connects, as long as somebody waits for it.
+    async fn connecting(&self) {
+        let mut pause = CONNECT_PAUSE_MIN;
+        loop {
+            let text = match timeout(self.deadline, self.address.connect()).await {
+                Ok(Ok(connection)) => {
+                    let number = self.number_next.fetch_add(1, Ordering::Relaxed);
+                    let (began, heard) = (Instant::now(), AtomicU64::new(0));
+                    let open = Arc::new(Open { number, connection, began, heard });
+                    self.is_connecting.store(false, Ordering::Release);
+                    self.phase.send_replace(Phase::Up(open));
+                    return;
+                }
+                Ok(Err(error)) if is_refusal(&error) => {
+                    self.is_connecting.store(false, Ordering::Release);
+                    self.phase.send_replace(Phase::Refused(error.to_string()));
+                    return;
+                }
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => format!("no connection within {:?}", self.deadline),
+            };
+            self.phase.send_replace(Phase::Down(text));
+            if self.phase.receiver_count() == 0 {
+                return;
+            }
+            sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
+            pause = (pause * 2).min(CONNECT_PAUSE_MAX);
+        }
+    }
+
+    /// Gives up a connection, unless it was replaced already.
+    fn forget(&self, number: u64, text: &str) {
+        self.phase.send_if_modified(|phase| match phase {
+            Phase::Up(open) if open.number == number => {
+                *phase = Phase::Down(text.to_owned());
+                true
+            }
+            _ => false,
+        });
+    }
+
+    fn silence(&self) -> String {
+        match &*self.phase.borrow() {
+            Phase::Up(_) => format!("no answer within {:?}", self.deadline),
+            Phase::Down(text) | Phase::Refused(text) => text.clone(),
+        }
+    }
+
+    /// Says so, once a second at most.
+    fn down(&self, what: &str, failed: Failed) -> StoreError {
+        let error = match failed {
+            Failed::ForGood(error) => error,
+            Failed::Now(text) => StoreError::new(
+                StoreFault::Down,
+                format!("cannot {what} in store `{}`: {text}; is Redis up?", self.name),
+            ),
+        };
+        if let Some(unsaid) = self.warned.may_warn() {
+            telemetry::store_silent(&self.name, &error, unsaid);
+        }
+        error
+    }
+}
+
+impl Open {
+    fn hear(&self) {
+        let now = u64::try_from(self.began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.heard.store(now, Ordering::Relaxed);
+    }
+}
+
+/// Notices a call that was given up without an answer.
+struct Silent<'a> {
+    shared: &'a Shared,
+    open: &'a Open,
+    asked: u64,
+    armed: bool,
+}
+
+impl<'a> Silent<'a> {
+    fn new(shared: &'a Shared, open: &'a Open) -> Self {
+        Self { shared, open, asked: open.heard.load(Ordering::Relaxed), armed: true }
+    }
+
+    fn disarm(mut self) {
+        self.armed = false;
+    }
+}
+
+impl Drop for Silent<'_> {
+    /// A connection on which nobody heard anything for as long as this call waited may be half
+    /// open for hours: the next call gets a new one. A caller that merely gave up early does not
+    /// count.
+    fn drop(&mut self) {
+        let heard = self.open.heard.load(Ordering::Relaxed);
+        let quiet = self.open.began.elapsed().saturating_sub(Duration::from_millis(heard));
+        if self.armed && heard == self.asked && quiet >= self.shared.deadline.mul_f64(0.9) {
+            let text = format!("no answer within {:?}", self.shared.deadline);
+            self.shared.forget(self.open.number, &text);
+        }
+    }
+}
+
+/// Whoever connects may be dropped with its runtime; then somebody else must be able to.
+struct Connecting(Arc<Shared>);
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        self.0.is_connecting.store(false, Ordering::Release);
+    }
+}
+
+fn is_refusal(error: &RedisError) -> bool {
+    error.kind() == ErrorKind::AuthenticationFailed
+        || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
+}
+
+/// At most one warning a second; the others are counted.
+#[derive(Default)]
+struct Warned {
+    last: std::sync::Mutex<Option<Instant>>,
+    unsaid: AtomicU64,
+}
+
+impl Warned {
+    /// How many were not said since the last, if one may be said now.
+    fn may_warn(&self) -> Option<u64> {
+        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
+            self.unsaid.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        *last = Some(Instant::now());
+        Some(self.unsaid.swap(0, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thousand_failures_are_one_warning() {
+        let warned = Warned::default();
+        let said = (0..1000).filter(|_| warned.may_warn().is_some()).count();
+        assert_eq!((said, warned.unsaid.load(Ordering::Relaxed)), (1, 999));
+    }
+}

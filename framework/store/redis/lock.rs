@@ -1,0 +1,123 @@
+//! Locks in Redis.
+
+use std::time::Duration;
+
+use ::redis::Cmd;
+use async_trait::async_trait;
+
+use super::scripts::{SCRIPTS, call};
+use super::{RedisStore, reply};
+use crate::store::{
+    Clock, LockAnswer, LockAsk, LockState, LockStore, Owner, Renewed, StoreError, StoreFault, Wakes,
+};
+
+impl RedisStore {
+    pub(super) fn add_lock_keys(&self, command: &mut Cmd, key: &str) {
+        for key in self.keys.lock(key) {
+            command.arg(key);
+        }
+    }
+
+    pub(super) fn add_lock(&self, command: &mut Cmd, ask: &LockAsk<'_>) {
+        command
+            .arg(ask.owner.as_str())
+            .arg(milliseconds(ask.lease))
+            .arg(ask.holder)
+            .arg(u8::from(ask.fair))
+            .arg(u8::from(ask.waits))
+            .arg(exact(ask.seen.0));
+    }
+}
+
+/// Lua's numbers are exact up to here; a larger fence was not made by us and is not believed.
+pub(super) fn exact(fence: u64) -> u64 {
+    if fence < 1 << 53 { fence } else { 0 }
+}
+
+/// At least one: a lease of nothing would be a lock that never was.
+pub(super) fn milliseconds(span: Duration) -> u64 {
+    u64::try_from(span.as_millis()).unwrap_or(u64::MAX).clamp(1, 1 << 42)
+}
+
+#[async_trait]
+impl LockStore for RedisStore {
+    async fn acquire(&self, ask: &LockAsk<'_>) -> Result<LockAnswer, StoreError> {
+        if ask.waits {
+            self.listener.listen();
+        }
+        let mut command = call(&SCRIPTS.acquire, 3);
+        self.add_lock_keys(&mut command, ask.key);
+        self.add_lock(&mut command, ask);
+        let answer = self.link.run("acquire a lock", &SCRIPTS.acquire, command).await?;
+        let answer = reply::lock(answer)?;
+        if let (LockAnswer::Held(_), Some(replicas)) = (answer, &self.replicas) {
+            let [lock, ..] = self.keys.lock(ask.key);
+            if let Err(error) = replicas.confirm(&self.keys, &lock, ask.owner).await {
+                // A failover could give it to somebody else: better not to have it at all.
+                self.release(ask.key, ask.owner).await?;
+                return Err(error);
+            }
+        }
+        Ok(answer)
+    }
+
+    async fn renew(
+        &self,
+        key: &str,
+        owner: &Owner,
+        lease: Duration,
+    ) -> Result<Renewed, StoreError> {
+        let [lock, ..] = self.keys.lock(key);
+        let mut command = call(&SCRIPTS.renew_lock, 1);
+        command.arg(lock).arg(owner.as_str()).arg(milliseconds(lease));
+        let what = "renew a lock";
+        let answer = self.link.run(what, &SCRIPTS.renew_lock, command).await?;
+        match reply::number(what, &answer)? {
+            1 => Ok(Renewed::Kept),
+            2 => Ok(Renewed::Forced),
+            0 => Ok(Renewed::Lost),
+            other => Err(StoreError::new(
+                StoreFault::Other,
+                format!("cannot {what}: the script answered {other}; this is a fault of ours"),
+            )),
+        }
+    }
+
+    async fn release(&self, key: &str, owner: &Owner) -> Result<bool, StoreError> {
+        let mut command = call(&SCRIPTS.release, 3);
+        self.add_lock_keys(&mut command, key);
+        command.arg(owner.as_str()).arg(self.keys.channels());
+        let what = "release a lock";
+        reply::truth(what, self.link.run(what, &SCRIPTS.release, command).await?)
+    }
+
+    async fn leave(&self, key: &str, owner: &Owner) -> Result<(), StoreError> {
+        let mut command = call(&SCRIPTS.leave, 3);
+        self.add_lock_keys(&mut command, key);
+        command.arg(owner.as_str()).arg(self.keys.channels());
+        self.link.run("leave the queue of a lock", &SCRIPTS.leave, command).await?;
+        Ok(())
+    }
+
+    async fn force_release(&self, key: &str) -> Result<bool, StoreError> {
+        let mut command = call(&SCRIPTS.force, 3);
+        self.add_lock_keys(&mut command, key);
+        command.arg(self.keys.channels());
+        let what = "release a lock by force";
+        reply::truth(what, self.link.run(what, &SCRIPTS.force, command).await?)
+    }
+
+    async fn inspect(&self, key: &str) -> Result<Option<LockState>, StoreError> {
+        let mut command = call(&SCRIPTS.inspect, 3);
+        self.add_lock_keys(&mut command, key);
+        reply::lock_state(self.link.run("inspect a lock", &SCRIPTS.inspect, command).await?)
+    }
+
+    fn wakes(&self) -> &Wakes {
+        &self.wakes
+    }
+
+    fn clock(&self) -> Clock {
+        Clock::Boot
+    }
+}

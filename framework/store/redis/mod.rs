@@ -1,0 +1,227 @@
+//! Locks and claims in Redis: one server, Sentinel, or Cluster, with or without TLS.
+//!
+//! Owns the mapping of the seam to scripts. Each question is one script, so that reading, deciding
+//! and writing are one step; each is safe to repeat, so that a lost answer can be asked for again.
+//! Never trusts a local clock for a lease: the scripts read the server's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::{
+    ClaimAnswer, ClaimAsk, ClaimKey, Ending, LockAnswer, LockAsk, Owner, Store, StoreError,
+    StoreState, Wakes,
+};
+
+mod address;
+mod check;
+mod idempotency;
+mod keys;
+mod link;
+mod lock;
+mod replicas;
+mod reply;
+mod scripts;
+mod wakes;
+
+use address::Address;
+use keys::Keys;
+use link::Link;
+use replicas::Replicas;
+use scripts::{SCRIPTS, call};
+
+/// What a Redis store is made of.
+#[derive(Clone)]
+pub struct RedisSettings {
+    /// The store's name, for messages.
+    pub name: String,
+    /// `redis://`, `redis-sentinel://HOST,HOST/MASTER`, `redis-cluster://HOST,HOST`, each with
+    /// `rediss` for TLS and `USER:PASSWORD@` in front of the hosts.
+    pub url: String,
+    /// The certificate authority, in PEM; the system's without it.
+    pub ca: Option<Vec<u8>>,
+    /// Our own certificate and its key, in PEM.
+    pub identity: Option<(Vec<u8>, Vec<u8>)>,
+    /// Whoever answers is believed to be the server.
+    pub insecure: bool,
+    /// No call takes longer.
+    pub deadline: Duration,
+    /// Settings that lose locks or claims are an error.
+    pub strict: bool,
+    /// How many replicas must have a lock or claim before it is believed.
+    pub replicas_min: u32,
+    /// What every key begins with.
+    pub prefix: String,
+}
+
+impl RedisSettings {
+    /// With the defaults for everything but the address.
+    pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
+        Self {
+            name: name.into(),
+            url: url.into(),
+            ca: None,
+            identity: None,
+            insecure: false,
+            deadline: Duration::from_secs(1),
+            strict: false,
+            replicas_min: 0,
+            prefix: "redeliver".into(),
+        }
+    }
+}
+
+impl std::fmt::Debug for RedisSettings {
+    /// The address may hold a password, the identity is a key: neither is shown.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisSettings")
+            .field("name", &self.name)
+            .field("deadline", &self.deadline)
+            .field("strict", &self.strict)
+            .field("replicas_min", &self.replicas_min)
+            .field("prefix", &self.prefix)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A store in Redis; connects at its first use, and again for ever.
+pub struct RedisStore {
+    link: Link,
+    keys: Keys,
+    wakes: Wakes,
+    listener: wakes::Listener,
+    replicas: Option<Replicas>,
+    name: String,
+    strict: bool,
+    replicas_min: u32,
+}
+
+impl RedisStore {
+    /// Reads the settings; does not connect.
+    ///
+    /// # Errors
+    /// [`StoreFault::Invalid`](super::StoreFault::Invalid) for an address or certificate that
+    /// cannot be used.
+    pub fn new(settings: RedisSettings) -> Result<Self, StoreError> {
+        let address = Arc::new(Address::parse(&settings)?);
+        let link = Link::new(&settings, address.clone());
+        let wakes = Wakes::default();
+        let replicas = (settings.replicas_min > 0)
+            .then(|| Replicas::new(&settings, Link::new(&settings, address.clone())));
+        Ok(Self {
+            keys: Keys::new(&settings.prefix),
+            listener: wakes::Listener::new(address, &settings.prefix, wakes.clone()),
+            link,
+            wakes,
+            replicas,
+            strict: settings.strict,
+            replicas_min: settings.replicas_min,
+            name: settings.name,
+        })
+    }
+
+    /// True where two keys may be in one script.
+    fn is_one_server(&self) -> bool {
+        !self.link.is_cluster()
+    }
+}
+
+#[async_trait]
+impl Store for RedisStore {
+    async fn claim_and_acquire(
+        &self,
+        claim: &ClaimAsk<'_>,
+        lock: &LockAsk<'_>,
+    ) -> Result<(ClaimAnswer, Option<LockAnswer>), StoreError> {
+        if !self.is_one_server() || self.replicas.is_some() {
+            return self.one_after_the_other(claim, lock).await;
+        }
+        if lock.waits {
+            self.listener.listen();
+        }
+        let mut command = call(&SCRIPTS.admit, 4);
+        command.arg(self.keys.claim(claim.key));
+        self.add_lock_keys(&mut command, lock.key);
+        self.add_claim(&mut command, claim);
+        self.add_lock(&mut command, lock);
+        let what = "ask for a claim and a lock";
+        let answer = self.link.run(what, &SCRIPTS.admit, command).await?;
+        let [claimed, locked] = reply::array(what, answer)?;
+        let locked = match locked {
+            ::redis::Value::Nil => None,
+            locked => Some(reply::lock(locked)?),
+        };
+        Ok((reply::claim(claimed)?, locked))
+    }
+
+    async fn end_and_release(
+        &self,
+        claim: &ClaimKey,
+        claim_owner: &Owner,
+        ending: &Ending<'_>,
+        keep: Duration,
+        lock: &str,
+        lock_owner: &Owner,
+    ) -> Result<bool, StoreError> {
+        if !self.is_one_server() {
+            use super::{IdempotencyStore, LockStore};
+            let (ended, released) = tokio::join!(
+                self.end(claim, claim_owner, ending, keep),
+                self.release(lock, lock_owner)
+            );
+            return released.and(ended);
+        }
+        let mut command = call(&SCRIPTS.finish, 4);
+        command.arg(self.keys.claim(claim));
+        self.add_lock_keys(&mut command, lock);
+        self.add_ending(&mut command, claim, claim_owner, ending, keep);
+        command.arg(lock_owner.as_str()).arg(self.keys.channels());
+        let what = "end a claim and release a lock";
+        reply::truth(what, self.link.run(what, &SCRIPTS.finish, command).await?)
+    }
+
+    async fn check(&self) -> Result<Vec<String>, StoreError> {
+        check::check(self).await
+    }
+
+    fn state(&self) -> StoreState {
+        self.link.state()
+    }
+
+    fn drive_on(&self, runtime: &tokio::runtime::Handle) {
+        self.link.drive_on(runtime);
+        self.listener.drive_on(runtime);
+        if let Some(replicas) = &self.replicas {
+            replicas.drive_on(runtime);
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        "redis"
+    }
+}
+
+impl RedisStore {
+    /// Cluster keeps the two keys on different servers, and a claim that replicas do not have must
+    /// not be followed by a lock.
+    async fn one_after_the_other(
+        &self,
+        claim: &ClaimAsk<'_>,
+        lock: &LockAsk<'_>,
+    ) -> Result<(ClaimAnswer, Option<LockAnswer>), StoreError> {
+        use super::{IdempotencyStore, LockStore};
+        let answer = self.claim(claim).await?;
+        if !matches!(answer, ClaimAnswer::Granted(_)) {
+            return Ok((answer, None));
+        }
+        match self.acquire(lock).await {
+            Ok(locked) => Ok((answer, Some(locked))),
+            Err(error) => {
+                // Best effort: else the message waits until the lease of the claim ends.
+                let _ = self.end(claim.key, claim.owner, &Ending::Release, claim.keep).await;
+                Err(error)
+            }
+        }
+    }
+}

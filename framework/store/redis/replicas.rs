@@ -1,0 +1,151 @@
+//! Waits until replicas have a lock or claim.
+//!
+//! Owns a connection of its own, because `WAIT` blocks whatever comes behind it, and the rounds on
+//! it: who comes while a round is on its way shares the next one. `WAIT` speaks of what its own
+//! connection wrote, so a key is touched first: replication is one stream, and replicas that have
+//! the touch have everything before it. That the record is on this server is looked at as well: a
+//! failover in between would else go unnoticed.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use ::redis::{Pipeline, Value, pipe};
+use futures_util::future::join_all;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use super::RedisSettings;
+use super::keys::Keys;
+use super::link::Link;
+use super::reply;
+use crate::store::{Owner, StoreError, StoreFault};
+
+const WHAT: &str = "wait for replicas";
+/// A touched key is worth nothing afterwards.
+const TOUCH_MILLISECONDS: u64 = 10_000;
+
+pub(super) struct Replicas {
+    link: Link,
+    name: String,
+    min: u32,
+    patience: Duration,
+    queue: Mutex<Vec<Request>>,
+    round: tokio::sync::Mutex<()>,
+}
+
+struct Request {
+    key: String,
+    touch: String,
+    owner: Owner,
+    done: oneshot::Sender<Result<(), StoreError>>,
+}
+
+impl Replicas {
+    /// `link` must be a connection that nobody else uses.
+    pub(super) fn new(settings: &RedisSettings, link: Link) -> Self {
+        Self {
+            link,
+            name: settings.name.clone(),
+            min: settings.replicas_min,
+            patience: settings.deadline.mul_f64(0.7),
+            queue: Mutex::default(),
+            round: tokio::sync::Mutex::default(),
+        }
+    }
+
+    pub(super) fn drive_on(&self, runtime: &Handle) {
+        self.link.drive_on(runtime);
+    }
+
+    /// Completes when enough replicas have the record at `key`, which `owner` wrote before.
+    pub(super) async fn confirm(
+        &self,
+        keys: &Keys,
+        key: &str,
+        owner: &Owner,
+    ) -> Result<(), StoreError> {
+        loop {
+            let (done, mut told) = oneshot::channel();
+            let (key, touch, owner) = (key.to_owned(), keys.touch(key), owner.clone());
+            self.queue().push(Request { key, touch, owner, done });
+            let result = tokio::select! {
+                result = &mut told => result,
+                _round = self.round.lock() => {
+                    // Whoever had the round before may have taken this request along.
+                    if let Ok(result) = told.try_recv() {
+                        return result;
+                    }
+                    let requests = std::mem::take(&mut *self.queue());
+                    self.round(requests).await;
+                    told.await
+                }
+            };
+            if let Ok(result) = result {
+                return result;
+            }
+            // Whoever led the round was cancelled: once more.
+        }
+    }
+
+    fn queue(&self) -> std::sync::MutexGuard<'_, Vec<Request>> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn round(&self, requests: Vec<Request>) {
+        let waiting = requests.into_iter().filter(|request| !request.done.is_closed());
+        if self.link.is_cluster() {
+            // Each key has a master of its own, as far as is known here.
+            join_all(waiting.map(|request| self.ask(vec![request]))).await;
+        } else {
+            self.ask(waiting.collect()).await;
+        }
+    }
+
+    async fn ask(&self, requests: Vec<Request>) {
+        let Some(first) = requests.first() else { return };
+        let pipeline = self.pipeline(&first.touch, &requests);
+        match self.link.send_all(WHAT, &first.touch, &pipeline).await {
+            Ok(answers) => {
+                let acknowledged = answers.get(1).map_or(Ok(0), |count| reply::number(WHAT, count));
+                for (request, held) in requests.into_iter().zip(answers.into_iter().skip(2)) {
+                    let result = acknowledged.clone();
+                    let result = result.and_then(|count| self.judge(&request, count, &held));
+                    // Whoever asked may be gone.
+                    let _ = request.done.send(result);
+                }
+            }
+            Err(error) => {
+                for request in requests {
+                    let _ = request.done.send(Err(error.clone()));
+                }
+            }
+        }
+    }
+
+    fn pipeline(&self, touch: &str, requests: &[Request]) -> Pipeline {
+        let patience = u64::try_from(self.patience.as_millis()).unwrap_or(1000).max(1);
+        let mut pipeline = pipe();
+        pipeline.cmd("SET").arg(touch).arg(1).arg("PX").arg(TOUCH_MILLISECONDS);
+        pipeline.cmd("WAIT").arg(self.min).arg(patience);
+        for request in requests {
+            pipeline.cmd("HGET").arg(&request.key).arg("ow");
+        }
+        pipeline
+    }
+
+    fn judge(&self, request: &Request, count: u64, held: &Value) -> Result<(), StoreError> {
+        let ours = matches!(held, Value::BulkString(owner) if owner == request.owner.as_str().as_bytes());
+        if count >= u64::from(self.min) && ours {
+            return Ok(());
+        }
+        let found = if ours {
+            format!("{count} of {} replicas have it after {:?}", self.min, self.patience)
+        } else {
+            "another server is the master now".into()
+        };
+        Err(StoreError::new(
+            StoreFault::Unreplicated,
+            format!("cannot {WHAT} in store `{}`: {found}; look at its replicas", self.name),
+        ))
+    }
+}
