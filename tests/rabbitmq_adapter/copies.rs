@@ -1,5 +1,6 @@
 //! What copies carry, and what is read of dead letters.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use lapin::BasicProperties;
@@ -111,7 +112,7 @@ async fn what_the_broker_dead_lettered_itself_is_read_with_its_reason() {
 }
 
 #[tokio::test]
-async fn many_dead_letters_are_read_in_order_and_those_removed_never_come_back() {
+async fn dead_letters_that_were_removed_never_come_back_and_the_others_do() {
     let lab = Lab::connect().await;
     let source = lab.prepared(&[]).await;
     let raw = Raw::connect().await;
@@ -119,16 +120,18 @@ async fn many_dead_letters_are_read_in_order_and_those_removed_never_come_back()
         raw.publish(&dead(&source), number.to_string().as_bytes(), BasicProperties::default())
             .await;
     }
-    for round in 0..3 {
+    let mut there: BTreeSet<_> = (0..300).map(|number| number.to_string()).collect();
+    while !there.is_empty() {
         let mut reader = lab.broker.dead_letters(source.clone()).await.expect("they can be read");
         let mut read = Vec::new();
         while let Some(letter) = reader.next().await.expect("it can be read") {
             read.push(letter);
         }
-        let expected: Vec<_> = (round * 100..300).map(|number| number.to_string()).collect();
-        assert_eq!(texts(&read), expected, "round {round}");
+        assert_eq!(texts(&read).into_iter().collect::<BTreeSet<_>>(), there);
+        assert_eq!(read.len(), there.len(), "one was read twice");
         for letter in &read[..100] {
             reader.remove(letter.token).await.expect("it is removed");
+            there.remove(&texts(std::slice::from_ref(letter))[0]);
         }
         assert!(reader.remove(read[0].token).await.is_err(), "nothing is removed twice");
         reader.close().await.expect("the rest is given back");

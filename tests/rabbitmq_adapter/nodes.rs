@@ -202,7 +202,9 @@ async fn tls_trusts_only_the_authority_it_was_given_and_shows_a_certificate_wher
         ("a file that is not there", Some(Tls { ca: Some(file("none.pem")), ..full })),
     ] {
         let error = Lab::new(&node.url, &with(tls)).broker.connect().await.expect_err(what);
-        assert_eq!(error.fault, Fault::Refused, "{what}: {error}");
+        // A server that gets no certificate may end the connection with its reason or without.
+        let unexplained = error.text.contains("if the server asks for a certificate");
+        assert!(error.fault == Fault::Refused || unexplained, "{what}: {error}");
         assert!(
             error.text.contains("tls.") && error.text.contains(&port.to_string()),
             "{what}: {error}"

@@ -109,6 +109,17 @@ impl Address {
     }
 }
 
+impl Address {
+    /// A server that asks for a certificate and gets none may just drop the connection.
+    fn explain(&self, mut error: BrokerError) -> BrokerError {
+        let shows_none = self.tls.as_ref().is_none_or(|tls| tls.cert.is_none());
+        if error.fault == Fault::Unreachable && self.uri.scheme == AMQPScheme::AMQPS && shows_none {
+            error.text.push_str("; if the server asks for a certificate, set tls.cert and tls.key");
+        }
+        error
+    }
+}
+
 impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown)
@@ -240,7 +251,9 @@ impl Link {
             .map_err(|what| BrokerError::new(Fault::Refused, format!("{attempt}: {what}")))?;
         let abort = connecting.abort_handle();
         let connection = match timeout(CONNECT_MAX, connecting).await {
-            Ok(Ok(made)) => made.map_err(|error| fault::fault(&attempt, &error))?,
+            Ok(Ok(made)) => {
+                made.map_err(|error| self.address.explain(fault::fault(&attempt, &error)))?
+            }
             Ok(Err(_)) => return Err(unreachable("the attempt was aborted")),
             Err(_) => {
                 abort.abort();

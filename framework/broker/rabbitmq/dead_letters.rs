@@ -1,7 +1,8 @@
 //! Reads the dead letters of a source and leaves them where they are.
 //!
 //! Owns a channel on which messages are fetched without being acknowledged: the server holds them for it, and
-//! puts them back where they were when it closes.
+//! puts them back when it closes: at the head of the queue, but (3.10) no longer in their order if they are
+//! many. Whoever pages through them keeps one reader.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,9 +30,7 @@ use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, Source, Toke
 /// How many fetches are under way at once, so that reading is not one round trip a message.
 const FETCHES_MAX: usize = 32;
 /// How long closing may take before the channel is dropped, which gives everything back too.
-const CLOSE_MAX: Duration = Duration::from_secs(30);
-/// How many are given back before the server is asked for an answer.
-const RETURNS_MAX: usize = 16;
+const CLOSE_MAX: Duration = Duration::from_secs(10);
 
 /// A reader of one queue of dead letters.
 pub(super) struct RabbitDeadLetters {
@@ -74,40 +73,14 @@ impl RabbitDeadLetters {
         }
         Ok(())
     }
-
-    /// What is still on its way is held too, once it is here.
-    async fn stop_fetching(&mut self) -> Result<(), BrokerError> {
-        self.reached_end = true;
-        let attempt = self.attempt();
-        while !self.fetches.is_empty() {
-            let fetched = async { self.fetches.next().await.unwrap_or(Ok(None)) };
-            if let Some(message) = answer(&attempt, fetched).await? {
-                self.ledger.deliver(message.delivery.delivery_tag);
-            }
-        }
-        Ok(())
-    }
 }
 
-/// Gives back what is held, in the order in which it was read, and closes the channel.
-async fn wind_down(
-    channel: Channel,
-    queue: ShortString,
-    held: Vec<u64>,
-    removed: bool,
-) -> lapin::Result<()> {
+/// Gives back what is held and closes the channel.
+async fn wind_down(channel: Channel, queue: ShortString, removed: bool) -> lapin::Result<()> {
     if removed {
-        settle_removals(&channel, queue.clone()).await?;
+        settle_removals(&channel, queue).await?;
     }
-    // The server gives many back at once in any order (3.10): few at a time, and an answer between them.
-    let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-    for tags in held.chunks(RETURNS_MAX) {
-        for tag in tags {
-            let nack = BasicNackOptions { requeue: true, ..BasicNackOptions::default() };
-            channel.basic_nack(*tag, nack).await?;
-        }
-        channel.queue_declare(queue.clone(), options, FieldTable::default()).await?;
-    }
+    channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true }).await?;
     channel.close(200, "read".into()).await
 }
 
@@ -161,9 +134,8 @@ impl DeadLetterReader for RabbitDeadLetters {
 
     async fn close(&mut self) -> Result<(), BrokerError> {
         let attempt = format!("giving back the dead letters of queue `{}`", self.queue);
-        self.stop_fetching().await?;
         let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
-        let closing = wind_down(channel, queue, self.ledger.open_tags(), self.removed);
+        let closing = wind_down(channel, queue, self.removed);
         match timeout(CLOSE_MAX, closing).await {
             Ok(wound_down) => wound_down.map_err(|error| fault::fault(&attempt, &error)),
             Err(_) => Err(BrokerError::new(
