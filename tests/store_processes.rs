@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use redeliver::store::redis::{RedisSettings, RedisStore};
 use redeliver::store::{Keeper, LockPolicy, LockStore, Locks};
-use support::redis::{Server, send_signal};
+use support::redis::{self, Server, send_signal};
 use tokio::runtime::Handle;
 
 const WORKERS: usize = 4;
@@ -49,11 +49,7 @@ fn now() -> u128 {
 async fn worker() {
     let Some(url) = std::env::var_os("REDELIVER_TEST_WORKER") else { return };
     let url = url.into_string().expect("a url");
-    let mut settings = RedisSettings::new("main", &url);
-    settings.prefix = "processes".into();
-    let store = Arc::new(RedisStore::new(settings).expect("settings"));
-    let keeper = Keeper::new(Handle::current(), store.clock());
-    let locks = Locks::new(store, keeper, format!("worker {}", std::process::id()));
+    let locks = locks(&url);
     let client = ::redis::Client::open(url).expect("a url");
     let mut connection = None;
     let mut log = std::fs::File::create(std::env::var("REDELIVER_TEST_LOG").expect("a file")).expect("a file");
@@ -79,6 +75,35 @@ async fn worker() {
         }
         let _ = guard.release().await;
     }
+}
+
+/// Not a test of its own: a process that holds a key, sleeps, and writes afterwards.
+#[tokio::test]
+async fn sleeper() {
+    let Some(url) = std::env::var_os("REDELIVER_TEST_SLEEPER") else { return };
+    let url = url.into_string().expect("a url");
+    let guard = locks(&url).acquire("a").lease(LEASE).await.expect("the lock");
+    let client = ::redis::Client::open(url).expect("a url");
+    let mut connection = client.get_multiplexed_async_connection().await.expect("a connection");
+    let mut say = ::redis::cmd("SET");
+    say.arg("asleep").arg(1).exec_async(&mut connection).await.expect("an answer");
+    // Long enough to be stopped within; whoever is stopped wakes up too late.
+    std::thread::sleep(LEASE / 2);
+    let loss = guard.loss().map_or("none".into(), |loss| loss.to_string());
+    let mut write = ::redis::cmd("EVAL");
+    write.arg(RESOURCE).arg(1).arg("resource:a").arg(guard.fence().0);
+    let accepted: u32 = write.query_async(&mut connection).await.expect("an answer");
+    say = ::redis::cmd("SET");
+    say.arg("woken").arg(format!("{accepted} {loss}"));
+    say.exec_async(&mut connection).await.expect("an answer");
+}
+
+fn locks(url: &str) -> Locks {
+    let mut settings = RedisSettings::new("main", url);
+    settings.prefix = "processes".into();
+    let store = Arc::new(RedisStore::new(settings).expect("settings"));
+    let keeper = Keeper::new(Handle::current(), store.clock());
+    Locks::new(store, keeper, format!("process {}", std::process::id()))
 }
 
 fn start(server: &Server, log: &Path) -> Child {
@@ -218,11 +243,7 @@ async fn r4_a_holder_that_was_killed_is_succeeded_within_its_lease_and_a_second(
     let server = Server::start();
     let folder = tempfile::tempdir().expect("a folder");
     let mut worker = start(&server, &folder.path().join("1"));
-    let mut settings = RedisSettings::new("main", server.url());
-    settings.prefix = "processes".into();
-    let store = Arc::new(RedisStore::new(settings).expect("settings"));
-    let keeper = Keeper::new(Handle::current(), store.clock());
-    let locks = Locks::new(store, keeper, "test");
+    let locks = locks(&server.url());
     // Killed while it holds one of them: it does most of the time.
     let held = loop {
         let mut held = None;
@@ -248,4 +269,26 @@ async fn r4_a_holder_that_was_killed_is_succeeded_within_its_lease_and_a_second(
     locks.acquire(held).wait(Duration::from_secs(10)).await.expect("the lock");
     println!("had again after {:?}", killed.elapsed());
     assert!(killed.elapsed() < LEASE + Duration::from_secs(1), "{:?}", killed.elapsed());
+}
+
+#[tokio::test]
+async fn r5_a_holder_that_slept_is_told_and_its_write_is_refused() {
+    let server = Server::start();
+    let mut sleeper = Command::new(std::env::current_exe().expect("a path"))
+        .args(["--exact", "sleeper", "--nocapture"])
+        .env("REDELIVER_TEST_SLEEPER", server.url())
+        .stdout(Stdio::null())
+        .spawn()
+        .expect("it starts itself");
+    redis::eventually("the sleeper", || server.cli(&["get", "asleep"]) == "1");
+    send_signal(sleeper.id(), "STOP");
+    let next = locks(&server.url()).acquire("a").wait(LEASE * 3).await.expect("the lock");
+    let (fence, resource) = (next.fence().to_string(), "resource:a");
+    assert_eq!(server.cli(&["eval", RESOURCE, "1", resource, &fence]), "1");
+    send_signal(sleeper.id(), "CONT");
+    redis::eventually("the sleeper's end", || !server.cli(&["get", "woken"]).is_empty());
+    let woken = server.cli(&["get", "woken"]);
+    assert_eq!(woken, "0 its lease ended while this process stood still");
+    assert_eq!(next.loss(), None);
+    sleeper.wait().expect("a child");
 }
