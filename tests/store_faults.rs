@@ -212,7 +212,7 @@ async fn a_full_server_says_so_and_holds_nothing() {
     let error = locks.acquire("a").await.expect_err("it is full");
     assert!(error.to_string().contains("memory"), "{error}");
     server.cli(&["config", "set", "maxmemory", "0"]);
-    have(&locks, "a").await;
+    drop(have(&locks, "a").await);
 }
 
 #[tokio::test]
@@ -221,6 +221,37 @@ async fn settings_that_evict_are_said() {
     let warnings = server.store().check().await.expect("an answer");
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("allkeys-lru") && warnings[1].contains("appendonly"));
+}
+
+#[tokio::test]
+async fn each_master_of_a_cluster_is_checked() {
+    let nodes = redis::cluster();
+    for setting in [["maxmemory", "100mb"], ["maxmemory-policy", "volatile-ttl"]] {
+        nodes[2].cli(&["config", "set", setting[0], setting[1]]);
+    }
+    let store = RedisStore::new(settings(&redis::cluster_url(&nodes))).expect("settings");
+    let warnings = store.check().await.expect("an answer");
+    assert!(warnings.iter().any(|warning| warning.contains("volatile-ttl")), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn a_master_of_a_cluster_that_is_gone_is_found_again() {
+    let mut nodes = redis::cluster();
+    let store = RedisStore::new(settings(&redis::cluster_url(&nodes))).expect("settings");
+    let locks = locks_of(store);
+    let keys: Vec<_> = (0..20).map(|key| format!("key-{key}")).collect();
+    for key in &keys {
+        have(&locks, key).await.release().await.expect("an answer");
+    }
+    nodes[1].restart();
+    let node = &nodes[1];
+    redis::eventually("the cluster", || node.cli(&["cluster", "info"]).contains("cluster_state:ok"));
+    for key in &keys {
+        let began = Instant::now();
+        while locks.acquire(key).await.is_err() {
+            assert!(began.elapsed() < Duration::from_secs(10), "{key}");
+        }
+    }
 }
 
 #[tokio::test]

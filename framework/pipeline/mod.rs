@@ -6,6 +6,7 @@
 
 mod codec;
 mod decide;
+#[cfg_attr(not(test), allow(dead_code))] // until `process` asks them
 pub(crate) mod guards;
 mod lookup;
 mod retries;
