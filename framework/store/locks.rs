@@ -118,6 +118,11 @@ impl Locks {
         self.shared.store.force_release(key).await
     }
 
+    /// How many leases wait here for their first renewal, of locks and claims: a gauge.
+    pub fn leases(&self) -> usize {
+        self.shared.keeper.waiting()
+    }
+
     /// Whether the store answers, and what keeps it from answering.
     pub fn state(&self) -> StoreState {
         self.shared.store.state()

@@ -163,7 +163,7 @@ async fn who_waits_outlives_the_holder(store: Arc<dyn Store>) {
     let key = unique("died");
     held(&*store, &key, &Owner::new(), SHORT).await.expect("a free key");
     let asked = Instant::now();
-    locks(&store).acquire(&key).await.expect("the lock");
+    drop(locks(&store).acquire(&key).await.expect("the lock"));
     assert!(asked.elapsed() < SHORT + Duration::from_secs(1), "{:?}", asked.elapsed());
 }
 
@@ -195,7 +195,7 @@ async fn a_dead_waiter_is_skipped(store: Arc<dyn Store>) {
     sleep(Duration::from_millis(50)).await;
     store.release(&key, &holder).await.expect("an answer");
     let next = timeout(Duration::from_secs(10), waiter).await.expect("not for ever");
-    next.expect("no panic").expect("the lock");
+    drop(next.expect("no panic").expect("the lock"));
 }
 
 async fn a_cancelled_waiter_is_forgotten(store: Arc<dyn Store>) {
@@ -208,7 +208,7 @@ async fn a_cancelled_waiter_is_forgotten(store: Arc<dyn Store>) {
     assert_eq!(state.waiting, 0);
     guard.release().await.expect("an answer");
     let at_once = locks.acquire(&key).fair(true).wait(Duration::ZERO).await;
-    at_once.expect("nobody is in front");
+    drop(at_once.expect("nobody is in front"));
 }
 
 async fn leaving_gives_back(store: Arc<dyn Store>) {

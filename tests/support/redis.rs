@@ -79,6 +79,11 @@ impl Drop for Server {
     }
 }
 
+/// Runs blocking work of a test while its runtime goes on.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("no panic")
+}
+
 /// Settings with keys that no other test uses.
 pub fn settings(url: &str) -> RedisSettings {
     let mut settings = RedisSettings::new("main", url);
