@@ -42,9 +42,10 @@ const UNCONFIRMED_MAX: usize = 64;
 
 #[actix::main]
 async fn main() -> ExitCode {
+    // What lapin logs of its connections, redeliver heals, and tells where it cannot.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| "error".into()))
+        .with_env_filter(filter.unwrap_or_else(|_| "error,lapin=off".into()))
         .with_writer(std::io::stderr)
         .init();
     let job = match Options::parse().into_job() {

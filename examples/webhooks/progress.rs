@@ -1,7 +1,7 @@
 //! What a person sees meanwhile: a bar on a terminal, plain lines elsewhere. On standard error, so
 //! that standard output is the summary alone.
 
-use std::cell::Cell;
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::io::IsTerminal;
 use std::time::{Duration, Instant};
@@ -17,7 +17,8 @@ const LINE_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
-    last: Cell<Option<Instant>>,
+    /// The last plain line, and when it was printed.
+    last: RefCell<(Option<Instant>, String)>,
     /// Ids that can be handled; `None` where that is not known.
     expected: Option<u64>,
 }
@@ -54,7 +55,7 @@ impl Progress {
             }
             None => ProgressBar::new_spinner().with_style(style("{spinner} {pos} {msg}")),
         });
-        Self { bar, last: Cell::new(None), expected }
+        Self { bar, last: RefCell::default(), expected }
     }
 
     /// So many messages are confirmed.
@@ -73,7 +74,7 @@ impl Progress {
     }
 
     pub(crate) fn finish(&self, tally: &Tally) {
-        self.last.set(None);
+        self.last.borrow_mut().0 = None;
         self.show(tally);
         self.close();
     }
@@ -88,10 +89,14 @@ impl Progress {
         if let Some(bar) = &self.bar {
             bar.set_position(count);
             bar.set_message(beside());
-        } else if self.last.get().is_none_or(|last| last.elapsed() >= LINE_EVERY) {
-            self.last.set(Some(Instant::now()));
-            let of = self.expected.map(|expected| format!(" of {expected}")).unwrap_or_default();
-            eprintln!("{}", line(&of));
+            return;
+        }
+        let of = self.expected.map(|expected| format!(" of {expected}")).unwrap_or_default();
+        let (at, last) = &mut *self.last.borrow_mut();
+        let line = line(&of);
+        if *last != line && at.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
+            eprintln!("{line}");
+            (*at, *last) = (Some(Instant::now()), line);
         }
     }
 }

@@ -81,7 +81,10 @@ pub(crate) fn complaints(
     let kinds = [
         ("lost", lost.to_vec()),
         ("not in the dead letters, but had to be there", missing.collect()),
-        ("in the dead letters, left by an earlier run or in error", too_many.collect()),
+        (
+            "in the dead letters in error, or left by another run (use another --name)",
+            too_many.collect(),
+        ),
         ("dead letters with another reason or other attempts than they must have", odd.collect()),
     ];
     let wrong = kinds.iter().filter(|(_, ids)| !ids.is_empty());
