@@ -2,7 +2,7 @@
 //!
 //! Owns how the parts are put together, started, asked and stopped; it alone names adapters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -21,7 +21,7 @@ use crate::clock::Clock;
 use crate::config::{self, BrokerKind, Config, StoreKind, Topology};
 use crate::dead_letters::DeadLetters;
 use crate::error::Error;
-use crate::health::{Health, HealthCell};
+use crate::health::{Health, HealthCell, SubscriptionState};
 use crate::message::DeliveryScope;
 use crate::pipeline::guards::{ClaimRules, Guards};
 use crate::pipeline::{Retries, Scope};
@@ -75,6 +75,8 @@ pub struct Stop {
 pub struct ServiceBuilder {
     config: Config,
     handlers: BTreeMap<String, Handlers>,
+    /// Subscriptions that are prepared and not consumed.
+    unhandled: BTreeSet<String>,
     signals: bool,
     watch: bool,
     files: Vec<PathBuf>,
@@ -88,6 +90,7 @@ impl Service {
         ServiceBuilder {
             config,
             handlers: BTreeMap::new(),
+            unhandled: BTreeSet::new(),
             signals: true,
             watch: false,
             files: Vec::new(),
@@ -293,6 +296,26 @@ impl ServiceBuilder {
         self
     }
 
+    /// Declares or verifies a subscription of the configuration, and consumes nothing of it: for a
+    /// process that only publishes to it, or looks after its dead letters.
+    ///
+    /// ```
+    /// use redeliver::{Message, Service, config::Config};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// let config = "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"";
+    /// let service = Service::builder(Config::from_toml(config)?).without_handler("orders").start().await?;
+    /// service.publisher("main")?.send(Message::bytes("{}").to_queue("orders")).await?;
+    /// assert_eq!(service.depth("orders").await?.ready, Some(1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    #[must_use]
+    pub fn without_handler(mut self, subscription: impl Into<String>) -> Self {
+        self.unhandled.insert(subscription.into());
+        self
+    }
+
     /// Whether SIGTERM and Ctrl-C stop the service (they do unless this is false). A second one
     /// ends the process at once.
     #[must_use]
@@ -357,7 +380,7 @@ impl ServiceBuilder {
     pub(crate) async fn boot(self) -> Result<(Service, impl Future<Output = ()>), Error> {
         self.config.check()?;
         self.check_handlers()?;
-        let Self { config, mut handlers, signals, watch, files, clock, threads } = self;
+        let Self { config, mut handlers, unhandled, signals, watch, files, clock, threads } = self;
         let brokers = connect_all(&config, clock).await?;
         let keepers = start_stores(&config, threads).await?;
         let stores: BTreeMap<String, Locks> =
@@ -375,6 +398,9 @@ impl ServiceBuilder {
                 Err(error) => wrong.push(error.to_string()),
             }
             let health = HealthCell::default();
+            if unhandled.contains(name) {
+                health.update(|health| health.state = SubscriptionState::Paused);
+            }
             if let Some(handlers) = handlers.remove(name) {
                 plans.push(Plan {
                     scope: Arc::clone(&scope),
@@ -417,19 +443,21 @@ impl ServiceBuilder {
 
     fn check_handlers(&self) -> Result<(), Error> {
         let missing =
-            self.config.subscriptions.keys().filter(|name| !self.handlers.contains_key(*name));
+            self.config.subscriptions.keys().filter(|name| {
+                !self.handlers.contains_key(*name) && !self.unhandled.contains(*name)
+            });
         let missing = missing.map(|name| {
             format!(
-                "subscription `{name}` has no handler; add .subscribe(\"{name}\", ..) or remove it \
-                 from the configuration"
+                "subscription `{name}` has no handler; add .subscribe(\"{name}\", ..) or \
+                 .without_handler(\"{name}\"), or remove it from the configuration"
             )
         });
-        let unknown =
-            self.handlers.keys().filter(|name| !self.config.subscriptions.contains_key(*name));
+        let named = self.handlers.keys().chain(&self.unhandled);
+        let unknown = named.filter(|name| !self.config.subscriptions.contains_key(*name));
         let unknown = unknown.map(|name| {
             format!(
                 "handler `{name}` has no subscription; add [subscriptions.{name}] to the \
-                 configuration or remove .subscribe(\"{name}\", ..)"
+                 configuration or remove it from the builder"
             )
         });
         let problems: Vec<String> = missing.chain(unknown).collect();
