@@ -46,5 +46,7 @@ pub use handlers::{
     with_codecs,
 };
 pub(crate) use lock_keeper::KeeperSeat;
+#[cfg(feature = "__bench")]
+pub(crate) use ledger::Ledger;
 pub(crate) use root::{InspectAll, Pause, ResumeOne, Root, StopAll};
 pub(crate) use supervisor::{Halt, Holding, Inspect, Plan, Resume, Supervisor};
