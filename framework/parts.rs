@@ -15,7 +15,7 @@ use crate::config::{Config, Subscription};
 use crate::message::Failure;
 use crate::pipeline::{Answer, Retries, Work, decide};
 use crate::retry::{Attempt, Policy};
-use crate::wire::Carried;
+use crate::wire::{Carried, Luggage};
 
 /// Inputs of the parts.
 pub struct Parts {
@@ -31,7 +31,7 @@ impl Parts {
     /// For a message as it came from the broker.
     pub fn new(envelope: Arc<dyn Envelope>) -> Self {
         let received = Received { envelope, token: Token(1) };
-        let carried = Carried::read(received.envelope.as_ref());
+        let carried = Luggage::read(received.envelope.as_ref());
         let work = Work { received, carried, id: None, lane: 0, slot: 0, is_probe: false };
         Self {
             policy: Policy::default(),
