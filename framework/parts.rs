@@ -32,7 +32,7 @@ impl Parts {
     pub fn new(envelope: Arc<dyn Envelope>) -> Self {
         let received = Received { envelope, token: Token(1) };
         let carried = Luggage::read(received.envelope.as_ref());
-        let work = Work { received, carried, id: None, lane: 0, slot: 0, is_probe: false };
+        let work = Work { received, carried, id: None, key: None, lane: 0, slot: 0, is_probe: false };
         Self {
             policy: Policy::default(),
             retries: Retries::of(&Subscription::default(), &Config::default()),

@@ -287,6 +287,8 @@ struct Desk {
     carried_to: mpsc::Sender<Work>,
     errands: Vec<(Work, Errand)>,
     last_delivery: Instant,
+    /// Read once a batch: a clock read for each message would cost more than its settlement.
+    now: Instant,
     winding_down: bool,
     /// It drains the suspects: one at a time, and nothing else beside.
     suspects: bool,
@@ -327,6 +329,7 @@ impl Desk {
             carried_to,
             errands: Vec::new(),
             last_delivery: Instant::now(),
+            now: Instant::now(),
             winding_down: false,
             holding,
         }
@@ -395,7 +398,7 @@ impl Desk {
         if let Some(total) = settings.in_flight_total_max {
             room = room.min(total.get().saturating_sub(shared.running.get() + self.ready.len()));
         }
-        shared.gate.borrow().room(room, Instant::now())
+        shared.gate.borrow().room(room, self.now)
     }
 
     /// Shows to inspectors what is held.
@@ -407,7 +410,8 @@ impl Desk {
 
     /// Enters what was received.
     fn receive(&mut self) {
-        self.last_delivery = Instant::now();
+        self.now = Instant::now();
+        self.last_delivery = self.now;
         let shared = Rc::clone(&self.shared);
         let mut received = std::mem::take(&mut self.received);
         shared.scope.metrics.received.inc_by(received.len() as u64);
@@ -486,7 +490,8 @@ impl Desk {
 
     /// Hands out what has a permit, in one letter for each handler.
     fn hand_out(&mut self) {
-        let now = Instant::now();
+        self.now = Instant::now();
+        let now = self.now;
         while let Some(work) = self.parked.take_due(now) {
             self.ready.push_back(work);
         }
@@ -519,6 +524,7 @@ impl Desk {
     }
 
     fn conclude_all(&mut self, outcomes: Option<Vec<Outcome>>) {
+        self.now = Instant::now();
         for outcome in outcomes.into_iter().flatten() {
             self.conclude(outcome);
         }
@@ -545,7 +551,7 @@ impl Desk {
             return self.keep_fate(work, verdict);
         }
         let probe_failed = work.is_probe && verdict.is_failure();
-        let changed = shared.gate.borrow_mut().record(&work, &verdict, &shared.scope);
+        let changed = shared.gate.borrow_mut().record(&work, &verdict, &shared.scope, self.now);
         if changed {
             let open = shared.gate.borrow().is_open();
             shared.health.update(|health| health.breaker_open = open);
@@ -557,7 +563,6 @@ impl Desk {
             return;
         }
         let now = shared.scope.clock;
-        let attempts_max = shared.scope.attempts_max();
         let metrics = &shared.scope.metrics;
         match verdict {
             Verdict::Ack => {
@@ -571,6 +576,7 @@ impl Desk {
             Verdict::Again => self.ready.push_front(work),
             Verdict::Retry(waiting, fault) => {
                 metrics.retried.inc();
+                let attempts_max = shared.scope.attempts_max();
                 work.count_attempt(Some(waiting.delay()), attempts_max, now.now());
                 self.wait(work, waiting, Some(fault));
             }
