@@ -10,6 +10,9 @@ mod envelope;
 mod error;
 mod health;
 mod message;
+#[cfg(feature = "__bench")]
+#[doc(hidden)]
+pub mod parts;
 mod pipeline;
 mod publisher;
 mod reload;

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use crate::envelope::{Envelope, HeaderValue};
 use crate::publisher::{Cause, Publisher};
 use crate::store::Locks;
-use crate::wire::{self, Carried};
+use crate::wire::{self, Carried, Luggage};
 
 /// What a handler answers: it worked, or a [`Failure`].
 pub type Handled = Result<(), Failure>;
@@ -93,7 +93,7 @@ impl<T: 'static> actix::Message for Batch<T> {
 #[derive(Clone)]
 pub struct Metadata {
     pub(crate) envelope: Arc<dyn Envelope>,
-    pub(crate) carried: Carried,
+    pub(crate) carried: Luggage,
     pub(crate) id: Option<Arc<str>>,
     pub(crate) attempt: u32,
     pub(crate) claim: Option<Arc<Claim>>,
