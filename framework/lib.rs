@@ -23,6 +23,7 @@ pub mod store;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod trace;
 pub mod wire;
 
 pub use actors::{

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use crate::envelope::{Envelope, HeaderValue};
 use crate::publisher::{Cause, Publisher};
 use crate::store::Locks;
+use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::wire::{self, Carried, Luggage};
 
 /// What a handler answers: it worked, or a [`Failure`].
@@ -236,8 +237,8 @@ impl Metadata {
         self.scope.publisher.caused_by(Cause {
             id: self.id().map(Into::into),
             hops: self.carried.hops,
-            traceparent: self.header("traceparent").and_then(text),
-            tracestate: self.header("tracestate").and_then(text),
+            trace: trace_of(self.envelope.as_ref()),
+            tracestate: self.header(TRACESTATE).and_then(text),
         })
     }
 }
@@ -249,6 +250,14 @@ impl fmt::Debug for Metadata {
             .field("attempt", &self.attempt)
             .field("subscription", &self.scope.subscription)
             .finish_non_exhaustive()
+    }
+}
+
+/// The trace that a message belongs to.
+pub(crate) fn trace_of(envelope: &dyn Envelope) -> Option<TraceContext> {
+    match envelope.header(TRACEPARENT)? {
+        HeaderValue::Text(text) => TraceContext::parse(text),
+        _ => None,
     }
 }
 

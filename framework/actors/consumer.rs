@@ -188,7 +188,7 @@ async fn drain(
     let end = loop {
         desk.hand_out();
         desk.show();
-        if let Err(end) = lane.settle(&mut desk.settlements).await {
+        if let Err(end) = desk.settle_at(lane.as_mut()).await {
             break Down::Ended(end);
         }
         let room = desk.room();
@@ -227,7 +227,7 @@ async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> u
     desk.winding_down = true;
     desk.send_parked_away();
     let mut left = loop {
-        let settled = lane.settle(&mut desk.settlements).await;
+        let settled = desk.settle_at(lane).await;
         let busy = desk.running + desk.carrying;
         if busy == 0 || settled.is_err() {
             break busy;
@@ -425,6 +425,7 @@ impl Desk {
         let shared = Rc::clone(&self.shared);
         let mut received = std::mem::take(&mut self.received);
         shared.scope.metrics.received.inc_by(received.len() as u64);
+        telemetry::received(shared.scope.name(), &self.lane, received.len());
         for received in received.drain(..) {
             match self.ledger.adopt(&received) {
                 None => {
@@ -682,6 +683,15 @@ impl Desk {
         if let Some(token) = self.ledger.settle(work.slot) {
             self.settlements.push(Settlement::Ack(token));
         }
+    }
+
+    /// Tells the broker what is settled.
+    async fn settle_at(&mut self, lane: &mut dyn Lane) -> Result<(), LaneEnd> {
+        if self.settlements.is_empty() {
+            return Ok(());
+        }
+        telemetry::settled(self.shared.scope.name(), &self.lane, self.settlements.len());
+        lane.settle(&mut self.settlements).await
     }
 
     /// Gives the retrier what it has to carry.
