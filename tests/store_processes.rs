@@ -227,7 +227,7 @@ fn a_fenced_resource_accepts_no_stale_token_though_processes_are_paused() {
                 send_signal(pid, "CONT");
                 paused = None;
             }
-        } else if turn % 3 == 0 {
+        } else if turn.is_multiple_of(3) {
             let pid = workers[turn % WORKERS].0.id();
             send_signal(pid, "STOP");
             paused = Some((pid, Instant::now()));
@@ -276,7 +276,7 @@ async fn r4_a_holder_that_was_killed_is_succeeded_within_its_lease_and_a_second(
     worker.kill().expect("a child");
     worker.wait().expect("a child");
     let killed = Instant::now();
-    locks.acquire(held).wait(Duration::from_secs(10)).await.expect("the lock");
+    drop(locks.acquire(held).wait(Duration::from_secs(10)).await.expect("the lock"));
     println!("had again after {:?}", killed.elapsed());
     assert!(killed.elapsed() < LEASE + Duration::from_secs(1), "{:?}", killed.elapsed());
 }
