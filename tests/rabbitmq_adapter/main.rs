@@ -4,6 +4,8 @@
 //! other tests is done to nodes of their own, started by `tests/servers/rabbitmq.sh`.
 #![cfg(feature = "rabbitmq")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod copies;
 mod faults;
 mod nodes;

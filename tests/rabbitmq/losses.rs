@@ -1,0 +1,157 @@
+//! Connections, channels and queues that go away under a running service: it heals, and nothing is lost.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use redeliver::{Delivery, Failure};
+use tokio::sync::Semaphore;
+use tokio::time::sleep;
+
+use crate::lab::{Lab, SHORT_WAITS, Seen, drained, metric, until};
+
+#[tokio::test]
+async fn closed_connections_lose_nothing_and_the_same_process_goes_on() {
+    let lab = Lab::new().await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let toml = lab.toml("in_flight_max = 16\n", SHORT_WAITS);
+    let service = lab
+        .start(&toml, move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move {
+                sleep(Duration::from_millis(4)).await;
+                if delivery.payload % 10 == 0 && delivery.attempt() == 1 {
+                    return Err(Failure::retry("once"));
+                }
+                Ok(())
+            }
+        })
+        .await;
+    lab.publish(0..1000).await;
+    for close in 1..=3 {
+        until("some are handled", || async { seen.count() >= close * 200 }).await;
+        assert_eq!(lab.close_connections(), 2, "one to consume and one to publish");
+        // Both are needed again: one for what is left, one for what fails.
+        until("it consumes again", || async { metric(&service, "lanes_reopened").await >= close as f64 })
+            .await;
+        until("it is well again", || async { service.health().ready }).await;
+    }
+    drained(&service).await;
+    service.stop().await;
+    assert_eq!(seen.attempts().len(), 1000, "none is lost");
+    assert_eq!(lab.raw.count(&lab.dead()).await, 0);
+}
+
+#[tokio::test]
+async fn what_runs_while_the_connection_is_lost_is_not_run_again() {
+    let lab = Lab::new().await;
+    let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
+    let (handler, pass) = (seen.clone(), gate.clone());
+    let service = lab
+        .start(&lab.toml("", ""), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            let pass = pass.clone();
+            async move {
+                let _permit = pass.acquire().await.expect("it is never closed");
+                Ok(())
+            }
+        })
+        .await;
+    lab.publish(0..10).await;
+    until("all run", || async { seen.count() == 10 }).await;
+    lab.close_connections();
+    until("all came again", || async { metric(&service, "adopted").await == 10.0 }).await;
+    gate.add_permits(10);
+    drained(&service).await;
+    service.stop().await;
+    seen.assert_each_once(0..10);
+    assert_eq!(lab.ready().await, 0, "the outcome of the first delivery settled the second");
+}
+
+#[tokio::test]
+async fn what_was_done_while_the_connection_was_lost_is_settled_and_not_run_again() {
+    let lab = Lab::new().await;
+    let proxy = crate::proxy::Proxy::to(&lab.url).await;
+    let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
+    let (handler, pass) = (seen.clone(), gate.clone());
+    let service = lab
+        .start(&lab.toml_at(&proxy.url, "", ""), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            let pass = pass.clone();
+            async move {
+                let _permit = pass.acquire().await.expect("it is never closed");
+                Ok(())
+            }
+        })
+        .await;
+    lab.publish(0..10).await;
+    until("all run", || async { seen.count() == 10 }).await;
+    // New connections stay silent, so the outcomes come while there is no lane.
+    proxy.hold_back(true);
+    proxy.cut();
+    until("the loss is noticed", || async { !service.health().ready }).await;
+    gate.add_permits(10);
+    until("the server has them back", || async { lab.ready().await == 10 }).await;
+    proxy.hold_back(false);
+    until("all are settled", || async {
+        metric(&service, "adopted").await == 10.0 && lab.ready().await == 0
+    })
+    .await;
+    service.stop().await;
+    seen.assert_each_once(0..10);
+    assert_eq!(lab.ready().await, 0);
+}
+
+#[tokio::test]
+async fn a_queue_deleted_under_its_consumer_is_declared_and_consumed_again() {
+    let lab = Lab::new().await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&lab.toml("", ""), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async { Ok(()) }
+        })
+        .await;
+    for round in 0..3 {
+        lab.publish(round * 10..(round + 1) * 10).await;
+        until("they are handled", || async { seen.count() as u32 == (round + 1) * 10 }).await;
+        lab.raw.delete(&lab.queue).await;
+        until("it consumes again", || async {
+            metric(&service, "lanes_reopened").await >= f64::from(round + 1)
+                && service.health().ready
+        })
+        .await;
+    }
+    service.stop().await;
+    seen.assert_each_once(0..30);
+}
+
+#[tokio::test]
+async fn a_queue_that_nobody_may_declare_is_waited_for() {
+    let lab = Lab::new().await;
+    let quorum = [("x-queue-type", lapin::types::AMQPValue::LongString("quorum".into()))];
+    lab.raw.declare(&lab.queue, &quorum).await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&lab.toml("topology = \"none\"\n", ""), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async { Ok(()) }
+        })
+        .await;
+    lab.publish(0..5).await;
+    until("they are handled", || async { seen.count() == 5 }).await;
+    lab.raw.delete(&lab.queue).await;
+    until("health names the queue", || async {
+        service.health().reasons.iter().any(|reason| {
+            reason.contains("NOT_FOUND") && reason.contains(&lab.queue)
+        })
+    })
+    .await;
+    lab.raw.declare(&lab.queue, &quorum).await;
+    lab.publish(5..10).await;
+    until("they are handled", || async { seen.count() == 10 }).await;
+    assert!(service.health().ready, "{:?}", service.health().reasons);
+    service.stop().await;
+}

@@ -1,0 +1,122 @@
+//! Clean stops: what ran is finished and acknowledged, the rest is untouched.
+
+use std::time::Duration;
+
+use redeliver::{Delivery, Failure};
+use tokio::time::sleep;
+
+use crate::lab::{Lab, SHORT_WAITS, Seen, drained, sample, until};
+use crate::process::{Role, Stage};
+
+#[tokio::test]
+async fn twenty_stops_among_20000_messages_repeat_none_and_leave_none_unacknowledged() {
+    const STOPS: u32 = 20;
+    let total = sample(4_000, 20_000);
+    let lab = Lab::new().await;
+    let toml = lab.toml("in_flight_max = 128\n", "");
+    lab.publish(0..total).await;
+    let seen = Seen::default();
+    for stop in 1..=STOPS {
+        let handler = seen.clone();
+        let service = lab
+            .start(&toml, move |delivery: Delivery<u32>| {
+                handler.note(&delivery);
+                async move {
+                    sleep(Duration::from_millis(2)).await;
+                    Ok(())
+                }
+            })
+            .await;
+        // The last one works off what is left.
+        let least = if stop == STOPS { total } else { total * stop / STOPS };
+        until("some are handled", || async { seen.count() >= least as usize }).await;
+        assert_eq!(service.stop().await.left, 0);
+    }
+    seen.assert_each_once(0..total);
+    // Whatever had not been acknowledged would be ready again, now that nobody consumes.
+    sleep(Duration::from_millis(200)).await;
+    assert_eq!(lab.ready().await, 0);
+}
+
+#[tokio::test]
+async fn a_stop_by_signal_ends_the_process_well_and_keeps_every_attempt() {
+    let lab = Lab::new().await;
+    let role = Role { milliseconds: 20, fails: 1, fails_every: 1, ..Role::default() };
+    // Retries wait in the process, so that a stop finds many of them there.
+    let parked = "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
+    let stage = Stage::new(lab.toml("in_flight_max = 8\n", parked), role);
+    lab.publish(0..100).await;
+    for stop in 1..=3 {
+        let child = stage.start(&lab).await;
+        stage.wait_for_lines(stop * 30).await;
+        assert!(child.terminate().await.success(), "a stop by SIGTERM is a success");
+    }
+    let child = stage.start(&lab).await;
+    until("everything is handled", || async { stage.handled().len() == 100 }).await;
+    assert!(child.terminate().await.success());
+    let mut attempts: Vec<_> =
+        stage.lines().iter().map(|line| (line.number, line.attempt)).collect();
+    attempts.sort_unstable();
+    let expected: Vec<_> = (0..100).flat_map(|number| [(number, 1), (number, 2)]).collect();
+    assert_eq!(attempts, expected, "each failed once and was handled once");
+}
+
+#[tokio::test]
+async fn a_stop_gives_back_what_is_not_done_in_time() {
+    let lab = Lab::new().await;
+    let toml = lab.toml("in_flight_max = 4\n", "").replace(
+        "[brokers.main]",
+        "shutdown_grace = \"300ms\"\n[brokers.main]",
+    );
+    lab.publish(0..10).await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&toml, move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async {
+                sleep(Duration::from_secs(3600)).await;
+                Ok(())
+            }
+        })
+        .await;
+    until("four run", || async { seen.count() == 4 }).await;
+    assert_eq!(service.stop().await.left, 4);
+    until("all ten are back", || async { lab.ready().await == 10 }).await;
+}
+
+#[tokio::test]
+async fn a_pause_holds_everything_and_counts_no_attempt() {
+    let lab = Lab::new().await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&lab.toml("in_flight_max = 8\n", SHORT_WAITS), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move {
+                sleep(Duration::from_millis(5)).await;
+                if delivery.payload % 7 == 0 && delivery.attempt() == 1 {
+                    return Err(Failure::retry("once"));
+                }
+                Ok(())
+            }
+        })
+        .await;
+    lab.publish(0..500).await;
+    for pause in 1..=4 {
+        until("some are handled", || async { seen.count() >= pause * 80 }).await;
+        service.pause("orders").await.expect("it can be paused");
+        let held = seen.count();
+        sleep(Duration::from_millis(300)).await;
+        assert_eq!(seen.count(), held, "nothing is handled in a pause");
+        assert!(service.health().ready, "a pause on purpose is not ill");
+        service.resume("orders").await.expect("it goes on");
+    }
+    drained(&service).await;
+    service.stop().await;
+    for (number, attempts) in seen.attempts() {
+        let expected: &[u32] = if number % 7 == 0 { &[1, 2] } else { &[1] };
+        assert_eq!(attempts, expected, "attempts of {number}");
+    }
+    assert_eq!(seen.attempts().len(), 500);
+}

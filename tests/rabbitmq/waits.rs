@@ -1,0 +1,250 @@
+//! Waits at the broker: never early, in steps that are declared, and not in our memory.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redeliver::broker::HeaderValue;
+use redeliver::{Delivery, Failure};
+use tokio::time::Instant;
+
+use crate::lab::{Lab, SHORT_WAITS, Seen, drained, properties, sample, until};
+use crate::process::{Role, Stage};
+
+/// The times between the attempts on each number.
+fn gaps(seen: &Seen) -> BTreeMap<u32, Vec<Duration>> {
+    let mut last = BTreeMap::<u32, Instant>::new();
+    let mut gaps = BTreeMap::<u32, Vec<Duration>>::new();
+    for run in seen.runs() {
+        if let Some(before) = last.insert(run.number, run.at) {
+            gaps.entry(run.number).or_default().push(run.at - before);
+        }
+    }
+    gaps
+}
+
+#[tokio::test]
+async fn no_wait_is_shorter_than_its_step() {
+    let lab = Lab::new().await;
+    let steps = [100, 250, 600, 1500].map(Duration::from_millis);
+    let policy = r#"
+[retry.standard]
+backoff = "list"
+jitter = "none"
+delays = ["100ms", "250ms", "600ms", "1500ms"]
+in_process_max = "0s"
+attempts_max = 5
+"#;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&lab.toml("", policy), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move {
+                if delivery.attempt() < 5 { Err(Failure::retry("not yet")) } else { Ok(()) }
+            }
+        })
+        .await;
+    lab.publish(0..40).await;
+    until("all are handled", || async { seen.count() == 40 * 5 }).await;
+    drained(&service).await;
+    service.stop().await;
+    for (number, gaps) in gaps(&seen) {
+        assert_eq!(gaps.len(), steps.len(), "attempts of {number}: {gaps:?}");
+        for (gap, step) in gaps.iter().zip(steps) {
+            assert!(*gap >= step, "number {number} was early: {gap:?} instead of {step:?}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn retry_after_is_never_early_however_long_or_short_the_steps_are() {
+    let lab = Lab::new().await;
+    let after = [150, 700, 2000, 2900].map(Duration::from_millis);
+    let policy = r#"
+[retry.standard]
+backoff = "list"
+jitter = "none"
+delays = ["200ms", "1s"]
+in_process_max = "0s"
+"#;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&lab.toml("", policy), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move {
+                let (delay, error) = (after[delivery.payload as usize % 4], "busy");
+                match (delivery.attempt(), delivery.payload < 4) {
+                    (1, true) => Err(Failure::retry_after(delay, error)),
+                    (1, false) if delivery.first_seen().is_none() => {
+                        Err(Failure::defer(delay, error))
+                    }
+                    _ => Ok(()),
+                }
+            }
+        })
+        .await;
+    lab.publish(0..8).await;
+    until("all are handled", || async { seen.count() == 16 }).await;
+    drained(&service).await;
+    service.stop().await;
+    for (number, gaps) in gaps(&seen) {
+        let asked = after[number as usize % 4];
+        assert!(gaps[0] >= asked, "number {number} was early: {gaps:?} instead of {asked:?}");
+    }
+    for (number, attempts) in seen.attempts() {
+        let expected = if number < 4 { [1, 2] } else { [1, 1] };
+        assert_eq!(attempts, expected, "only a retry counts an attempt: {number}");
+    }
+}
+
+#[tokio::test]
+async fn drawn_delays_are_waited_in_steps_of_a_declared_grid() {
+    let lab = Lab::new().await;
+    let policy = r#"
+[retry.standard]
+backoff = "exponential"
+jitter = "full"
+delay_min = "400ms"
+delay_max = "3s"
+in_process_max = "150ms"
+attempts_max = 6
+"#;
+    let waited = Arc::new(Mutex::new(Vec::new()));
+    let seen = Seen::default();
+    let (handler, note) = (seen.clone(), waited.clone());
+    let service = lab
+        .start(&lab.toml("", policy), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            if let Some(HeaderValue::Text(delay)) = delivery.header("redeliver-delay") {
+                let delay = Duration::from_millis(delay.parse().expect("milliseconds"));
+                let run = (delivery.payload, delivery.attempt(), delay);
+                note.lock().expect("no test panics in here").push(run);
+            }
+            async move {
+                if delivery.attempt() < 4 { Err(Failure::retry("not yet")) } else { Ok(()) }
+            }
+        })
+        .await;
+    let prefix = format!("queue `{}.wait.", lab.queue);
+    let topology = service.topology("orders").expect("it has this subscription");
+    let steps: Vec<u64> = topology
+        .iter()
+        .filter_map(|line| line.strip_prefix(&prefix)?.split_once('`')?.0.parse().ok())
+        .collect();
+    assert!((2..=16).contains(&steps.len()), "{steps:?}");
+    lab.publish(0..60).await;
+    drained(&service).await;
+    service.stop().await;
+    let waited = waited.lock().expect("no test panics in here").clone();
+    let gaps = gaps(&seen);
+    let mut used = std::collections::BTreeSet::new();
+    for (number, attempt, delay) in &waited {
+        let step = delay.as_millis() as u64;
+        let gap = gaps[number][*attempt as usize - 2];
+        assert!(gap >= *delay, "number {number} was early: {gap:?} instead of {delay:?}");
+        if steps.contains(&step) {
+            used.insert(step);
+        } else {
+            assert!(*delay <= Duration::from_millis(150), "{delay:?} is no step of {steps:?}");
+        }
+    }
+    assert!(used.len() > 2, "delays are spread over the steps: {used:?}");
+}
+
+#[tokio::test]
+async fn delays_from_100_ms_to_a_day_are_queues_of_their_own() {
+    let lab = Lab::new().await;
+    let policy = r#"
+[retry.standard]
+backoff = "list"
+jitter = "none"
+delays = ["100ms", "2s", "10m", "24h"]
+in_process_max = "0s"
+"#;
+    let toml = lab.toml("", policy);
+    let service = lab
+        .start(&toml, |delivery: Delivery<u32>| async move {
+            let day = Duration::from_secs(24 * 3600);
+            Err(if delivery.payload == 1 {
+                Failure::retry_after(day, "tomorrow")
+            } else {
+                Failure::retry("not yet")
+            })
+        })
+        .await;
+    let topology = service.topology("orders").expect("it has this subscription").join("\n");
+    for milliseconds in [100, 2_000, 600_000, 86_400_000] {
+        let name = format!("{}.wait.{milliseconds}", lab.queue);
+        assert_eq!(lab.raw.count(&name).await, 0, "it was declared");
+        assert!(topology.contains(&format!("x-message-ttl={milliseconds},")), "{topology}");
+    }
+    lab.publish(0..2).await;
+    until("one waits a day, one ten minutes", || async {
+        let waiting = |ms: u32| format!("{}.wait.{ms}", lab.queue);
+        lab.raw.count(&waiting(86_400_000)).await == 1
+            && lab.raw.count(&waiting(600_000)).await == 1
+    })
+    .await;
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn short_waits_in_the_process_hold_no_neighbour_back() {
+    let lab = Lab::new().await;
+    let policy = "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&lab.toml("in_flight_max = 1\n", policy), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move {
+                if delivery.payload < 20 && delivery.attempt() == 1 {
+                    return Err(Failure::retry("once"));
+                }
+                Ok(())
+            }
+        })
+        .await;
+    lab.publish(0..100).await;
+    drained(&service).await;
+    service.stop().await;
+    let runs = seen.runs();
+    let first_retry = runs.iter().position(|run| run.attempt == 2).expect("some were tried again");
+    let first = runs.iter().find(|run| run.number == 0).expect("it was seen").at;
+    let overtaken = runs.iter().filter(|run| run.number >= 20 && run.at < runs[first_retry].at);
+    // With one permit and 900 ms a wait, waiting with the permit held would take 18 seconds.
+    assert!(overtaken.count() > 0, "the others went on meanwhile");
+    assert!(runs.last().expect("some").at - first < Duration::from_secs(15));
+    assert!(gaps(&seen).values().flatten().all(|gap| *gap >= Duration::from_millis(900)));
+}
+
+#[tokio::test]
+async fn waiting_messages_hold_no_memory_in_the_process() {
+    const BODY: usize = 20_000;
+    let total = sample(2_000, 10_000);
+    let lab = Lab::new().await;
+    let role = Role { fails: 1, fails_every: 1, ..Role::default() };
+    let toml = lab.toml("", &SHORT_WAITS.replace("200ms", "1h"));
+    let stage = Stage::new(toml, role);
+    let child = stage.start(&lab).await;
+    let padded = |number: u32| {
+        let body = format!("{number}{}", " ".repeat(BODY)).into_bytes();
+        (body, properties(number))
+    };
+    let wait = format!("{}.wait.3600000", lab.queue);
+    let waiting = async |count: u32| {
+        until("they wait", || async { lab.raw.count(&wait).await == count }).await;
+    };
+    // The first few fill buffers and pools, which stay.
+    lab.publish_with(0..500, padded).await;
+    waiting(500).await;
+    let before = child.memory();
+    lab.publish_with(500..500 + total, padded).await;
+    waiting(500 + total).await;
+    let grown = child.memory().saturating_sub(before);
+    let held = u64::from(total) * BODY as u64;
+    assert!(grown < held / 4, "{grown} bytes more, of {held} that wait at the broker");
+    assert!(child.terminate().await.success());
+}
