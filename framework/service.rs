@@ -20,7 +20,7 @@ use crate::dead_letters::DeadLetters;
 use crate::error::Error;
 use crate::health::{Health, HealthCell};
 use crate::message::DeliveryScope;
-use crate::pipeline::{Retries, Scope};
+use crate::pipeline::{Observer, Retries, Scope};
 use crate::publisher::Publisher;
 use crate::reload;
 use crate::retry::Schedule;
@@ -71,6 +71,7 @@ pub struct ServiceBuilder {
     files: Vec<PathBuf>,
     clock: Clock,
     threads: bool,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Service {
@@ -84,6 +85,7 @@ impl Service {
             files: Vec::new(),
             clock: Clock::System,
             threads: true,
+            observer: None,
         }
     }
 
@@ -283,8 +285,15 @@ impl ServiceBuilder {
     }
 
     #[cfg(feature = "testing")]
-    pub(crate) fn on_one_thread(mut self, clock: Clock) -> Self {
+    pub(crate) fn on_one_thread(
+        mut self,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        change(&mut self.config);
         self.clock = clock;
+        self.observer = Some(observer);
         self.threads = false;
         self.signals = false;
         self
@@ -331,7 +340,7 @@ impl ServiceBuilder {
     pub(crate) async fn boot(self) -> Result<(Service, impl Future<Output = ()>), Error> {
         self.config.check()?;
         self.check_handlers()?;
-        let Self { config, mut handlers, signals, watch, files, clock, threads } = self;
+        let Self { config, mut handlers, signals, watch, files, clock, threads, observer } = self;
         let brokers = connect_all(&config, clock).await?;
         let metrics = Metrics::new();
         let mut plans = Vec::new();
@@ -339,7 +348,9 @@ impl ServiceBuilder {
         let mut wrong = Vec::new();
         for (name, settings) in &config.subscriptions {
             let broker = &brokers[&settings.broker];
-            let scope = Arc::new(scope_of(name, settings, &config, broker, &metrics, clock));
+            let mut scope = scope_of(name, settings, &config, broker, &metrics, clock);
+            scope.observer.clone_from(&observer);
+            let scope = Arc::new(scope);
             match prepare(&scope, broker).await {
                 Ok(()) => {}
                 Err(error) => wrong.push(error.to_string()),
@@ -511,6 +522,7 @@ fn scope_of(
         retries: ArcSwap::from_pointee(retries),
         clock,
         consumer: consumer_name(&config.service.name).into(),
+        observer: None,
     }
 }
 
