@@ -226,6 +226,18 @@ impl Message {
         self
     }
 
+    /// Into this queue under this id, where the message does not say otherwise.
+    #[cfg(feature = "testing")]
+    pub(crate) fn or_to(mut self, queue: &str, id: &str) -> Self {
+        if matches!(&self.outgoing.target, Target::Queue(told) if told.is_empty()) {
+            self.outgoing.target = Target::Queue(queue.to_owned());
+        }
+        if self.outgoing.id.is_empty() {
+            id.clone_into(&mut self.outgoing.id);
+        }
+        self
+    }
+
     /// Its id; a new UUID without it.
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {

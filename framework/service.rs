@@ -24,7 +24,7 @@ use crate::error::Error;
 use crate::health::{Health, HealthCell, SubscriptionState};
 use crate::message::DeliveryScope;
 use crate::pipeline::guards::{ClaimRules, Guards};
-use crate::pipeline::{Retries, Scope};
+use crate::pipeline::{Observer, Retries, Scope};
 use crate::publisher::Publisher;
 use crate::reload;
 use crate::retry::Schedule;
@@ -82,6 +82,7 @@ pub struct ServiceBuilder {
     files: Vec<PathBuf>,
     clock: Clock,
     threads: bool,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl Service {
@@ -96,6 +97,7 @@ impl Service {
             files: Vec::new(),
             clock: Clock::System,
             threads: true,
+            observer: None,
         }
     }
 
@@ -332,8 +334,15 @@ impl ServiceBuilder {
     }
 
     #[cfg(feature = "testing")]
-    pub(crate) fn on_one_thread(mut self, clock: Clock) -> Self {
+    pub(crate) fn on_one_thread(
+        mut self,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        change(&mut self.config);
         self.clock = clock;
+        self.observer = Some(observer);
         self.threads = false;
         self.signals = false;
         self
@@ -380,7 +389,17 @@ impl ServiceBuilder {
     pub(crate) async fn boot(self) -> Result<(Service, impl Future<Output = ()>), Error> {
         self.config.check()?;
         self.check_handlers()?;
-        let Self { config, mut handlers, unhandled, signals, watch, files, clock, threads } = self;
+        let Self {
+            config,
+            mut handlers,
+            unhandled,
+            signals,
+            watch,
+            files,
+            clock,
+            threads,
+            observer,
+        } = self;
         let brokers = connect_all(&config, clock).await?;
         let keepers = start_stores(&config, threads).await?;
         let stores: BTreeMap<String, Locks> =
@@ -391,8 +410,9 @@ impl ServiceBuilder {
         let mut wrong = Vec::new();
         for (name, settings) in &config.subscriptions {
             let broker = &brokers[&settings.broker];
-            let scope =
-                Arc::new(scope_of(name, settings, &config, broker, &stores, &metrics, clock));
+            let mut scope = scope_of(name, settings, &config, broker, &stores, &metrics, clock);
+            scope.observer.clone_from(&observer);
+            let scope = Arc::new(scope);
             match prepare(&scope, broker).await {
                 Ok(()) => {}
                 Err(error) => wrong.push(error.to_string()),
@@ -586,6 +606,7 @@ fn scope_of(
         guards,
         locks,
         store_is_down: AtomicBool::new(false),
+        observer: None,
     }
 }
 

@@ -17,7 +17,7 @@ use super::handlers::{Host, sit_down};
 use super::panics::Note;
 use super::pump::{Seat, Station};
 use crate::message::{Delivery, Handled};
-use crate::pipeline::{Running, SharedCodecs};
+use crate::pipeline::{Observer, Running, SharedCodecs};
 
 /// Makes the threads of a blocking handler.
 pub(super) struct BlockingHost<F, A, T> {
@@ -44,7 +44,8 @@ where
         let idle = (0..self.threads).map(|_| Worker::start(&self.factory)).collect();
         let (idle, permits) = (RefCell::new(idle), Semaphore::new(self.threads));
         let pool = Rc::new(Pool { idle, permits, factory: Arc::clone(&self.factory) });
-        sit_down(seat, &|| Gate, Arc::clone(&self.codecs), Threads { pool });
+        let observer = seat.scope.observer.clone();
+        sit_down(seat, &|| Gate, Arc::clone(&self.codecs), Threads { pool, observer });
     }
 }
 
@@ -81,6 +82,7 @@ struct Pool<F, A: Actor> {
 
 struct Threads<F, A: Actor> {
     pool: Rc<Pool<F, A>>,
+    observer: Option<Arc<dyn Observer>>,
 }
 
 impl<F, A, T> Station<Gate, T> for Threads<F, A>
@@ -94,8 +96,15 @@ where
     fn call(&mut self, _: &mut Gate, _: &mut Context<Gate>, delivery: Delivery<T>) -> Running {
         let pool = Rc::clone(&self.pool);
         let (reply, answer) = oneshot::channel();
+        let observer = self.observer.clone();
         actix_rt::spawn(async move {
+            if let Some(observer) = &observer {
+                observer.is_away(true);
+            }
             let _ = reply.send(on_a_thread(&pool, delivery).await);
+            if let Some(observer) = &observer {
+                observer.is_away(false);
+            }
         });
         Running::Watched(answer)
     }

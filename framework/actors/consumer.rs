@@ -27,7 +27,7 @@ use super::supervisor::Holding;
 use crate::broker::{Broker, Lane, LaneEnd, LaneId, Received, Settlement};
 use crate::config;
 use crate::health::HealthCell;
-use crate::pipeline::{Epitaph, Fault, Outcome, Reason, Scope, Verdict, Waiting, Work};
+use crate::pipeline::{Epitaph, Event, Fault, Outcome, Reason, Scope, Verdict, Waiting, Work};
 use crate::telemetry;
 
 /// How often an idle lane asks the broker whether it should be idle, at the most.
@@ -569,6 +569,9 @@ impl Desk {
         }
         if probe_failed {
             // A probe costs no attempt: it goes back to the head.
+            if let Some(fault) = verdict.fault() {
+                shared.scope.observe(&work, Event::ProbeFailed(fault));
+            }
             work.is_probe = false;
             self.ready.push_front(work);
             return;
@@ -582,13 +585,18 @@ impl Desk {
                     shared.health.update(|health| health.store = None);
                 }
                 metrics.handled.inc();
+                shared.scope.observe(&work, Event::Handled);
                 self.settle(work);
             }
-            Verdict::Ignore(_) => {
+            Verdict::Ignore(fault) => {
                 metrics.ignored.inc();
+                shared.scope.observe(&work, Event::Ignored(&fault));
                 self.settle(work);
             }
-            Verdict::Again => self.ready.push_front(work),
+            Verdict::Again => {
+                shared.scope.observe(&work, Event::Interrupted);
+                self.ready.push_front(work);
+            }
             Verdict::StoreDown(why) => self.hold_for_store(work, why),
             Verdict::Retry(waiting, fault) => {
                 metrics.retried.inc();
@@ -651,6 +659,9 @@ impl Desk {
             }
             waiting => waiting,
         };
+        let event =
+            fault.as_ref().map_or(Event::Defers(waiting), |fault| Event::Retries(waiting, fault));
+        self.shared.scope.observe(&work, event);
         match waiting {
             Waiting::Here(delay) => self.parked.park(work, Instant::now() + delay),
             Waiting::Broker(delay) => {
@@ -669,6 +680,7 @@ impl Desk {
             && self.settings().on_expired == config::OnExpired::Drop
         {
             scope.metrics.dropped.inc();
+            scope.observe(&work, Event::Dropped(&epitaph));
             self.settle(work);
             return;
         }

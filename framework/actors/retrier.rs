@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::broker::{Copy, Place, Publisher, Received};
 use crate::health::HealthCell;
-use crate::pipeline::{Epitaph, Fault, Scope, Work, expires_at};
+use crate::pipeline::{Epitaph, Event, Fault, Scope, Work, expires_at};
 use crate::retry::{Policy, Schedule};
 use crate::telemetry;
 use crate::wire::{self, Stamps};
@@ -142,6 +142,7 @@ fn note(scope: &Scope, work: &Work, errand: &Errand) {
         Errand::Bury(epitaph) => {
             let reason = epitaph.reason.as_str();
             metrics.dead(reason);
+            scope.observe(work, Event::Dead(epitaph));
             telemetry::dead_lettered(scope.name(), work.id(), reason, &epitaph.fault.error);
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 
 use super::guards::{Guards, Held};
-use super::{Retries, Verdict, lookup};
+use super::{Observer, Retries, Verdict, lookup};
 use crate::broker::{Received, Source};
 use crate::clock::Clock;
 use crate::config::{self, IdSource, KeySource, Ordering};
@@ -176,6 +176,8 @@ pub(crate) struct Scope {
     pub(crate) metrics: SubscriptionMetrics,
     /// Service, host and process, for dead letters.
     pub(crate) consumer: Arc<str>,
+    /// Who is told what becomes of each message; only in tests.
+    pub(crate) observer: Option<Arc<dyn Observer>>,
 }
 
 impl Scope {

@@ -1,11 +1,18 @@
-//! For those who test: the suites that every adapter must pass.
+//! For those who test: a service whose clock stands still, and the suites that every adapter must
+//! pass.
 //!
-//! Owns what every broker and store promises, as tests of numbered sentences; they know the seams
-//! and nothing of an adapter.
+//! Owns what a user's test works with, and what every broker and store promises, as tests of
+//! numbered sentences; those know the seams and nothing of an adapter.
+
+mod record;
+mod service;
 
 pub mod broker_conformance;
 pub mod idempotency_conformance;
 pub mod lock_conformance;
+
+pub use record::{Fate, Record, WaitedAt};
+pub use service::TestService;
 
 use std::future::Future;
 use std::pin::Pin;

@@ -30,10 +30,8 @@ async fn while_everything_fails_the_queue_is_kept_and_no_attempt_is_burnt() {
         })
         .await;
     lab.publish(0..400).await;
-    until("the breaker opens", || async {
-        service.health().subscriptions["orders"].breaker_open
-    })
-    .await;
+    until("the breaker opens", || async { service.health().subscriptions["orders"].breaker_open })
+        .await;
     assert!(!service.health().ready, "health tells");
     // Several pauses long; only probes run.
     let (before, began) = (seen.count(), tokio::time::Instant::now());
@@ -53,8 +51,7 @@ async fn while_everything_fails_the_queue_is_kept_and_no_attempt_is_burnt() {
     service.stop().await;
     let attempts = seen.attempts();
     assert_eq!(attempts.len(), 400);
-    let burnt: u32 =
-        attempts.values().map(|runs| runs.last().expect("at least one") - 1).sum();
+    let burnt: u32 = attempts.values().map(|runs| runs.last().expect("at least one") - 1).sum();
     assert!(burnt <= 20 + 8, "{burnt} attempts were counted while the dependency was down");
 }
 

@@ -90,7 +90,8 @@ async fn attempts_are_counted_on_by_the_next_process() {
 }
 
 #[tokio::test]
-async fn a_message_that_ends_the_process_is_dead_lettered_as_poison_and_its_neighbours_are_handled() {
+async fn a_message_that_ends_the_process_is_dead_lettered_as_poison_and_its_neighbours_are_handled()
+{
     const POISON: u32 = 25;
     let lab = Lab::new().await;
     let role = Role { milliseconds: 300, aborts_on: Some(POISON), ..Role::default() };
@@ -120,11 +121,11 @@ async fn a_message_that_ends_the_process_is_dead_lettered_as_poison_and_its_neig
     };
     assert!(lives > 3, "a message is no suspect before crashes_max");
     assert!(last.terminate().await.success());
-    let service = lab.start(&lab.toml(keys, ""), |_: redeliver::Delivery<u32>| async { Ok(()) }).await;
+    let service =
+        lab.start(&lab.toml(keys, ""), |_: redeliver::Delivery<u32>| async { Ok(()) }).await;
     drained(&service).await;
     let dead = dead_letters(&service).await;
-    let described: Vec<_> =
-        dead.iter().map(|letter| (letter.id.clone(), letter.reason)).collect();
+    let described: Vec<_> = dead.iter().map(|letter| (letter.id.clone(), letter.reason)).collect();
     assert_eq!(described, [(Some(POISON.to_string()), Some(redeliver::Reason::Poison))]);
     service.stop().await;
 }

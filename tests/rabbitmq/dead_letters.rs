@@ -281,10 +281,13 @@ async fn what_was_redriven_and_fails_again_is_there_once() {
     assert_eq!(ids.len(), 20, "each is there once, under its own id");
     assert!(letters.iter().all(|letter| letter.generation == 1));
     let attempts = |letter: &redeliver::DeadLetter| (letter.error_class.clone(), letter.attempts);
-    assert!(letters.iter().map(attempts).all(|(class, attempts)| match class.as_deref() {
-        Some("backend") => attempts == 4,
-        _ => attempts == 1,
-    }), "attempts begin anew: {letters:?}");
+    assert!(
+        letters.iter().map(attempts).all(|(class, attempts)| match class.as_deref() {
+            Some("backend") => attempts == 4,
+            _ => attempts == 1,
+        }),
+        "attempts begin anew: {letters:?}"
+    );
 
     // Only what the filter means, and only one of them still fails.
     broken.store(false, Ordering::SeqCst);

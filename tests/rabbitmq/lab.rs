@@ -8,8 +8,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lapin::BasicProperties;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions};
 use lapin::message::BasicGetMessage;
+use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions};
 use redeliver::config::Config;
 use redeliver::{DeadLetter, Delivery, IntoHandlers, Service};
 use tokio::time::{Instant, sleep};
@@ -240,8 +240,7 @@ pub(crate) struct Seen(Arc<Mutex<Vec<Run>>>);
 
 impl Seen {
     pub(crate) fn note(&self, delivery: &Delivery<u32>) {
-        let run =
-            Run { number: delivery.payload, attempt: delivery.attempt(), at: Instant::now() };
+        let run = Run { number: delivery.payload, attempt: delivery.attempt(), at: Instant::now() };
         self.0.lock().expect("no test panics in here").push(run);
     }
 

@@ -167,12 +167,8 @@ async fn consumer_arguments_reach_the_broker() {
 #[tokio::test]
 async fn a_lane_that_is_silent_though_messages_are_ready_is_found_and_opened_again() {
     let lab = Lab::new().await;
-    lab.raw
-        .declare(&lab.queue, &[("x-queue-type", AMQPValue::LongString("quorum".into()))])
-        .await;
-    lab.raw
-        .declare(&lab.dead(), &[("x-queue-type", AMQPValue::LongString("quorum".into()))])
-        .await;
+    lab.raw.declare(&lab.queue, &[("x-queue-type", AMQPValue::LongString("quorum".into()))]).await;
+    lab.raw.declare(&lab.dead(), &[("x-queue-type", AMQPValue::LongString("quorum".into()))]).await;
     let seen = Seen::default();
     let handler = seen.clone();
     let keys = "topology = \"none\"\nstall_after = \"1s\"\nin_flight_max = 5\nparked_max = 1\n";

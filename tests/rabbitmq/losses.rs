@@ -32,8 +32,10 @@ async fn closed_connections_lose_nothing_and_the_same_process_goes_on() {
         until("some are handled", || async { seen.count() >= close * 200 }).await;
         assert_eq!(lab.close_connections(), 2, "one to consume and one to publish");
         // Both are needed again: one for what is left, one for what fails.
-        until("it consumes again", || async { metric(&service, "lanes_reopened").await >= close as f64 })
-            .await;
+        until("it consumes again", || async {
+            metric(&service, "lanes_reopened").await >= close as f64
+        })
+        .await;
         until("it is well again", || async { service.health().ready }).await;
     }
     drained(&service).await;
@@ -144,9 +146,11 @@ async fn a_queue_that_nobody_may_declare_is_waited_for() {
     until("they are handled", || async { seen.count() == 5 }).await;
     lab.raw.delete(&lab.queue).await;
     until("health names the queue", || async {
-        service.health().reasons.iter().any(|reason| {
-            reason.contains("NOT_FOUND") && reason.contains(&lab.queue)
-        })
+        service
+            .health()
+            .reasons
+            .iter()
+            .any(|reason| reason.contains("NOT_FOUND") && reason.contains(&lab.queue))
     })
     .await;
     lab.raw.declare(&lab.queue, &quorum).await;

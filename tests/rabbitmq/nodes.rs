@@ -46,7 +46,11 @@ async fn a_broker_that_is_stopped_killed_and_started_loses_nothing_and_waits_sur
         // 80 of them wait at the broker when it goes.
         until("they wait", || async { lab.raw.count(&wait).await == 80 }).await;
         lab.publish(first + 200..first + 200).await;
-        if kills { node.kill() } else { node.stop() }
+        if kills {
+            node.kill()
+        } else {
+            node.stop()
+        }
         until("health tells", || async { !service.health().ready }).await;
         node.start_again();
         lab.raw = crate::common::rabbitmq::Raw::connect_to(&node.url).await;

@@ -178,7 +178,8 @@ async fn body_and_users_headers_come_through_waits_unchanged() {
 #[tokio::test]
 async fn a_user_who_may_configure_nothing_works_on_queues_that_are_there() {
     let lab = Lab::new().await;
-    let declaring = lab.start(&lab.toml("", SHORT_WAITS), |_: Delivery<u32>| async { Ok(()) }).await;
+    let declaring =
+        lab.start(&lab.toml("", SHORT_WAITS), |_: Delivery<u32>| async { Ok(()) }).await;
     declaring.stop().await;
     let user = User::new(["^$", ".*", ".*"]);
     let seen = Seen::default();

@@ -70,9 +70,8 @@ async fn credentials_that_are_refused_are_told_at_once_and_without_the_password(
 async fn an_address_where_nobody_listens_is_tried_for_startup_max_and_told() {
     let lab = Lab::new().await;
     let url = "amqp://somebody:hunter2@127.0.0.1:1/%2f";
-    let toml = lab
-        .toml_at(url, "", "")
-        .replace("[brokers.main]", "startup_max = \"2s\"\n[brokers.main]");
+    let toml =
+        lab.toml_at(url, "", "").replace("[brokers.main]", "startup_max = \"2s\"\n[brokers.main]");
     let began = std::time::Instant::now();
     let parts = ["`main`", "orders", "startup_max", "127.0.0.1:1", "refused"];
     refused(&lab, &toml, &parts).await;

@@ -193,7 +193,8 @@ in_process_max = "0s"
 #[tokio::test]
 async fn short_waits_in_the_process_hold_no_neighbour_back() {
     let lab = Lab::new().await;
-    let policy = "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
+    let policy =
+        "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
     let seen = Seen::default();
     let handler = seen.clone();
     let service = lab

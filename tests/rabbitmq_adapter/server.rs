@@ -172,4 +172,3 @@ pub(crate) fn texts(messages: &[Received]) -> Vec<String> {
         .map(|message| String::from_utf8_lossy(message.envelope.body()).into_owned())
         .collect()
 }
-

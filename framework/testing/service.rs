@@ -1,0 +1,308 @@
+//! A service in a test: on the test's own thread, on memory brokers, on a clock that stands still.
+//!
+//! Owns the clock: time passes only in [`TestService::advance`], [`TestService::finish`] and
+//! [`TestService::run`], and then everything that is due in between happens at its own time, in
+//! milliseconds of real time. Changes nothing else: supervisors, consumers, retriers, policies and
+//! handlers are those of a real service.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use actix::SystemRunner;
+use tokio::time::Instant;
+
+use super::record::{Record, Witness};
+use crate::clock::Clock;
+use crate::config::{Broker, Config, Store, StoreKind};
+use crate::dead_letters::DeadLetter;
+use crate::error::Error;
+use crate::publisher::{Message, MessageId, Publisher};
+use crate::service::{Service, ServiceBuilder, Stop};
+
+/// So many turns of the runtime in which nothing became of any message: all is quiet.
+const QUIET_TURNS: u32 = 128;
+/// After so many turns without time passing, something goes round for ever.
+const TURNS_MAX: u32 = 5_000_000;
+/// How long a blocking handler's thread is left alone between two looks, in real time.
+const LOOK: Duration = Duration::from_micros(50);
+/// Longer than any message may wait.
+const FINISH_MAX: Duration = Duration::from_secs(60 * 24 * 60 * 60);
+
+/// A service under test.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::testing::TestService;
+/// use redeliver::{config::Config, Delivery, Failure, Handled, Message, Service};
+///
+/// async fn ship(delivery: Delivery<u32>) -> Handled {
+///     if delivery.attempt() == 1 { Err(Failure::retry("not yet")) } else { Ok(()) }
+/// }
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [subscriptions.orders]
+///     broker = "main"
+///     [retry.standard]
+///     jitter = "none"
+/// "#)?;
+/// let mut service = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+/// service.publish("orders", Message::json(&7)?.id("order-7"));
+/// service.advance(Duration::from_millis(200));
+/// assert_eq!(service.log(), [
+///     "order-7: attempt 1 retry after 200ms: not yet",
+///     "order-7: attempt 2 handled",
+/// ]);
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Limits
+/// The test must not run inside another runtime: a plain `#[test]`, not `#[tokio::test]`. What a
+/// handler does outside (a socket, a thread that is not a blocking handler's) takes real time,
+/// and the clock does not wait for it.
+pub struct TestService {
+    service: Service,
+    witness: Arc<Witness>,
+    start: Instant,
+    published: usize,
+    // Last, so that it is dropped last: the actors live on it.
+    runner: SystemRunner,
+}
+
+impl TestService {
+    /// Starts what would be a real service, with every broker and store of its configuration
+    /// replaced by one in memory. What is left to chance is the same in every run.
+    ///
+    /// # Errors
+    /// As [`ServiceBuilder::start`].
+    ///
+    /// # Panics
+    /// When it is called from within a runtime.
+    pub fn start(builder: ServiceBuilder) -> Result<Self, Error> {
+        let runner = actix::System::with_tokio_rt(|| {
+            let mut runtime = tokio::runtime::Builder::new_current_thread();
+            runtime.enable_all().start_paused(true).build().expect("a runtime can be built")
+        });
+        fastrand::seed(0);
+        let booted = runner.block_on(async {
+            let start = Instant::now();
+            let witness = Arc::new(Witness::new(start));
+            let clock = Clock::Virtual(start);
+            let booting = builder.on_one_thread(clock, witness.clone(), in_memory).boot().await;
+            let (service, life) = booting?;
+            actix::spawn(life);
+            settle(&witness).await;
+            Ok::<_, Error>((service, witness, start))
+        });
+        let (service, witness, start) = booted?;
+        Ok(Self { service, witness, start, published: 0, runner })
+    }
+
+    /// Makes what is left to chance (jitter) come out in another way, the same in every run.
+    pub fn seed(&mut self, seed: u64) {
+        fastrand::seed(seed);
+    }
+
+    /// Publishes to a subscription's queue and lets everything happen that is due at once. A
+    /// message without an id gets `SUBSCRIPTION-1`, `-2` and so on.
+    ///
+    /// # Panics
+    /// When there is no such subscription, or the message says a queue that does not exist.
+    pub fn publish(&mut self, subscription: &str, message: Message) -> MessageId {
+        self.published += 1;
+        let id = format!("{subscription}-{}", self.published);
+        let Some(known) = self.service.inner().subscriptions.get(subscription) else {
+            panic!("there is no subscription `{subscription}` in the configuration");
+        };
+        let queue = known.scope.settings.queue.as_deref().unwrap_or(subscription);
+        let message = message.or_to(queue, &id);
+        let publisher = Publisher::new(known.broker.publisher());
+        let sent = self.run(async move { publisher.send(message).await });
+        sent.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Lets this much time pass; everything that is due in between happens at its own time.
+    pub fn advance(&mut self, time: Duration) {
+        self.drive(async {
+            tokio::time::sleep(time).await;
+        });
+    }
+
+    /// Lets time pass until no message is ready, in hand or waiting.
+    ///
+    /// # Panics
+    /// When that does not come about within sixty days, as where a subscription is paused.
+    pub fn finish(&mut self) {
+        let (service, witness) = (self.service.clone(), Arc::clone(&self.witness));
+        let finished = self.drive(async move {
+            let end = Instant::now() + FINISH_MAX;
+            loop {
+                settle(&witness).await;
+                if is_done(&service).await {
+                    return true;
+                }
+                tokio::select! {
+                    () = witness.wrote.notified() => {}
+                    () = tokio::time::sleep_until(end) => return false,
+                }
+            }
+        });
+        assert!(finished, "messages are still there: {:#?}", self.lines());
+    }
+
+    /// Runs a future to its end, letting time pass where it has to wait, and then everything that
+    /// is due at once: for what only [`Service`] can do.
+    ///
+    /// ```
+    /// # use redeliver::{config::Config, testing::TestService, Delivery, Handled, Service};
+    /// # async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # let config = Config::from_toml(
+    /// #     "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\""
+    /// # )?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// let service = test.service();
+    /// test.run(async move { service.pause("orders").await })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn run<T>(&mut self, future: impl Future<Output = T>) -> T {
+        self.drive(future)
+    }
+
+    /// The service itself.
+    pub fn service(&self) -> Service {
+        self.service.clone()
+    }
+
+    /// How much time has passed since the start.
+    pub fn elapsed(&self) -> Duration {
+        // The runtime's clock is read within it.
+        let start = self.start;
+        self.runner.block_on(async move { start.elapsed() })
+    }
+
+    /// What became of every message so far, in order, a line each.
+    pub fn log(&self) -> Vec<String> {
+        self.lines()
+    }
+
+    /// The same as [`log`](Self::log), as values.
+    pub fn records(&self) -> Vec<Record> {
+        self.witness.records().clone()
+    }
+
+    /// Forgets what was written down so far.
+    pub fn clear_log(&mut self) {
+        self.witness.records().clear();
+    }
+
+    /// The dead letters of a subscription.
+    ///
+    /// # Panics
+    /// When there is no such subscription.
+    pub fn dead_letters(&mut self, subscription: &str) -> Vec<DeadLetter> {
+        let letters = self.service.dead_letters(subscription);
+        let letters = letters.unwrap_or_else(|error| panic!("{error}"));
+        let read = self.run(async move {
+            let mut pages = letters.pages(100).await?;
+            let mut all = Vec::new();
+            while let Some(page) = pages.next().await? {
+                all.extend(page);
+            }
+            pages.close().await?;
+            Ok::<_, Error>(all)
+        });
+        read.unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    /// Stops the service as a signal would.
+    pub fn stop(&mut self) -> Stop {
+        let service = self.service.clone();
+        self.run(async move { service.stop().await })
+    }
+
+    fn lines(&self) -> Vec<String> {
+        self.witness.records().iter().map(ToString::to_string).collect()
+    }
+
+    /// Runs `future` between two moments of quiet, and lets no time pass while a blocking handler
+    /// works.
+    fn drive<T>(&self, future: impl Future<Output = T>) -> T {
+        let witness = &self.witness;
+        self.runner.block_on(async {
+            settle(witness).await;
+            let done = tokio::select! {
+                done = future => done,
+                never = stand_still_for_threads(witness) => match never {},
+            };
+            settle(witness).await;
+            done
+        })
+    }
+}
+
+/// Lets everything happen that is due, and no time pass: a runtime whose clock is paused moves it
+/// only when nobody has anything to do, and here somebody always has.
+async fn settle(witness: &Witness) {
+    let mut quiet = 0;
+    let mut seen = witness.records().len();
+    for _ in 0..TURNS_MAX {
+        tokio::task::yield_now().await;
+        let sees = witness.records().len();
+        if witness.is_somebody_away() {
+            std::thread::sleep(LOOK);
+            quiet = 0;
+        } else if sees == seen {
+            quiet += 1;
+        } else {
+            (quiet, seen) = (0, sees);
+        }
+        if quiet == QUIET_TURNS {
+            return;
+        }
+    }
+    panic!("messages go round without end and without time passing; does a handler defer by zero?");
+}
+
+/// Keeps the runtime busy, and so its clock still, while blocking handlers have messages.
+async fn stand_still_for_threads(witness: &Witness) -> std::convert::Infallible {
+    loop {
+        while witness.is_somebody_away() {
+            std::thread::sleep(LOOK);
+            tokio::task::yield_now().await;
+        }
+        witness.left.notified().await;
+    }
+}
+
+async fn is_done(service: &Service) -> bool {
+    for name in service.inner().subscriptions.keys() {
+        let Ok(depth) = service.depth(name).await else { return false };
+        let left = [depth.ready, depth.unsettled, depth.waiting];
+        if left.into_iter().flatten().any(|left| left > 0) {
+            return false;
+        }
+    }
+    true
+}
+
+/// Replaces every broker and store by one in memory.
+fn in_memory(config: &mut Config) {
+    for broker in config.brokers.values_mut() {
+        *broker = Broker::default();
+    }
+    for store in config.stores.values_mut() {
+        let (deadline, strict) = (store.deadline, store.strict);
+        *store = Store { kind: StoreKind::Memory, deadline, strict, ..Store::default() };
+    }
+    for (name, subscription) in &mut config.subscriptions {
+        // What a topic brings, a queue of its name brings here.
+        let topic = std::mem::take(&mut subscription.topics).into_iter().next();
+        let queue = subscription.queue.take().or(topic);
+        subscription.queue = Some(queue.unwrap_or_else(|| name.clone()));
+        subscription.pattern = None;
+        subscription.group = None;
+    }
+}
