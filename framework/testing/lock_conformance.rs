@@ -7,9 +7,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Sentence, sentences, unique};
-use crate::store::{
-    Fence, Keeper, LockAnswer, LockAsk, LockError, Locks, Owner, Renewed, Store,
-};
+use crate::store::{Fence, Keeper, LockAnswer, LockAsk, LockError, Locks, Owner, Renewed, Store};
 
 /// Every sentence.
 pub const SENTENCES: &[Sentence] = sentences![
@@ -247,7 +245,8 @@ async fn inspection_tells(store: Arc<dyn Store>) {
 /// Keys that a careless mapping would mix up or cut off.
 pub(super) fn odd_names() -> Vec<String> {
     let long = "x".repeat(1 << 20);
-    let odd = ["", "\0", "\n", "{", "}", "{}", "{a}b", "{a}c", "a%00", "a\0", "%", "é", "|", "a|", "a"];
+    let odd =
+        ["", "\0", "\n", "{", "}", "{}", "{a}b", "{a}c", "a%00", "a\0", "%", "é", "|", "a|", "a"];
     let mut names: Vec<String> = odd.iter().map(ToString::to_string).collect();
     names.extend([format!("{long}a"), format!("{long}b"), long]);
     names
@@ -255,11 +254,14 @@ pub(super) fn odd_names() -> Vec<String> {
 
 async fn keys_are_bytes(store: Arc<dyn Store>) {
     let unique = unique("odd");
-    let owners: Vec<_> = odd_names()
-        .into_iter()
-        // The empty key itself is as good as any, but is shared by all runs.
-        .map(|name| if name.is_empty() { (name, Owner::new()) } else { (name + &unique, Owner::new()) })
-        .collect();
+    let owners: Vec<_> =
+        odd_names()
+            .into_iter()
+            // The empty key itself is as good as any, but is shared by all runs.
+            .map(|name| {
+                if name.is_empty() { (name, Owner::new()) } else { (name + &unique, Owner::new()) }
+            })
+            .collect();
     for (key, owner) in &owners {
         assert!(held(&*store, key, owner, LEASE).await.is_some(), "{:.20}", key);
     }

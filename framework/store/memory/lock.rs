@@ -79,8 +79,7 @@ impl LockStore for MemoryStore {
         let now = Clock::Tokio.now();
         let mut state = self.state();
         let micros = state.micros(now);
-        let record =
-            state.locks.entry(ask.key.to_owned()).or_insert_with(|| Record::new(now));
+        let record = state.locks.entry(ask.key.to_owned()).or_insert_with(|| Record::new(now));
         record.skip_the_dead(now);
         if same(record.owner.as_ref(), ask.owner) && record.until > now {
             record.until = now + ask.lease;

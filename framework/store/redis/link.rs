@@ -130,8 +130,8 @@ impl Link {
             let silent = Silent::new(&self.0, &open);
             let answers = connection.send_all(key, pipeline).await;
             silent.disarm();
-            let answers: Result<Vec<Value>, RedisError> = answers
-                .and_then(|answers| answers.into_iter().map(Value::extract_error).collect());
+            let answers: Result<Vec<Value>, RedisError> =
+                answers.and_then(|answers| answers.into_iter().map(Value::extract_error).collect());
             open.hear();
             answers.map_err(|error| self.0.judge(what, &open, &error))
         });
