@@ -1,0 +1,49 @@
+//! Every program in `examples/` is run, not only compiled.
+
+#![cfg(feature = "rabbitmq")]
+
+mod programs;
+
+use std::collections::BTreeSet;
+
+use programs::{run, told};
+
+/// Those that need more than to be started are driven by a test of their own.
+const ELSEWHERE: [&str; 2] = ["webhooks", "microservice"];
+
+/// Runs one that must end well and say this.
+fn says(name: &str, words: &str) {
+    let output = run(name, [""; 0]);
+    assert!(output.status.success(), "{}", told(&output));
+    assert!(told(&output).contains(words), "{}", told(&output));
+}
+
+macro_rules! examples {
+    ($($name:ident: $words:literal)*) => {
+        $(#[test] fn $name() { says(stringify!($name), $words); })*
+        const HERE: &[&str] = &[$(stringify!($name)),*];
+    };
+}
+
+examples! {
+    hello: "shipped: a lamp"
+    typed: "nobody here handles gossip"
+    batch: "1 of them was worth nothing"
+    blocking: "on 4 threads"
+    rules: "handled in the end: `on a sunday`"
+    reload: "2 attempts before, 5 after"
+    publisher: "1999 paid because of order-1"
+    dead_letters: "2 were redriven"
+}
+
+#[test]
+fn no_example_is_forgotten() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
+    let entries = std::fs::read_dir(folder).expect("there are examples");
+    let names = entries.map(|entry| {
+        let path = entry.expect("a folder can be read").path();
+        path.file_stem().expect("it has a name").to_string_lossy().into_owned()
+    });
+    let known = ELSEWHERE.iter().chain(HERE).map(|name| (*name).to_owned());
+    assert_eq!(names.collect::<BTreeSet<_>>(), known.collect());
+}
