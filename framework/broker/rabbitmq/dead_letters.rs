@@ -15,7 +15,7 @@ use lapin::Channel;
 use lapin::message::BasicGetMessage;
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicGetOptions, BasicNackOptions,
-    BasicQosOptions, QueueDeclareOptions,
+    BasicQosOptions,
 };
 use lapin::types::{FieldTable, ShortString};
 use tokio::time::timeout;
