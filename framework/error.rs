@@ -16,10 +16,13 @@ pub enum Error {
     /// A broker or one of its sources is not usable.
     #[error("{0}")]
     Broker(String),
+    /// A store of locks and claims is not usable.
+    #[error("{0}")]
+    Store(String),
     /// There is no such thing in the configuration.
     #[error("there is no {what} `{name}` in the configuration; there is {known}")]
     Unknown {
-        /// What was asked for: a broker, a subscription.
+        /// What was asked for: a broker, a store, a subscription.
         what: &'static str,
         /// How it was called.
         name: String,

@@ -18,6 +18,8 @@ pub struct Health {
     pub subscriptions: BTreeMap<String, SubscriptionHealth>,
     /// Every broker by name, and what is wrong with it.
     pub brokers: BTreeMap<String, Option<String>>,
+    /// Every store by name, and what is wrong with it.
+    pub stores: BTreeMap<String, Option<String>>,
 }
 
 /// The health of one subscription.
@@ -29,6 +31,8 @@ pub struct SubscriptionHealth {
     pub lanes: BTreeMap<String, Option<String>>,
     /// Its breaker is open: nearly everything failed, and it waits for its dependency.
     pub breaker_open: bool,
+    /// The store of its guards does not answer, and consuming waits for it; with what it said.
+    pub store: Option<String>,
     /// What was last wrong with copies to its waits and dead letters.
     pub copies: Option<String>,
 }
@@ -83,7 +87,9 @@ impl SubscriptionHealth {
                 let down = |(lane, wrong): (&String, &Option<String>)| {
                     wrong.as_ref().map(|wrong| format!("lane {lane} is down: {wrong}"))
                 };
-                self.lanes.iter().find_map(down).or_else(|| self.copies.clone())
+                let store = || self.store.as_ref().map(|why| format!("its store is down: {why}"));
+                let copies = || self.copies.clone();
+                self.lanes.iter().find_map(down).or_else(store).or_else(copies)
             }
         }
     }
@@ -93,15 +99,19 @@ impl Health {
     pub(crate) fn of(
         subscriptions: BTreeMap<String, SubscriptionHealth>,
         brokers: BTreeMap<String, Option<String>>,
+        stores: BTreeMap<String, Option<String>>,
         live: bool,
     ) -> Self {
         let brokers_down = brokers
             .iter()
             .filter_map(|(name, wrong)| Some(format!("broker {name}: {}", wrong.as_ref()?)));
+        let stores_down = stores
+            .iter()
+            .filter_map(|(name, wrong)| Some(format!("store {name}: {}", wrong.as_ref()?)));
         let complaints = subscriptions
             .iter()
             .filter_map(|(name, health)| Some(format!("{name}: {}", health.complaint()?)));
-        let reasons: Vec<String> = brokers_down.chain(complaints).collect();
-        Self { live, ready: live && reasons.is_empty(), reasons, subscriptions, brokers }
+        let reasons: Vec<String> = brokers_down.chain(stores_down).chain(complaints).collect();
+        Self { live, ready: live && reasons.is_empty(), reasons, subscriptions, brokers, stores }
     }
 }

@@ -29,7 +29,7 @@ pub use actors::{
 pub use dead_letters::{DeadLetter, DeadLetters, Filter, Pages, Redrive, Redriven};
 pub use error::Error;
 pub use health::{Health, SubscriptionHealth, SubscriptionState};
-pub use message::{Batch, Delivery, Failure, Handled, Metadata, OrFailure};
+pub use message::{Batch, Claim, ClaimStatus, Delivery, Failure, Handled, Metadata, OrFailure};
 pub use pipeline::{Codec, Codecs, DecodeError, Json, Raw, Reason};
 pub use publisher::{Message, MessageId, PublishError, Publisher};
 pub use service::{Service, ServiceBuilder, Stop};

@@ -7,11 +7,14 @@ use std::borrow::Cow;
 use std::error::Error as StdError;
 use std::fmt;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
 
 use crate::envelope::{Envelope, HeaderValue};
 use crate::publisher::{Cause, Publisher};
+use crate::store::Locks;
 use crate::wire::{self, Carried};
 
 /// What a handler answers: it worked, or a [`Failure`].
@@ -93,7 +96,60 @@ pub struct Metadata {
     pub(crate) carried: Carried,
     pub(crate) id: Option<Arc<str>>,
     pub(crate) attempt: u32,
+    pub(crate) claim: Option<Arc<Claim>>,
+    pub(crate) locks: Option<Locks>,
     pub(crate) scope: Arc<DeliveryScope>,
+}
+
+/// How a message's id was claimed, on subscriptions with `idempotency` or `lock`.
+#[derive(Debug)]
+pub struct Claim {
+    status: ClaimStatus,
+    fence: Option<u64>,
+    result: Option<Bytes>,
+    kept: Mutex<Option<Bytes>>,
+}
+
+/// What is known of earlier runs of the same id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClaimStatus {
+    /// Nobody ran this attempt before.
+    Fresh,
+    /// Somebody ran it and vanished: what they did before that is unknown. Look before you act.
+    TakenOver,
+    /// It was handled before; only with `on_duplicate = "call"`.
+    Done,
+}
+
+impl Claim {
+    pub(crate) fn new(status: ClaimStatus, fence: Option<u64>, result: Option<Bytes>) -> Self {
+        Self { status, fence, result, kept: Mutex::default() }
+    }
+
+    /// What is known of earlier runs.
+    pub fn status(&self) -> ClaimStatus {
+        self.status
+    }
+
+    /// A number that only grows: hand it to what you write to, so that it can refuse a holder that
+    /// slept through the end of its lease.
+    pub fn fence(&self) -> Option<u64> {
+        self.fence
+    }
+
+    /// What an earlier run [kept](Self::keep).
+    pub fn result(&self) -> Option<&Bytes> {
+        self.result.as_ref()
+    }
+
+    /// Keeps a small result with the message's completion, for its duplicates.
+    pub fn keep(&self, result: impl Into<Bytes>) {
+        *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.into());
+    }
+
+    pub(crate) fn take_kept(&self) -> Option<Bytes> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
 }
 
 /// What all deliveries of a subscription share.
@@ -111,6 +167,17 @@ impl Metadata {
     /// The how-many-eth execution this is, from 1.
     pub fn attempt(&self) -> u32 {
         self.attempt
+    }
+
+    /// How its id was claimed; `None` on subscriptions without guards.
+    pub fn claim(&self) -> Option<&Claim> {
+        self.claim.as_deref()
+    }
+
+    /// Locks of the store of the subscription's `lock`; asking for the key that this delivery
+    /// holds shares it. `None` on subscriptions without `lock`.
+    pub fn locks(&self) -> Option<&Locks> {
+        self.locks.as_ref()
     }
 
     /// The subscription that received it.

@@ -2,29 +2,37 @@
 //!
 //! Owns how the parts are put together, started, asked and stopped; it alone names adapters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use actix::prelude::*;
 use arc_swap::ArcSwap;
 use tokio::sync::{oneshot, watch};
 
-use crate::actors::{Handlers, InspectAll, IntoHandlers, Pause, Plan, ResumeOne, Root, StopAll};
+use crate::actors::{
+    Handlers, InspectAll, IntoHandlers, KeeperSeat, Pause, Plan, ResumeOne, Root, StopAll,
+};
 use crate::broker::memory::MemoryBroker;
 use crate::broker::{Broker, BrokerError, BrokerState, Fault, Source};
 use crate::clock::Clock;
-use crate::config::{self, BrokerKind, Config, Topology};
+use crate::config::{self, BrokerKind, Config, StoreKind, Topology};
 use crate::dead_letters::DeadLetters;
 use crate::error::Error;
-use crate::health::{Health, HealthCell};
+use crate::health::{Health, HealthCell, SubscriptionState};
 use crate::message::DeliveryScope;
+use crate::pipeline::guards::{ClaimRules, Guards};
 use crate::pipeline::{Retries, Scope};
 use crate::publisher::Publisher;
 use crate::reload;
 use crate::retry::Schedule;
 use crate::signals;
+use crate::store::memory::MemoryStore;
+#[cfg(feature = "redis")]
+use crate::store::redis::{RedisSettings, RedisStore};
+use crate::store::{LockPolicy, Locks, Store, StoreError, StoreState};
 use crate::telemetry::{self, Metrics};
 
 /// A running service. Cheap to clone; usable from any thread and runtime.
@@ -39,6 +47,7 @@ pub(crate) struct Inner {
     pub(crate) config: Config,
     pub(crate) subscriptions: BTreeMap<String, Subscription>,
     brokers: BTreeMap<String, Arc<dyn Broker>>,
+    stores: BTreeMap<String, Locks>,
     metrics: Metrics,
     clock: Clock,
     root: Addr<Root>,
@@ -66,6 +75,8 @@ pub struct Stop {
 pub struct ServiceBuilder {
     config: Config,
     handlers: BTreeMap<String, Handlers>,
+    /// Subscriptions that are prepared and not consumed.
+    unhandled: BTreeSet<String>,
     signals: bool,
     watch: bool,
     files: Vec<PathBuf>,
@@ -79,6 +90,7 @@ impl Service {
         ServiceBuilder {
             config,
             handlers: BTreeMap::new(),
+            unhandled: BTreeSet::new(),
             signals: true,
             watch: false,
             files: Vec::new(),
@@ -106,6 +118,16 @@ impl Service {
         let found = brokers.get(broker);
         let found = found.ok_or_else(|| Error::unknown("broker", broker, brokers.keys()))?;
         Ok(Publisher::new(found.publisher()))
+    }
+
+    /// The locks of this store of the configuration.
+    ///
+    /// # Errors
+    /// There is no such store.
+    pub fn locks(&self, store: &str) -> Result<Locks, Error> {
+        let stores = &self.inner.stores;
+        let found = stores.get(store).cloned();
+        found.ok_or_else(|| Error::unknown("store", store, stores.keys()))
     }
 
     /// The dead letters of this subscription.
@@ -170,8 +192,15 @@ impl Service {
             };
             (name.clone(), wrong)
         });
+        let stores = inner.stores.iter().map(|(name, locks)| {
+            let wrong = match locks.state() {
+                StoreState::Up => None,
+                StoreState::Down(why) => Some(why),
+            };
+            (name.clone(), wrong)
+        });
         let live = inner.ended.borrow().is_none();
-        Health::of(subscriptions.collect(), brokers.collect(), live)
+        Health::of(subscriptions.collect(), brokers.collect(), stores.collect(), live)
     }
 
     /// Every metric in the OpenMetrics text format, for Prometheus; asks the brokers how much
@@ -267,6 +296,26 @@ impl ServiceBuilder {
         self
     }
 
+    /// Declares or verifies a subscription of the configuration, and consumes nothing of it: for a
+    /// process that only publishes to it, or looks after its dead letters.
+    ///
+    /// ```
+    /// use redeliver::{Message, Service, config::Config};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// let config = "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"";
+    /// let service = Service::builder(Config::from_toml(config)?).without_handler("orders").start().await?;
+    /// service.publisher("main")?.send(Message::bytes("{}").to_queue("orders")).await?;
+    /// assert_eq!(service.depth("orders").await?.ready, Some(1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    #[must_use]
+    pub fn without_handler(mut self, subscription: impl Into<String>) -> Self {
+        self.unhandled.insert(subscription.into());
+        self
+    }
+
     /// Whether SIGTERM and Ctrl-C stop the service (they do unless this is false). A second one
     /// ends the process at once.
     #[must_use]
@@ -331,20 +380,27 @@ impl ServiceBuilder {
     pub(crate) async fn boot(self) -> Result<(Service, impl Future<Output = ()>), Error> {
         self.config.check()?;
         self.check_handlers()?;
-        let Self { config, mut handlers, signals, watch, files, clock, threads } = self;
+        let Self { config, mut handlers, unhandled, signals, watch, files, clock, threads } = self;
         let brokers = connect_all(&config, clock).await?;
+        let keepers = start_stores(&config, threads).await?;
+        let stores: BTreeMap<String, Locks> =
+            keepers.iter().map(|(name, seat)| (name.clone(), seat.locks().clone())).collect();
         let metrics = Metrics::new();
         let mut plans = Vec::new();
         let mut subscriptions = BTreeMap::new();
         let mut wrong = Vec::new();
         for (name, settings) in &config.subscriptions {
             let broker = &brokers[&settings.broker];
-            let scope = Arc::new(scope_of(name, settings, &config, broker, &metrics, clock));
+            let scope =
+                Arc::new(scope_of(name, settings, &config, broker, &stores, &metrics, clock));
             match prepare(&scope, broker).await {
                 Ok(()) => {}
                 Err(error) => wrong.push(error.to_string()),
             }
             let health = HealthCell::default();
+            if unhandled.contains(name) {
+                health.update(|health| health.state = SubscriptionState::Paused);
+            }
             if let Some(handlers) = handlers.remove(name) {
                 plans.push(Plan {
                     scope: Arc::clone(&scope),
@@ -366,7 +422,7 @@ impl ServiceBuilder {
         let (end, ended) = watch::channel(None);
         let grace = config.service.shutdown_grace;
         let inner =
-            Inner { config, subscriptions, brokers, metrics, clock, root, stop, ended, files };
+            Inner { config, subscriptions, brokers, stores, metrics, clock, root, stop, ended, files };
         let service = Service { inner: Arc::new(inner) };
         let watcher = watch.then(|| reload::watch(&service.inner)).flatten();
         let inner = Arc::clone(&service.inner);
@@ -378,6 +434,7 @@ impl ServiceBuilder {
             for broker in inner.brokers.values() {
                 broker.close().await;
             }
+            keepers.into_values().for_each(KeeperSeat::stop);
             telemetry::stopped(left);
             end.send_replace(Some(Stop { left }));
         };
@@ -386,19 +443,21 @@ impl ServiceBuilder {
 
     fn check_handlers(&self) -> Result<(), Error> {
         let missing =
-            self.config.subscriptions.keys().filter(|name| !self.handlers.contains_key(*name));
+            self.config.subscriptions.keys().filter(|name| {
+                !self.handlers.contains_key(*name) && !self.unhandled.contains(*name)
+            });
         let missing = missing.map(|name| {
             format!(
-                "subscription `{name}` has no handler; add .subscribe(\"{name}\", ..) or remove it \
-                 from the configuration"
+                "subscription `{name}` has no handler; add .subscribe(\"{name}\", ..) or \
+                 .without_handler(\"{name}\"), or remove it from the configuration"
             )
         });
-        let unknown =
-            self.handlers.keys().filter(|name| !self.config.subscriptions.contains_key(*name));
+        let named = self.handlers.keys().chain(&self.unhandled);
+        let unknown = named.filter(|name| !self.config.subscriptions.contains_key(*name));
         let unknown = unknown.map(|name| {
             format!(
                 "handler `{name}` has no subscription; add [subscriptions.{name}] to the \
-                 configuration or remove .subscribe(\"{name}\", ..)"
+                 configuration or remove it from the builder"
             )
         });
         let problems: Vec<String> = missing.chain(unknown).collect();
@@ -486,6 +545,7 @@ fn scope_of(
     settings: &config::Subscription,
     config: &Config,
     broker: &Arc<dyn Broker>,
+    stores: &BTreeMap<String, Locks>,
     metrics: &Metrics,
     clock: Clock,
 ) -> Scope {
@@ -500,6 +560,8 @@ fn scope_of(
         service: config.service.name.as_str().into(),
     };
     let publisher = Publisher::new(broker.publisher());
+    let locks = settings.lock.as_ref().and_then(|lock| stores.get(&lock.store)).cloned();
+    let guards = guards_of(&name, &settings, stores);
     Scope {
         metrics: metrics.of(&name),
         delivery: Arc::new(DeliveryScope { subscription: Arc::clone(&name), publisher }),
@@ -511,7 +573,86 @@ fn scope_of(
         retries: ArcSwap::from_pointee(retries),
         clock,
         consumer: consumer_name(&config.service.name).into(),
+        guards,
+        locks,
+        store_is_down: AtomicBool::new(false),
     }
+}
+
+fn guards_of(
+    name: &Arc<str>,
+    settings: &config::Subscription,
+    stores: &BTreeMap<String, Locks>,
+) -> Guards {
+    let claims = settings.idempotency.as_ref().and_then(|claims| {
+        let store = stores.get(&claims.store)?.clone();
+        Some(ClaimRules { store, lease: claims.lease, keep: claims.keep })
+    });
+    let locks = settings.lock.as_ref().and_then(|lock| {
+        let policy = LockPolicy {
+            lease: lock.lease,
+            wait: lock.wait,
+            fair: lock.fair,
+            hold_max: Some(lock.hold_max),
+        };
+        Some((stores.get(&lock.store)?.clone(), policy))
+    });
+    Guards::new(Arc::clone(name), claims, locks)
+}
+
+/// Starts the keeper of every store that is configured.
+async fn start_stores(
+    config: &Config,
+    threads: bool,
+) -> Result<BTreeMap<String, KeeperSeat>, Error> {
+    let mut keepers = BTreeMap::new();
+    let holder = consumer_name(&config.service.name);
+    for (name, settings) in &config.stores {
+        let failed = |error: StoreError| Error::Store(format!("store `{name}`: {error}"));
+        let store = store_of(name, settings)?;
+        let seat = KeeperSeat::start(name, store, &holder, threads).await.map_err(failed)?;
+        keepers.insert(name.clone(), seat);
+    }
+    Ok(keepers)
+}
+
+fn store_of(name: &str, settings: &config::Store) -> Result<Arc<dyn Store>, Error> {
+    match settings.kind {
+        StoreKind::Memory => Ok(Arc::new(MemoryStore::new())),
+        #[cfg(feature = "redis")]
+        StoreKind::Redis => {
+            let failed = |error: StoreError| Error::Store(format!("store `{name}`: {error}"));
+            let store = RedisStore::new(redis_settings(name, settings)?).map_err(failed)?;
+            Ok(Arc::new(store))
+        }
+        #[cfg(not(feature = "redis"))]
+        StoreKind::Redis => Err(Error::Mismatch(format!(
+            "store `{name}` is in Redis, which this build does not contain; enable the feature `redis`"
+        ))),
+    }
+}
+
+#[cfg(feature = "redis")]
+fn redis_settings(name: &str, settings: &config::Store) -> Result<RedisSettings, Error> {
+    let url = settings.url.as_ref().map(config::Url::expose).unwrap_or_default();
+    let read = |file: &PathBuf| {
+        std::fs::read(file).map_err(|error| {
+            Error::Store(format!("store `{name}`: reading {}: {error}", file.display()))
+        })
+    };
+    let tls = settings.tls.clone().unwrap_or_default();
+    let identity = match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+        _ => None,
+    };
+    Ok(RedisSettings {
+        ca: tls.ca.as_ref().map(read).transpose()?,
+        identity,
+        insecure: tls.insecure,
+        deadline: settings.deadline,
+        strict: settings.strict,
+        ..RedisSettings::new(name, url)
+    })
 }
 
 async fn prepare(scope: &Scope, broker: &Arc<dyn Broker>) -> Result<(), Error> {

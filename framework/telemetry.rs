@@ -24,6 +24,8 @@ pub(crate) struct Metrics {
     dropped: Family<BySubscription, Counter>,
     adopted: Family<BySubscription, Counter>,
     malformed: Family<BySubscription, Counter>,
+    duplicates: Family<BySubscription, Counter>,
+    possible_duplicates: Family<BySubscription, Counter>,
     dead: Family<ByReason, Counter>,
     copies_failed: Family<BySubscription, Counter>,
     restarts: Family<BySubscription, Counter>,
@@ -70,6 +72,10 @@ pub(crate) struct SubscriptionMetrics {
     pub(crate) adopted: Counter,
     /// Headers of ours that were malformed.
     pub(crate) malformed: Counter,
+    /// Messages whose id was handled, or given up, before.
+    pub(crate) duplicates: Counter,
+    /// Runs that may have repeated an effect.
+    pub(crate) possible_duplicates: Counter,
     /// Copies that the broker did not confirm.
     pub(crate) copies_failed: Counter,
     /// Handler actors made anew.
@@ -135,6 +141,10 @@ impl Metrics {
             "adopted" "Redeliveries of messages that were still in hand",
             "malformed_headers" "Headers of ours that were malformed",
         };
+        let (duplicates, possible_duplicates) = counters! {
+            "duplicates" "Messages whose id was handled, or given up, before",
+            "possible_duplicates" "Runs that may have repeated an effect",
+        };
         let (copies_failed, restarts, lanes_reopened) = counters! {
             "copies_failed" "Copies to a wait or to the dead letters that were not confirmed",
             "restarts" "Handler actors made anew",
@@ -184,6 +194,8 @@ impl Metrics {
             dropped,
             adopted,
             malformed,
+            duplicates,
+            possible_duplicates,
             dead,
             copies_failed,
             restarts,
@@ -213,6 +225,8 @@ impl Metrics {
             dropped: self.dropped.get_or_create_owned(&by),
             adopted: self.adopted.get_or_create_owned(&by),
             malformed: self.malformed.get_or_create_owned(&by),
+            duplicates: self.duplicates.get_or_create_owned(&by),
+            possible_duplicates: self.possible_duplicates.get_or_create_owned(&by),
             copies_failed: self.copies_failed.get_or_create_owned(&by),
             restarts: self.restarts.get_or_create_owned(&by),
             lanes_reopened: self.lanes_reopened.get_or_create_owned(&by),
@@ -262,6 +276,16 @@ pub(crate) fn resending(target: &dyn Display, error: &dyn Display) {
 /// An attempt failed.
 pub(crate) fn attempt_failed(subscription: &str, id: Option<&str>, attempt: u32, error: &str) {
     tracing::debug!(subscription, id, attempt, error, "attempt failed");
+}
+
+/// The store of a subscription's guards does not answer.
+pub(crate) fn held_for_store(subscription: &str, error: &dyn Display) {
+    tracing::warn!(subscription, %error, "the store of locks and claims does not answer");
+}
+
+/// A message is handled without its guards, as configured.
+pub(crate) fn unguarded(subscription: &str, id: Option<&str>, error: &dyn Display) {
+    tracing::debug!(subscription, id, %error, "handled without its guards");
 }
 
 /// A blocking handler is over its time and cannot be aborted.

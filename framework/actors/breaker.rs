@@ -110,7 +110,9 @@ impl Verdict {
             Self::Dead(Epitaph { reason, attempted, .. }) => {
                 *attempted && matches!(reason, Reason::Exhausted | Reason::Expired)
             }
-            Self::Ack | Self::Ignore(_) | Self::Defer(_) | Self::Again => false,
+            Self::Ack | Self::Ignore(_) | Self::Defer(_) | Self::StoreDown(_) | Self::Again => {
+                false
+            }
         }
     }
 }

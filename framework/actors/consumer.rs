@@ -33,6 +33,9 @@ use crate::telemetry;
 /// How often an idle lane asks the broker whether it should be idle, at the most.
 const STALL_QUERY_MAX: Duration = Duration::from_secs(5);
 
+/// How long nothing is handed out after a store did not answer.
+const STORE_PAUSE: Duration = Duration::from_secs(1);
+
 /// How long a stopping process may take to put back a suspect whose handler is not done.
 const PUT_BACK_MAX: Duration = Duration::from_secs(2);
 
@@ -89,6 +92,8 @@ pub(super) struct Shared {
     pub(super) keys: RefCell<Keys>,
     /// Told when a message's turn came that another lane holds.
     pub(super) turns_changed: Notify,
+    /// Nothing is handed out before: the store of the guards did not answer.
+    pub(super) store_down_until: Cell<Option<Instant>>,
     /// A suspect is to run, or runs, and nothing else may.
     pub(super) alone: Cell<bool>,
     /// Told when that changes, and when the last handler before it is done.
@@ -384,7 +389,12 @@ impl Desk {
         let parked = self.parked.len() + shared.keys.borrow().waiting() + self.carrying;
         let full = parked >= settings.parked_max.get()
             || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
-        if full || self.winding_down || (shared.alone.get() && !self.suspects) {
+        let now = Instant::now();
+        if full
+            || self.winding_down
+            || self.store_is_down(now)
+            || (shared.alone.get() && !self.suspects)
+        {
             return 0;
         }
         if self.suspects {
@@ -395,7 +405,7 @@ impl Desk {
         if let Some(total) = settings.in_flight_total_max {
             room = room.min(total.get().saturating_sub(shared.running.get() + self.ready.len()));
         }
-        shared.gate.borrow().room(room, Instant::now())
+        shared.gate.borrow().room(room, now)
     }
 
     /// Shows to inspectors what is held.
@@ -493,7 +503,7 @@ impl Desk {
         if self.is_ordered() {
             self.ready.extend(self.shared.keys.borrow_mut().take_turns(self.index));
         }
-        if self.ready.is_empty() || !self.may_hand_out() {
+        if self.ready.is_empty() || self.store_is_down(now) || !self.may_hand_out() {
             return;
         }
         let shared = Rc::clone(&self.shared);
@@ -561,6 +571,10 @@ impl Desk {
         let metrics = &shared.scope.metrics;
         match verdict {
             Verdict::Ack => {
+                if shared.store_down_until.take().is_some() {
+                    shared.scope.note_store(false);
+                    shared.health.update(|health| health.store = None);
+                }
                 metrics.handled.inc();
                 self.settle(work);
             }
@@ -569,6 +583,7 @@ impl Desk {
                 self.settle(work);
             }
             Verdict::Again => self.ready.push_front(work),
+            Verdict::StoreDown(why) => self.hold_for_store(work, why),
             Verdict::Retry(waiting, fault) => {
                 metrics.retried.inc();
                 work.count_attempt(Some(waiting.delay()), attempts_max, now.now());
@@ -581,6 +596,22 @@ impl Desk {
             }
             Verdict::Dead(epitaph) => self.bury(work, epitaph),
         }
+    }
+
+    /// Its store does not answer: nothing is handed out for a moment, and nothing counts.
+    fn hold_for_store(&mut self, work: Work, why: String) {
+        let shared = &self.shared;
+        shared.store_down_until.set(Some(Instant::now() + STORE_PAUSE));
+        if shared.scope.note_store(true) {
+            telemetry::held_for_store(shared.scope.name(), &why);
+        }
+        shared.health.update(|health| health.store = Some(why));
+        self.ready.push_front(work);
+    }
+
+    /// Whether the store of the guards did not answer a moment ago.
+    fn store_is_down(&self, now: Instant) -> bool {
+        self.shared.store_down_until.get().is_some_and(|until| until > now)
     }
 
     /// Keeps what came of a message whose lane is gone; the next of its key may begin, as this one
@@ -694,7 +725,10 @@ impl Desk {
         let gate = self.shared.gate.borrow().opens_at();
         // Nothing is handed out while a suspect runs; the end of that wakes us.
         let parked = self.parked.next_due().filter(|_| !self.shared.alone.get());
-        [parked, gate].into_iter().flatten().fold(stall, Instant::min)
+        let store = self.shared.store_down_until.get();
+        let parked = parked.map(|due| due.max(store.unwrap_or(due)));
+        let store = store.filter(|until| !self.ready.is_empty() && *until > Instant::now());
+        [parked, gate, store].into_iter().flatten().fold(stall, Instant::min)
     }
 
     /// Whether the lane is silent though the broker has something for it.

@@ -207,7 +207,7 @@ mod tests {
         let busy = keeper.send(ask("a", Duration::ZERO)).await.expect("alive");
         assert!(matches!(busy, Err(LockError::Busy { .. })));
         assert!(keeper.send(ForceRelease("a".into())).await.expect("alive").expect("an answer"));
-        keeper.send(ask("a", Duration::ZERO)).await.expect("alive").expect("free");
+        drop(keeper.send(ask("a", Duration::ZERO)).await.expect("alive").expect("free"));
         seat.stop();
     }
 

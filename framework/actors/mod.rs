@@ -31,6 +31,7 @@ mod handlers;
 mod keys;
 mod ledger;
 mod links;
+#[cfg_attr(not(test), allow(dead_code))] // until the service starts one for each store
 mod lock_keeper;
 mod panics;
 mod parking;
@@ -45,6 +46,7 @@ pub use handlers::{
     ByActor, ByFunction, Handlers, IntoHandlers, blocking, by_type, in_batches, with_codec,
     with_codecs,
 };
+#[allow(unused_imports)] // as above
 pub(crate) use lock_keeper::KeeperSeat;
 pub(crate) use root::{InspectAll, Pause, ResumeOne, Root, StopAll};
 pub(crate) use supervisor::{Halt, Holding, Inspect, Plan, Resume, Supervisor};

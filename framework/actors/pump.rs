@@ -190,8 +190,8 @@ impl<T> Drop for Ticket<T> {
 }
 
 async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>) {
-    let Some(work) = ticket.work.as_ref() else { return };
     let desk = Rc::clone(&ticket.desk);
+    let Some(work) = ticket.work.as_mut() else { return };
     let verdict = process(work, &desk.scope, &desk.codecs, &caller).await;
     if verdict.is_panic() {
         desk.broken.set(true);

@@ -78,9 +78,11 @@ impl Handler<Carry> for Retrier {
             let (scope, publisher) = (Arc::clone(&self.scope), Arc::clone(&self.publisher));
             let (health, done) = (self.health.clone(), carry.done.clone());
             self.carried.spawn_local(async move {
+                let mut work = work;
                 let copy = copy_of(&work, &errand, &scope);
                 if confirmed(&copy, publisher.as_ref(), &scope, &health, &done).await {
                     note(&scope, &work, &errand);
+                    end_guards(&mut work, &errand).await;
                     let _ = done.send(work).await;
                 }
             });
@@ -115,6 +117,17 @@ async fn confirmed(
             () = done.closed() => return false,
         }
     }
+}
+
+/// Records in the claim what the confirmed copy says. What cannot be recorded ends with its lease;
+/// the copy carries the attempts all the same.
+async fn end_guards(work: &mut Work, errand: &Errand) {
+    let Some(held) = work.held.take() else { return };
+    let _ = match errand {
+        Errand::Retry(delay, _) => held.failed(*delay, work.carried.attempts, true).await,
+        Errand::Bury(epitaph) => held.dead(epitaph.reason.as_str()).await,
+        Errand::Defer(_) | Errand::Suspect => held.release().await,
+    };
 }
 
 /// Counts and logs a message that was carried.

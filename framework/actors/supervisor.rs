@@ -247,6 +247,7 @@ impl Actor for Supervisor {
             health: self.health.clone(),
             keys: RefCell::default(),
             turns_changed: Notify::new(),
+            store_down_until: Cell::new(None),
             alone: Cell::new(false),
             alone_changed: Notify::new(),
             suspected: ctx.address().recipient(),

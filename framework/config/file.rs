@@ -249,7 +249,7 @@ fn is_secret(path: &[Step]) -> bool {
         }
         ["brokers" | "stores", _, key] => !matches!(
             *key,
-            "kind" | "url_file" | "password_file" | "tls" | "properties" | "deadline" | "strict"
+            "kind" | "url_file" | "password_file" | "tls" | "properties" | "deadline" | "strict" | "replicas_min"
         ),
         ["service" | "subscriptions" | "retry", .., key] => {
             !matches!(*key, "key" | "routing_key") && sounds_secret(key)

@@ -13,7 +13,8 @@ use super::{Secret, Tls, Url, units};
 pub struct Store {
     /// Which kind of store it is; a file must say so.
     pub kind: StoreKind,
-    /// `redis://host:port/db` or `rediss://...`.
+    /// `redis://host:port/db`, `redis-sentinel://host,host/master` or `redis-cluster://host,host`;
+    /// `rediss` in place of `redis` for TLS.
     pub url: Option<Url>,
     /// A file whose text is the url; read once, when the configuration is loaded, into `url`.
     pub url_file: Option<PathBuf>,
@@ -28,6 +29,8 @@ pub struct Store {
     pub deadline: Duration,
     /// Refuses to start on settings of the server that lose locks or claims, instead of warning; false.
     pub strict: bool,
+    /// How many replicas must have a lock or claim before it is believed; 0.
+    pub replicas_min: u32,
 }
 
 /// The stores that can keep locks and claims.
@@ -52,6 +55,7 @@ impl Default for Store {
             tls: None,
             deadline: Duration::from_secs(1),
             strict: false,
+            replicas_min: 0,
         }
     }
 }

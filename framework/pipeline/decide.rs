@@ -43,6 +43,8 @@ pub(crate) enum Verdict {
     Defer(Waiting),
     /// To the dead letters.
     Dead(Epitaph),
+    /// The store of its guards does not answer: held, nothing counts.
+    StoreDown(String),
     /// Nobody knows whether it was handled: once more at once, nothing counts.
     Again,
 }
@@ -62,7 +64,7 @@ impl Verdict {
         match self {
             Self::Retry(_, fault) | Self::Ignore(fault) => Some(fault),
             Self::Dead(epitaph) => Some(&epitaph.fault),
-            Self::Ack | Self::Defer(_) | Self::Again => None,
+            Self::Ack | Self::Defer(_) | Self::StoreDown(_) | Self::Again => None,
         }
     }
 

@@ -11,8 +11,8 @@ use bytes::Bytes;
 
 use crate::store::{
     Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, Guard, Lease,
-    LockAnswer, LockAsk, LockError, LockPolicy, Locks, Loss, Moment, Owner, RESULT_BYTES_MAX, Renew,
-    Renewed, Scope, Store, StoreError,
+    LockAnswer, LockAsk, LockError, LockPolicy, Locks, Loss, Moment, Owner, RESULT_BYTES_MAX,
+    Renew, Renewed, Scope, Store, StoreError,
 };
 
 /// The pause of a background end that did not get through.
@@ -266,11 +266,8 @@ impl Asked {
             ClaimAnswer::Mismatch => return Err(Admission::Mismatch),
         };
         self.rules.store.see(claim.fence);
-        let renewal = ClaimRenewal {
-            store: self.store(),
-            key: self.key.clone(),
-            owner: self.owner.clone(),
-        };
+        let renewal =
+            ClaimRenewal { store: self.store(), key: self.key.clone(), owner: self.owner.clone() };
         let (keeper, length) = (self.rules.store.keeper(), self.rules.lease);
         let lease = Lease::start(keeper, Box::new(renewal), self.asked_at, length, None);
         Ok(HeldClaim {

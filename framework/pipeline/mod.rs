@@ -6,6 +6,7 @@
 
 mod codec;
 mod decide;
+mod guarding;
 pub(crate) mod guards;
 mod lookup;
 mod retries;
@@ -31,29 +32,57 @@ pub(crate) use work::{Outcome, Scope, Work};
 use crate::config::TypeSource;
 use crate::message::{Delivery, Failure, Handled};
 use crate::telemetry;
+use guarding::Refusal;
+use guards::Held;
 
 /// Takes one message from its receipt to the verdict on it.
 ///
 /// Dropping the future gives the message up without a verdict: it was not handled, and no attempt
 /// is counted.
 pub(crate) async fn process<T: 'static, C: Call<T>>(
-    work: &Work,
+    work: &mut Work,
     scope: &Scope,
     codecs: &Codecs<T>,
     call: &C,
 ) -> Verdict {
+    let held = match guarding::admit(work, scope).await {
+        Ok(held) => held,
+        Err(Refusal::Verdict(verdict)) => return verdict,
+        Err(Refusal::Answer(answer)) => return judge(answer, work, scope),
+    };
     let answer = match screen(work, scope).and_then(|()| decode(work, scope, codecs)) {
         Ok(delivery) => {
             let began = Instant::now();
-            let answer = handle(delivery, work, scope, call).await;
+            let handled = handle(delivery, work, scope, call);
+            let answer = unless_lost(handled, held.as_deref(), call.can_abort()).await;
             scope.metrics.handler_time.observe(began.elapsed().as_secs_f64());
             answer
         }
         Err(refusal) => Answer::Refused(refusal),
     };
-    match answer {
+    let verdict = match answer {
         Answer::Handled => Verdict::Ack,
         answer => judge(answer, work, scope),
+    };
+    match held {
+        Some(held) => guarding::conclude(held, verdict, work, scope).await,
+        None => verdict,
+    }
+}
+
+/// Cancels the handler when its claim or its lock is lost, if it can be cancelled.
+async fn unless_lost(
+    handled: impl Future<Output = Answer>,
+    held: Option<&Held>,
+    can_abort: bool,
+) -> Answer {
+    match held {
+        Some(held) if can_abort => tokio::select! {
+            biased;
+            answer = handled => answer,
+            lost = held.lost() => guarding::answer_to_loss(lost),
+        },
+        _ => handled.await,
     }
 }
 

@@ -2,17 +2,20 @@
 //! subscription share.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 
+use super::guards::{Guards, Held};
 use super::{Retries, Verdict, lookup};
 use crate::broker::{Received, Source};
 use crate::clock::Clock;
 use crate::config::{self, IdSource, KeySource, Ordering};
 use crate::envelope::Envelope;
-use crate::message::{DeliveryScope, Metadata, message_id};
+use crate::message::{Claim, DeliveryScope, Metadata, message_id};
 use crate::retry::Attempt;
+use crate::store::{Locks, Scope as Holding};
 use crate::telemetry::SubscriptionMetrics;
 use crate::wire::{Carried, ID_LENGTH_MAX};
 
@@ -30,6 +33,12 @@ pub(crate) struct Work {
     pub(crate) lane: u32,
     /// Its place in that consumer's ledger.
     pub(crate) slot: u32,
+    /// How its id was claimed, for the handler.
+    pub(crate) claim: Option<Arc<Claim>>,
+    /// What it holds, for locks that its handler asks for.
+    pub(crate) holding: Option<Arc<Holding>>,
+    /// Its guards, while it is on the way to a wait or the dead letters.
+    pub(crate) held: Option<Box<Held>>,
     /// Handed out to learn whether a dependency is back.
     pub(crate) is_probe: bool,
 }
@@ -43,7 +52,18 @@ impl Work {
         }
         let id = find_id(received.envelope.as_ref(), &scope.settings.id);
         let key = order_of(received.envelope.as_ref(), lane, scope);
-        Self { received, carried, id, key, lane, slot, is_probe: false }
+        Self {
+            received,
+            carried,
+            id,
+            key,
+            lane,
+            slot,
+            claim: None,
+            holding: None,
+            held: None,
+            is_probe: false,
+        }
     }
 
     /// An attempt was made and counts; the next one comes after `delay`.
@@ -79,6 +99,12 @@ impl Work {
             envelope: Arc::clone(&self.received.envelope),
             carried: self.carried.clone(),
             id: self.id.clone(),
+            claim: self.claim.clone(),
+            locks: self
+                .holding
+                .as_ref()
+                .zip(scope.locks.as_ref())
+                .map(|(holding, locks)| locks.within(holding)),
             attempt: self.attempt(scope.attempts_max()).get(),
             scope: Arc::clone(&scope.delivery),
         }
@@ -138,6 +164,10 @@ pub(crate) struct Scope {
     pub(crate) type_source: config::TypeSource,
     pub(crate) delivery: Arc<DeliveryScope>,
     pub(crate) clock: Clock,
+    pub(crate) guards: Guards,
+    /// The store of the subscription's locks, for its handlers.
+    pub(crate) locks: Option<Locks>,
+    pub(crate) store_is_down: AtomicBool,
     pub(crate) metrics: SubscriptionMetrics,
     /// Service, host and process, for dead letters.
     pub(crate) consumer: Arc<str>,

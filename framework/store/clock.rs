@@ -77,10 +77,7 @@ fn origin() -> Instant {
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn boot_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or(0),
-        u32::try_from(time.tv_nsec).unwrap_or(0),
-    )
+    Duration::new(u64::try_from(time.tv_sec).unwrap_or(0), u32::try_from(time.tv_nsec).unwrap_or(0))
 }
 
 /// Elsewhere `Instant` is the best there is; a suspended laptop may believe in a lease too long.

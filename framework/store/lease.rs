@@ -440,10 +440,8 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn one_failed_renewal_is_tried_again() {
-        let (lease, renewals) = lease(
-            |number| if number == 0 { Err(down()) } else { Ok(Renewed::Kept) },
-            None,
-        );
+        let (lease, renewals) =
+            lease(|number| if number == 0 { Err(down()) } else { Ok(Renewed::Kept) }, None);
         tokio::time::sleep(Duration::from_secs(35)).await;
         assert_eq!(lease.loss(), None);
         assert!(renewals.load(Ordering::SeqCst) >= 3);
@@ -465,8 +463,7 @@ mod tests {
         for _ in 0..10_000 {
             let fake = Fake { renewals: Arc::default(), answer: |_| Ok(Renewed::Kept) };
             let now = Clock::Tokio.now();
-            let lease =
-                Lease::start(&keeper, Box::new(fake), now, Duration::from_secs(30), None);
+            let lease = Lease::start(&keeper, Box::new(fake), now, Duration::from_secs(30), None);
             lease.stop().await;
         }
         assert_eq!(keeper.waiting(), 0);

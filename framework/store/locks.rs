@@ -118,6 +118,11 @@ impl Locks {
         self.shared.store.force_release(key).await
     }
 
+    /// How many leases wait here for their first renewal, of locks and claims: a gauge.
+    pub fn leases(&self) -> usize {
+        self.shared.keeper.waiting()
+    }
+
     /// Whether the store answers, and what keeps it from answering.
     pub fn state(&self) -> StoreState {
         self.shared.store.state()
@@ -129,9 +134,9 @@ impl Locks {
 
     /// Whether the handler or batch holds `key` already.
     pub(crate) fn is_shared(&self, key: &str) -> bool {
-        self.scope.as_ref().is_some_and(|scope| {
-            scope.held().get(key).and_then(Weak::upgrade).is_some()
-        })
+        self.scope
+            .as_ref()
+            .is_some_and(|scope| scope.held().get(key).and_then(Weak::upgrade).is_some())
     }
 
     pub(crate) fn keeper(&self) -> &Keeper {
@@ -171,10 +176,10 @@ impl Locks {
             owner: owner.clone(),
         };
         let (lease, hold_max) = (policy.lease, policy.hold_max);
-        let lease =
-            Lease::start(&self.shared.keeper, Box::new(renewal), asked_at, lease, hold_max);
+        let lease = Lease::start(&self.shared.keeper, Box::new(renewal), asked_at, lease, hold_max);
         let shared = self.shared.clone();
-        let held = Arc::new(Held { shared, key: key.to_owned(), owner, fence, lease, is_released: false });
+        let held =
+            Arc::new(Held { shared, key: key.to_owned(), owner, fence, lease, is_released: false });
         if let Some(scope) = &self.scope {
             scope.held().insert(key.to_owned(), Arc::downgrade(&held));
         }
@@ -357,7 +362,9 @@ impl Drop for Asking {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody else held it all the time.
-    #[error("`{key}` is locked by somebody else for another {remaining:?}; try again later or wait longer")]
+    #[error(
+        "`{key}` is locked by somebody else for another {remaining:?}; try again later or wait longer"
+    )]
     Busy {
         /// The key, shortened.
         key: String,
@@ -460,7 +467,10 @@ impl EndingGuard {
 
 impl std::fmt::Debug for Guard {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guard").field("key", &shown(self.key())).field("fence", &self.fence()).finish()
+        f.debug_struct("Guard")
+            .field("key", &shown(self.key()))
+            .field("fence", &self.fence())
+            .finish()
     }
 }
 

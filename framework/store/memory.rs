@@ -28,6 +28,8 @@ pub struct MemoryStore {
 #[derive(Default)]
 struct State {
     locks: HashMap<String, lock::Record>,
+    /// The last fence of all keys, so that a free key needs no record.
+    fence: u64,
     claims: HashMap<String, idempotency::Record>,
     expiries: BTreeMap<Moment, BTreeSet<String>>,
     epoch: Option<(Moment, SystemTime)>,

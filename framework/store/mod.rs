@@ -65,8 +65,8 @@ pub use claim::{
 pub use clock::{Clock, Moment};
 pub use lease::{Keeper, Lease, Loss, Renew};
 pub use lock::{Fence, LockAnswer, LockAsk, LockState, LockStore, Renewed};
-pub use locks::{Acquire, Guard, LockError, LockPolicy, Locks, Scope};
 pub(crate) use locks::EndingGuard;
+pub use locks::{Acquire, Guard, LockError, LockPolicy, Locks, Scope};
 pub use owner::Owner;
 pub use wake::{Wakes, Woken};
 

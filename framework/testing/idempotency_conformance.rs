@@ -57,7 +57,16 @@ fn fresh_key(name: &str) -> ClaimKey {
 }
 
 fn ask<'a>(key: &'a ClaimKey, owner: &'a Owner, lease: Duration, attempts: u32) -> ClaimAsk<'a> {
-    ClaimAsk { key, owner, lease, keep: KEEP, attempts, holder: "test", force: false, seen: Fence(0) }
+    ClaimAsk {
+        key,
+        owner,
+        lease,
+        keep: KEEP,
+        attempts,
+        holder: "test",
+        force: false,
+        seen: Fence(0),
+    }
 }
 
 async fn claim(store: &dyn Store, key: &ClaimKey, owner: &Owner) -> ClaimAnswer {
@@ -162,7 +171,10 @@ async fn done_stays_done(store: Arc<dyn Store>) {
     let (key, owner) = (fresh_key("done"), Owner::new());
     granted(&*store, &key, &owner).await;
     assert!(end(&*store, &key, &owner, Ending::Complete(Some(b"re\0sult"))).await);
-    assert!(end(&*store, &key, &owner, Ending::Complete(Some(b"re\0sult"))).await, "safe to repeat");
+    assert!(
+        end(&*store, &key, &owner, Ending::Complete(Some(b"re\0sult"))).await,
+        "safe to repeat"
+    );
     let result = Some(Bytes::from_static(b"re\0sult"));
     assert_eq!(claim(&*store, &key, &Owner::new()).await, ClaimAnswer::Done(result));
     let (key, owner) = (fresh_key("done"), Owner::new());
@@ -257,7 +269,10 @@ async fn a_wait_in_process_lets_nobody_in(store: Arc<dyn Store>) {
     end(&*store, &key, &owner, failed(1, LEASE, false)).await;
     for attempts in [0, 1] {
         let answer = claim_carrying(&*store, &key, attempts).await;
-        assert!(matches!(answer, ClaimAnswer::Waiting { remaining } if remaining <= LEASE), "{answer:?}");
+        assert!(
+            matches!(answer, ClaimAnswer::Waiting { remaining } if remaining <= LEASE),
+            "{answer:?}"
+        );
     }
 }
 
@@ -373,7 +388,10 @@ async fn claim_and_lock_together(store: Arc<dyn Store>) {
     let both = store.claim_and_acquire(&ask(&key, &other, LEASE, 0), &lock_ask(&other)).await;
     assert_eq!(both.expect("an answer").1, None);
     let both = store.claim_and_acquire(&ask(&another, &other, LEASE, 0), &lock_ask(&other)).await;
-    assert!(matches!(both, Ok((ClaimAnswer::Granted(_), Some(LockAnswer::Busy { .. })))), "{both:?}");
+    assert!(
+        matches!(both, Ok((ClaimAnswer::Granted(_), Some(LockAnswer::Busy { .. })))),
+        "{both:?}"
+    );
     let ending = Ending::Complete(Some(b"result"));
     let ended = store.end_and_release(&key, &owner, &ending, KEEP, &lock, &lock_owner).await;
     assert!(ended.expect("an answer"));

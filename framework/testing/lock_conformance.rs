@@ -7,9 +7,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::{Sentence, sentences, unique};
-use crate::store::{
-    Fence, Keeper, LockAnswer, LockAsk, LockError, Locks, Owner, Renewed, Store,
-};
+use crate::store::{Fence, Keeper, LockAnswer, LockAsk, LockError, Locks, Owner, Renewed, Store};
 
 /// Every sentence.
 pub const SENTENCES: &[Sentence] = sentences![
@@ -165,7 +163,7 @@ async fn who_waits_outlives_the_holder(store: Arc<dyn Store>) {
     let key = unique("died");
     held(&*store, &key, &Owner::new(), SHORT).await.expect("a free key");
     let asked = Instant::now();
-    locks(&store).acquire(&key).await.expect("the lock");
+    drop(locks(&store).acquire(&key).await.expect("the lock"));
     assert!(asked.elapsed() < SHORT + Duration::from_secs(1), "{:?}", asked.elapsed());
 }
 
@@ -197,7 +195,7 @@ async fn a_dead_waiter_is_skipped(store: Arc<dyn Store>) {
     sleep(Duration::from_millis(50)).await;
     store.release(&key, &holder).await.expect("an answer");
     let next = timeout(Duration::from_secs(10), waiter).await.expect("not for ever");
-    next.expect("no panic").expect("the lock");
+    drop(next.expect("no panic").expect("the lock"));
 }
 
 async fn a_cancelled_waiter_is_forgotten(store: Arc<dyn Store>) {
@@ -210,7 +208,7 @@ async fn a_cancelled_waiter_is_forgotten(store: Arc<dyn Store>) {
     assert_eq!(state.waiting, 0);
     guard.release().await.expect("an answer");
     let at_once = locks.acquire(&key).fair(true).wait(Duration::ZERO).await;
-    at_once.expect("nobody is in front");
+    drop(at_once.expect("nobody is in front"));
 }
 
 async fn leaving_gives_back(store: Arc<dyn Store>) {
@@ -247,7 +245,8 @@ async fn inspection_tells(store: Arc<dyn Store>) {
 /// Keys that a careless mapping would mix up or cut off.
 pub(super) fn odd_names() -> Vec<String> {
     let long = "x".repeat(1 << 20);
-    let odd = ["", "\0", "\n", "{", "}", "{}", "{a}b", "{a}c", "a%00", "a\0", "%", "é", "|", "a|", "a"];
+    let odd =
+        ["", "\0", "\n", "{", "}", "{}", "{a}b", "{a}c", "a%00", "a\0", "%", "é", "|", "a|", "a"];
     let mut names: Vec<String> = odd.iter().map(ToString::to_string).collect();
     names.extend([format!("{long}a"), format!("{long}b"), long]);
     names
@@ -255,11 +254,14 @@ pub(super) fn odd_names() -> Vec<String> {
 
 async fn keys_are_bytes(store: Arc<dyn Store>) {
     let unique = unique("odd");
-    let owners: Vec<_> = odd_names()
-        .into_iter()
-        // The empty key itself is as good as any, but is shared by all runs.
-        .map(|name| if name.is_empty() { (name, Owner::new()) } else { (name + &unique, Owner::new()) })
-        .collect();
+    let owners: Vec<_> =
+        odd_names()
+            .into_iter()
+            // The empty key itself is as good as any, but is shared by all runs.
+            .map(|name| {
+                if name.is_empty() { (name, Owner::new()) } else { (name + &unique, Owner::new()) }
+            })
+            .collect();
     for (key, owner) in &owners {
         assert!(held(&*store, key, owner, LEASE).await.is_some(), "{:.20}", key);
     }

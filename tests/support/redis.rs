@@ -7,8 +7,8 @@ use std::net::{TcpListener, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use redeliver::store::redis::{RedisSettings, RedisStore};
 use redeliver::store::Owner;
+use redeliver::store::redis::{RedisSettings, RedisStore};
 
 /// A running server, and the folder it writes into.
 pub struct Server {
@@ -79,6 +79,11 @@ impl Drop for Server {
     }
 }
 
+/// Runs blocking work of a test while its runtime goes on.
+pub async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.expect("no panic")
+}
+
 /// Settings with keys that no other test uses.
 pub fn settings(url: &str) -> RedisSettings {
     let mut settings = RedisSettings::new("main", url);
@@ -120,7 +125,9 @@ pub fn free_port() -> u16 {
     loop {
         let port = fastrand_port();
         // A cluster needs the port ten thousand above as well.
-        let both = [port, port + 10_000].iter().all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+        let both = [port, port + 10_000]
+            .iter()
+            .all(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
         if both {
             return port;
         }

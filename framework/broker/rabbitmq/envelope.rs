@@ -94,6 +94,10 @@ impl Envelope for AmqpEnvelope {
         format!("{}/{}/{}", self.delivery.exchange, self.delivery.routing_key, self.queue)
     }
 
+    fn broker_reason(&self) -> Option<&'static str> {
+        reason_of_broker(self)
+    }
+
     fn as_any(&self) -> &dyn Any {
         self
     }

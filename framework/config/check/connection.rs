@@ -43,13 +43,20 @@ pub(super) fn check(check: &mut Check<'_>) {
                 check,
                 &table,
                 "memory",
-                &["url", "url_file", "password", "password_file", "tls"],
+                &["url", "url_file", "password", "password_file", "tls", "replicas_min"],
             ),
             StoreKind::Redis => address(
                 check,
                 &table,
                 store.url.as_ref(),
-                &["redis", "rediss"],
+                &[
+                    "redis",
+                    "rediss",
+                    "redis-sentinel",
+                    "rediss-sentinel",
+                    "redis-cluster",
+                    "rediss-cluster",
+                ],
                 "redis://HOST:6379",
             ),
         }

@@ -101,7 +101,10 @@ async fn a_busy_lock_releases_the_claim() {
 async fn who_waits_for_the_lock_has_it_when_it_is_released() {
     let guards = guards(true, Some(Duration::from_secs(2)));
     let held = runs(&guards, "a", 0).await;
-    let waiting = { let guards = guards.clone(); tokio::spawn(async move { runs(&guards, "b", 0).await.fence() }) };
+    let waiting = {
+        let guards = guards.clone();
+        tokio::spawn(async move { runs(&guards, "b", 0).await.fence() })
+    };
     sleep(Duration::from_millis(100)).await;
     let (first, released) = (held.fence(), Instant::now());
     held.complete(None).await.expect("an answer");
@@ -115,7 +118,10 @@ async fn what_is_dropped_is_told_to_the_next() {
     drop(runs(&guards, "a", 0).await);
     sleep(Duration::from_millis(1)).await;
     let held = runs(&guards, "a", 0).await;
-    assert_eq!((held.kind(), held.takeovers(), held.attempts()), (Some(ClaimKind::TakenOver), 1, 0));
+    assert_eq!(
+        (held.kind(), held.takeovers(), held.attempts()),
+        (Some(ClaimKind::TakenOver), 1, 0)
+    );
 }
 
 #[tokio::test(start_paused = true)]

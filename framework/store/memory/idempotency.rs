@@ -157,9 +157,7 @@ impl IdempotencyStore for MemoryStore {
         let mut state = self.state();
         state.expire_claims(now);
         Ok(match state.claims.get_mut(&name(key)) {
-            Some(Record { phase: Phase::Running { until }, owner: held, .. })
-                if held == owner =>
-            {
+            Some(Record { phase: Phase::Running { until }, owner: held, .. }) if held == owner => {
                 *until = now + lease;
                 Renewed::Kept
             }

@@ -73,12 +73,25 @@ impl Record {
     }
 }
 
+impl State {
+    /// A key that nobody holds or waits for needs no record.
+    fn forget_free(&mut self, key: &str) {
+        let is_free = |record: &Record| {
+            record.owner.is_none() && record.forced.is_none() && record.queue.is_empty()
+        };
+        if self.locks.get(key).is_some_and(is_free) {
+            self.locks.remove(key);
+        }
+    }
+}
+
 #[async_trait]
 impl LockStore for MemoryStore {
     async fn acquire(&self, ask: &LockAsk<'_>) -> Result<LockAnswer, StoreError> {
         let now = Clock::Tokio.now();
         let mut state = self.state();
-        let micros = state.micros(now);
+        let fence = state.fence.saturating_add(1).max(state.micros(now));
+        let fence = fence.max(ask.seen.0.saturating_add(1));
         let record =
             state.locks.entry(ask.key.to_owned()).or_insert_with(|| Record::new(now));
         record.skip_the_dead(now);
@@ -94,13 +107,14 @@ impl LockStore for MemoryStore {
             return Ok(LockAnswer::Busy { remaining: record.until.since(now), ahead });
         }
         record.leave(ask.owner);
-        record.fence = micros.max(record.fence + 1).max(ask.seen.0.saturating_add(1));
+        record.fence = fence;
         record.owner = Some(ask.owner.clone());
         record.forced = None;
         ask.holder.clone_into(&mut record.holder);
         record.since = now;
         record.until = now + ask.lease;
-        Ok(LockAnswer::Held(Fence(record.fence)))
+        state.fence = fence;
+        Ok(LockAnswer::Held(Fence(fence)))
     }
 
     async fn renew(
@@ -124,14 +138,16 @@ impl LockStore for MemoryStore {
     async fn release(&self, key: &str, owner: &Owner) -> Result<bool, StoreError> {
         let now = Clock::Tokio.now();
         let mut state = self.state();
-        Ok(match state.locks.get_mut(key) {
+        let held = match state.locks.get_mut(key) {
             Some(record) if same(record.owner.as_ref(), owner) => {
                 let held = record.until > now;
                 record.free(now, &self.wakes);
                 held
             }
             _ => false,
-        })
+        };
+        state.forget_free(key);
+        Ok(held)
     }
 
     async fn leave(&self, key: &str, owner: &Owner) -> Result<(), StoreError> {
@@ -144,6 +160,7 @@ impl LockStore for MemoryStore {
                 record.free(now, &self.wakes);
             }
         }
+        state.forget_free(key);
         Ok(())
     }
 
@@ -192,4 +209,29 @@ fn look(state: &mut State, key: &str, now: Moment) -> Option<LockState> {
         fence,
         waiting,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_thousand_keys_leave_nothing_behind() {
+        let store = MemoryStore::new();
+        for number in 0..10_000 {
+            let (key, owner) = (format!("key-{number}"), Owner::new());
+            let ask = LockAsk {
+                key: &key,
+                owner: &owner,
+                lease: Duration::from_secs(30),
+                holder: "test",
+                fair: false,
+                waits: false,
+                seen: Fence(0),
+            };
+            store.acquire(&ask).await.expect("an answer");
+            assert!(store.release(&key, &owner).await.expect("an answer"));
+        }
+        assert!(store.state().locks.is_empty());
+    }
 }

@@ -27,7 +27,10 @@ pub(super) enum Address {
     Server(Client),
     /// Asked anew for each connection: after a failover it names another master.
     Sentinel(Box<Mutex<SentinelClient>>),
-    Cluster { client: Box<ClusterClient>, nodes: Vec<Client> },
+    Cluster {
+        client: Box<ClusterClient>,
+        nodes: Vec<Client>,
+    },
 }
 
 /// An open connection; its clones share it.
@@ -249,10 +252,10 @@ fn certificates(settings: &RedisSettings) -> Option<TlsCertificates> {
     if settings.ca.is_none() && settings.identity.is_none() {
         return None;
     }
-    let client_tls = settings.identity.clone().map(|(client_cert, client_key)| ClientTlsConfig {
-        client_cert,
-        client_key,
-    });
+    let client_tls = settings
+        .identity
+        .clone()
+        .map(|(client_cert, client_key)| ClientTlsConfig { client_cert, client_key });
     Some(TlsCertificates { client_tls, root_cert: settings.ca.clone() })
 }
 
@@ -285,7 +288,9 @@ mod tests {
 
     #[test]
     fn anything_else_is_refused_without_showing_it() {
-        for url in ["http://u:hunter2@a", "redis://a,hunter2", "hunter2", "redis-sentinel://hunter2"] {
+        for url in
+            ["http://u:hunter2@a", "redis://a,hunter2", "hunter2", "redis-sentinel://hunter2"]
+        {
             let error = Address::parse(&RedisSettings::new("main", url)).err().expect(url);
             assert_eq!(error.fault, StoreFault::Invalid);
             assert!(!error.text.contains("hunter2"), "{error}");

@@ -80,7 +80,8 @@ fn dangers(info: &HashMap<String, String>, is_unsaved: bool, replicas_min: u32) 
         );
     }
     if field("role") == "slave" {
-        dangers.push("it is a replica, which takes no writes; name the master or use Sentinel".into());
+        dangers
+            .push("it is a replica, which takes no writes; name the master or use Sentinel".into());
     }
     let replicas: u32 = field("connected_slaves").parse().unwrap_or(0);
     if replicas < replicas_min {

@@ -63,6 +63,8 @@ enum Failed {
     Now(String),
     /// It will not.
     ForGood(StoreError),
+    /// The server does not know the script by its hash.
+    Unknown,
 }
 
 impl Link {
@@ -104,9 +106,7 @@ impl Link {
         command: Cmd,
     ) -> Result<Value, StoreError> {
         match self.attempt(what, &command).await {
-            Err(Failed::ForGood(error)) if error.text.contains("NOSCRIPT") => {
-                self.send(what, &with_text(&command, code)).await
-            }
+            Err(Failed::Unknown) => self.send(what, &with_text(&command, code)).await,
             other => other.map_err(|failed| self.0.down(what, failed)),
         }
     }
@@ -130,8 +130,8 @@ impl Link {
             let silent = Silent::new(&self.0, &open);
             let answers = connection.send_all(key, pipeline).await;
             silent.disarm();
-            let answers: Result<Vec<Value>, RedisError> = answers
-                .and_then(|answers| answers.into_iter().map(Value::extract_error).collect());
+            let answers: Result<Vec<Value>, RedisError> =
+                answers.and_then(|answers| answers.into_iter().map(Value::extract_error).collect());
             open.hear();
             answers.map_err(|error| self.0.judge(what, &open, &error))
         });
@@ -181,9 +181,7 @@ impl Shared {
             Failed::ForGood(StoreError::new(fault, text))
         };
         match (error.kind(), error.code()) {
-            (ErrorKind::Server(ServerErrorKind::NoScript), _) => {
-                Failed::ForGood(StoreError::new(StoreFault::Other, "NOSCRIPT"))
-            }
+            (ErrorKind::Server(ServerErrorKind::NoScript), _) => Failed::Unknown,
             (ErrorKind::AuthenticationFailed, _) | (_, Some("NOAUTH" | "WRONGPASS")) => {
                 self.forget(open.number, &text);
                 for_good(StoreFault::Refused, "check its user and password")
@@ -226,8 +224,12 @@ impl Shared {
         }
         self.connect();
         loop {
-            // The sender lives in `self`, so this never fails.
-            let _ = phase.changed().await;
+            tokio::select! {
+                // The sender lives in `self`, so this never fails.
+                _ = phase.changed() => {}
+                // Whoever connected may have given up just before we came.
+                () = sleep(CONNECT_PAUSE_MIN) => self.connect(),
+            }
             match &*phase.borrow_and_update() {
                 Phase::Up(open) => return Ok(open.clone()),
                 Phase::Refused(text) => {
@@ -237,7 +239,7 @@ impl Shared {
                     );
                     return Err(Failed::ForGood(StoreError::new(StoreFault::Refused, text)));
                 }
-                Phase::Down(_) => self.connect(),
+                Phase::Down(_) => {}
             }
         }
     }
@@ -307,6 +309,10 @@ impl Shared {
             Failed::Now(text) => StoreError::new(
                 StoreFault::Down,
                 format!("cannot {what} in store `{}`: {text}; is Redis up?", self.name),
+            ),
+            Failed::Unknown => StoreError::new(
+                StoreFault::Other,
+                format!("cannot {what} in store `{}`: a script was flushed meanwhile", self.name),
             ),
         };
         if let Some(unsaid) = self.warned.may_warn() {

@@ -4,6 +4,7 @@
 //! and writing are one step; each is safe to repeat, so that a lost answer can be asked for again.
 //! Never trusts a local clock for a lease: the scripts read the server's.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,8 +12,9 @@ use async_trait::async_trait;
 
 use super::{
     ClaimAnswer, ClaimAsk, ClaimKey, Ending, LockAnswer, LockAsk, Owner, Store, StoreError,
-    StoreState, Wakes,
+    StoreFault, StoreState, Wakes,
 };
+use crate::config;
 
 mod address;
 mod check;
@@ -70,6 +72,35 @@ impl RedisSettings {
             prefix: "redeliver".into(),
         }
     }
+
+    /// From the table `[stores.NAME]`; reads its certificates.
+    ///
+    /// # Errors
+    /// [`StoreFault::Invalid`] for an address that is missing or a file that cannot be read.
+    pub fn of(name: &str, store: &config::Store) -> Result<Self, StoreError> {
+        let invalid = |what: String| {
+            StoreError::new(StoreFault::Invalid, format!("cannot use store `{name}`: {what}"))
+        };
+        let url = store.url.as_ref().ok_or_else(|| invalid("it has no url; add one".into()))?;
+        let read = |file: &Option<PathBuf>| {
+            let text = file.as_ref().map(|file| {
+                std::fs::read(file).map_err(|error| {
+                    invalid(format!("its file {} cannot be read: {error}", file.display()))
+                })
+            });
+            text.transpose()
+        };
+        let mut settings = Self::new(name, url.expose());
+        if let Some(tls) = &store.tls {
+            settings.ca = read(&tls.ca)?;
+            settings.identity = read(&tls.cert)?.zip(read(&tls.key)?);
+            settings.insecure = tls.insecure;
+        }
+        settings.deadline = store.deadline;
+        settings.strict = store.strict;
+        settings.replicas_min = store.replicas_min;
+        Ok(settings)
+    }
 }
 
 impl std::fmt::Debug for RedisSettings {
@@ -101,7 +132,7 @@ impl RedisStore {
     /// Reads the settings; does not connect.
     ///
     /// # Errors
-    /// [`StoreFault::Invalid`](super::StoreFault::Invalid) for an address or certificate that
+    /// [`StoreFault::Invalid`] for an address or certificate that
     /// cannot be used.
     pub fn new(settings: RedisSettings) -> Result<Self, StoreError> {
         let address = Arc::new(Address::parse(&settings)?);

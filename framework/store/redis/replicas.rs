@@ -134,7 +134,8 @@ impl Replicas {
     }
 
     fn judge(&self, request: &Request, count: u64, held: &Value) -> Result<(), StoreError> {
-        let ours = matches!(held, Value::BulkString(owner) if owner == request.owner.as_str().as_bytes());
+        let ours =
+            matches!(held, Value::BulkString(owner) if owner == request.owner.as_str().as_bytes());
         if count >= u64::from(self.min) && ours {
             return Ok(());
         }

@@ -70,8 +70,7 @@ pub(super) fn claim(value: Value) -> Result<ClaimAnswer, StoreError> {
     let Value::Array(values) = &value else { return Err(strange(WHAT, &value)) };
     let answer = match (values.first().and_then(text), &values[1..]) {
         (Some(kind @ ("fresh" | "taken")), [attempts, takeovers, fence]) => {
-            let kind =
-                if kind == "taken" { ClaimKind::TakenOver } else { ClaimKind::Fresh };
+            let kind = if kind == "taken" { ClaimKind::TakenOver } else { ClaimKind::Fresh };
             ClaimAnswer::Granted(Claim {
                 kind,
                 attempts: count(WHAT, attempts)?,

@@ -52,7 +52,15 @@ fn call_acquire(k: usize, a: usize) -> String {
     format!(
         "acquire(KEYS[{}], KEYS[{}], KEYS[{}], ARGV[{}], tonumber(ARGV[{}]), ARGV[{}], \
          ARGV[{}] == '1', ARGV[{}] == '1', tonumber(ARGV[{}]))",
-        k + 1, k + 2, k + 3, a + 1, a + 2, a + 3, a + 4, a + 5, a + 6
+        k + 1,
+        k + 2,
+        k + 3,
+        a + 1,
+        a + 2,
+        a + 3,
+        a + 4,
+        a + 5,
+        a + 6
     )
 }
 
@@ -60,7 +68,11 @@ fn call_acquire(k: usize, a: usize) -> String {
 fn call_release(k: usize, a: usize) -> String {
     format!(
         "release(KEYS[{}], KEYS[{}], KEYS[{}], ARGV[{}], ARGV[{}])",
-        k + 1, k + 2, k + 3, a + 1, a + 2
+        k + 1,
+        k + 2,
+        k + 3,
+        a + 1,
+        a + 2
     )
 }
 
@@ -72,10 +84,7 @@ impl Scripts {
              return {{claimed, {}}}",
             call_acquire(1, CLAIM_ARGS)
         );
-        let finish = format!(
-            "local ours = {CALL_END}\n{}\nreturn ours",
-            call_release(1, END_ARGS)
-        );
+        let finish = format!("local ours = {CALL_END}\n{}\nreturn ours", call_release(1, END_ARGS));
         Self {
             claim: code(&[CLAIM, &format!("return {CALL_CLAIM}")]),
             renew_claim: code(&[include_str!("scripts/renew_claim.lua")]),

@@ -1,0 +1,95 @@
+//! The handler actor, and the tally of what it did.
+
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use actix::prelude::*;
+use redeliver::{Delivery, Failure, Handled};
+use serde::Deserialize;
+
+use crate::chosen::{Chosen, Fate};
+use crate::effects::Effects;
+
+/// What a webhook's line says, as far as anybody here wants to know.
+#[derive(Deserialize)]
+pub(crate) struct Notice {
+    event: String,
+    repository: Option<String>,
+}
+
+/// Tells whom it concerns about webhooks; at times that does not work.
+pub(crate) struct Notifier {
+    chosen: Chosen,
+    effects: Option<Arc<Effects>>,
+    tally: Arc<Tally>,
+}
+
+impl Notifier {
+    pub(crate) fn new(chosen: Chosen, effects: Option<Arc<Effects>>, tally: Arc<Tally>) -> Self {
+        Self { chosen, effects, tally }
+    }
+}
+
+impl Actor for Notifier {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery<Notice>> for Notifier {
+    type Result = ResponseFuture<Handled>;
+
+    fn handle(&mut self, delivery: Delivery<Notice>, _: &mut Context<Self>) -> Self::Result {
+        let (chosen, effects) = (self.chosen, self.effects.clone());
+        let tally = Arc::clone(&self.tally);
+        Box::pin(async move {
+            let id = delivery.id().ok_or_else(|| Failure::reject("a webhook without an id"))?;
+            if delivery.attempt() > 1 {
+                tally.retried.fetch_add(1, Ordering::Relaxed);
+            }
+            let Notice { event, repository } = &delivery.payload;
+            let repository = repository.as_deref().unwrap_or("nobody's repository");
+            match (chosen.fate(id), delivery.attempt()) {
+                (Fate::FailsForEver, _) => {
+                    return Err(Failure::retry(format!(
+                        "nobody is told of {event} in {repository}"
+                    )));
+                }
+                (Fate::FailsFirst, 1) => return Err(Failure::retry("everybody is at lunch")),
+                (Fate::FailsFirst | Fate::Works, _) => {}
+            }
+            // The effect, and then at once the answer: a kill in between repeats it.
+            if let Some(effects) = effects {
+                effects.append(id, delivery.attempt())?;
+            }
+            tally.lock().insert(id.to_owned());
+            Ok(())
+        })
+    }
+}
+
+/// What this process did.
+#[derive(Default)]
+pub(crate) struct Tally {
+    handled: Mutex<HashSet<String>>,
+    retried: AtomicU64,
+}
+
+impl Tally {
+    /// The ids that were handled.
+    pub(crate) fn handled(&self) -> HashSet<String> {
+        self.lock().clone()
+    }
+
+    pub(crate) fn handled_count(&self) -> u64 {
+        self.lock().len() as u64
+    }
+
+    /// The attempts beyond the first.
+    pub(crate) fn retried(&self) -> u64 {
+        self.retried.load(Ordering::Relaxed)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.handled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,162 @@
+//! What the command line asks for, checked as a whole.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Parser, ValueEnum};
+use redeliver::config::{BrokerKind, Config, Url, units};
+
+use crate::chosen::Chosen;
+
+/// The one subscription of this program.
+pub(crate) const SUBSCRIPTION: &str = "webhooks";
+
+/// Publishes webhook deliveries, handles them, and accounts for every one.
+#[derive(Parser)]
+#[command(
+    name = "webhooks",
+    after_help = "The last line on standard output is a summary as JSON. Ends with 0 if all went \
+                  as it had to, with 1 if it did not, with 2 if it could not be tried."
+)]
+pub(crate) struct Options {
+    /// Which half of the job to do.
+    #[arg(value_enum, default_value_t = Part::Run)]
+    part: Part,
+    /// Which broker to use [default: memory, or what --config says].
+    #[arg(long, value_enum)]
+    broker: Option<BrokerName>,
+    /// Where the broker is [default: amqp://127.0.0.1:5672/%2f, or what --config says].
+    #[arg(long)]
+    url: Option<String>,
+    /// The queue [default: webhooks, or what --config says].
+    #[arg(long, value_name = "QUEUE")]
+    name: Option<String>,
+    /// Deliveries, a JSON object a line; 1000 are made up without it.
+    #[arg(long, value_name = "FILE.jsonl")]
+    input: Option<PathBuf>,
+    /// How often to publish each delivery.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    repeat: u64,
+    /// How many percent of the ids fail on their first attempt.
+    #[arg(long, value_name = "P", default_value_t = 20.0)]
+    fail_percent: f64,
+    /// How many percent of the ids fail on every attempt.
+    #[arg(long, value_name = "D", default_value_t = 1.0)]
+    dead_percent: f64,
+    /// Gets a line for each effect: id, attempt, process id, milliseconds since 1970.
+    #[arg(long, value_name = "FILE")]
+    effects: Option<PathBuf>,
+    /// How long nothing may be left to come before this ends.
+    #[arg(long, value_name = "TIME", default_value = "3s", value_parser = units::duration_of)]
+    idle_exit: Duration,
+    /// A configuration with a subscription `webhooks`, instead of config/webhooks.toml.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// The halves of the job, and the whole.
+#[derive(Clone, Copy, PartialEq, ValueEnum)]
+pub(crate) enum Part {
+    /// Both halves, compared with each other.
+    Run,
+    /// Send every delivery, confirmed.
+    Publish,
+    /// Handle what is there until nothing more can come.
+    Consume,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum BrokerName {
+    Memory,
+    Rabbitmq,
+}
+
+impl BrokerName {
+    fn kind(self) -> BrokerKind {
+        match self {
+            Self::Memory => BrokerKind::Memory,
+            Self::Rabbitmq => BrokerKind::Rabbitmq,
+        }
+    }
+}
+
+/// What is to be done.
+pub(crate) struct Job {
+    pub(crate) part: Part,
+    pub(crate) config: Config,
+    /// The broker's name in the configuration.
+    pub(crate) broker: String,
+    pub(crate) queue: String,
+    pub(crate) input: Option<PathBuf>,
+    pub(crate) repeat: u64,
+    pub(crate) chosen: Chosen,
+    pub(crate) effects: Option<PathBuf>,
+    pub(crate) idle_exit: Duration,
+}
+
+impl Options {
+    pub(crate) fn into_job(self) -> Result<Job, crate::Error> {
+        let mut config = match &self.config {
+            Some(file) => Config::load(file)?,
+            None => Config::from_toml(include_str!("../../config/webhooks.toml"))?,
+        };
+        let known = config.subscriptions.get_mut(SUBSCRIPTION);
+        let subscription = known.ok_or("the configuration has no [subscriptions.webhooks]")?;
+        let queue = self.name.or_else(|| subscription.queue.clone());
+        let queue = queue.unwrap_or_else(|| SUBSCRIPTION.to_owned());
+        subscription.queue = Some(queue.clone());
+        let name = subscription.broker.clone();
+        let broker = config.brokers.entry(name.clone()).or_default();
+        if let Some(chosen) = self.broker {
+            broker.kind = chosen.kind();
+        }
+        if let Some(url) = self.url {
+            broker.url = Some(Url::new(url));
+        }
+        match broker.kind {
+            BrokerKind::Memory if self.part != Part::Run => {
+                return Err(
+                    "the memory broker ends with its process, so that half of the job has \
+                            no other half; use `run`, or --broker rabbitmq"
+                        .into(),
+                );
+            }
+            BrokerKind::Memory if broker.url.is_some() => {
+                return Err("the memory broker has no --url; add --broker rabbitmq".into());
+            }
+            BrokerKind::Rabbitmq if broker.url.is_none() => {
+                broker.url = Some(Url::new("amqp://127.0.0.1:5672/%2f"));
+            }
+            BrokerKind::Memory | BrokerKind::Rabbitmq => {}
+            BrokerKind::Kafka => return Err("this example does not speak Kafka".into()),
+        }
+        Ok(Job {
+            part: self.part,
+            config,
+            broker: name,
+            queue,
+            input: self.input,
+            repeat: self.repeat,
+            chosen: Chosen::new(self.fail_percent, self.dead_percent)?,
+            effects: self.effects,
+            idle_exit: self.idle_exit,
+        })
+    }
+}
+
+impl Job {
+    /// How the broker is called in front of people.
+    pub(crate) fn place(&self) -> String {
+        let broker = &self.config.brokers[&self.broker];
+        match &broker.url {
+            Some(url) => format!("queue {} at {url}", self.queue),
+            None => format!("queue {} in memory", self.queue),
+        }
+    }
+
+    /// After so many attempts an id that fails for ever is a dead letter.
+    pub(crate) fn attempts_max(&self) -> u32 {
+        let subscription = &self.config.subscriptions[SUBSCRIPTION];
+        self.config.retry_of(subscription).attempts_max.get()
+    }
+}

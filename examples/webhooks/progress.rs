@@ -1,0 +1,106 @@
+//! What a person sees meanwhile: a bar on a terminal, plain lines elsewhere. On standard error, so
+//! that standard output is the summary alone.
+
+use std::cell::RefCell;
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::chosen::Fate;
+use crate::deliveries::Webhook;
+use crate::notifier::Tally;
+use crate::options::Job;
+
+const LINE_EVERY: Duration = Duration::from_secs(1);
+
+pub(crate) struct Progress {
+    bar: Option<ProgressBar>,
+    /// The last plain line, and when it was printed.
+    last: RefCell<(Option<Instant>, String)>,
+    /// Ids that can be handled; `None` where that is not known.
+    expected: Option<u64>,
+}
+
+impl Progress {
+    pub(crate) fn of_run(job: &Job, webhooks: &[Webhook], ids: &BTreeSet<&str>) -> Self {
+        let count = |fate| ids.iter().filter(|id| job.chosen.fate(id) == fate).count();
+        let (first, ever) = (count(Fate::FailsFirst), count(Fate::FailsForEver));
+        eprintln!(
+            "{} messages of {} ids through {}; {first} ids fail on their first attempt, {ever} \
+             for ever",
+            webhooks.len() as u64 * job.repeat,
+            ids.len(),
+            job.place(),
+        );
+        Self::new(Some((ids.len() - ever) as u64))
+    }
+
+    pub(crate) fn of_publish(job: &Job, webhooks: &[Webhook]) -> Self {
+        let messages = webhooks.len() as u64 * job.repeat;
+        eprintln!("{messages} messages to {}", job.place());
+        Self::new(Some(messages))
+    }
+
+    pub(crate) fn of_consume(job: &Job) -> Self {
+        eprintln!("consuming {} until nothing is left for {:?}", job.place(), job.idle_exit);
+        Self::new(None)
+    }
+
+    fn new(expected: Option<u64>) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| match expected {
+            Some(expected) => {
+                ProgressBar::new(expected).with_style(style("{wide_bar} {pos}/{len} {msg}"))
+            }
+            None => ProgressBar::new_spinner().with_style(style("{spinner} {pos} {msg}")),
+        });
+        Self { bar, last: RefCell::default(), expected }
+    }
+
+    /// So many messages are confirmed.
+    pub(crate) fn published(&self, count: u64) {
+        self.tell(count, || String::from("published"), |_| format!("published {count}"));
+    }
+
+    /// So much was handled.
+    pub(crate) fn show(&self, tally: &Tally) {
+        let retried = tally.retried();
+        self.tell(
+            tally.handled_count(),
+            || format!("handled, {retried} retries"),
+            |of| format!("handled {}{of}, {retried} retries", tally.handled_count()),
+        );
+    }
+
+    pub(crate) fn finish(&self, tally: &Tally) {
+        self.last.borrow_mut().0 = None;
+        self.show(tally);
+        self.close();
+    }
+
+    pub(crate) fn close(&self) {
+        if let Some(bar) = &self.bar {
+            bar.abandon();
+        }
+    }
+
+    fn tell(&self, count: u64, beside: impl Fn() -> String, line: impl Fn(&str) -> String) {
+        if let Some(bar) = &self.bar {
+            bar.set_position(count);
+            bar.set_message(beside());
+            return;
+        }
+        let of = self.expected.map(|expected| format!(" of {expected}")).unwrap_or_default();
+        let (at, last) = &mut *self.last.borrow_mut();
+        let line = line(&of);
+        if *last != line && at.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
+            eprintln!("{line}");
+            (*at, *last) = (Some(Instant::now()), line);
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

@@ -1,0 +1,97 @@
+//! What came of it: the closing line, and what is wrong if anything is.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::Instant;
+
+use redeliver::{DeadLetter, Reason, Service};
+use serde::Serialize;
+
+use crate::Error;
+use crate::chosen::Fate;
+use crate::options::{Job, SUBSCRIPTION};
+
+/// How many ids are named in one complaint.
+const NAMED_MAX: usize = 5;
+
+/// The closing line. `published` and `retried` count messages, the others distinct ids; what a
+/// half of the job cannot know is null.
+#[derive(Default, Serialize)]
+pub(crate) struct Summary {
+    pub(crate) published: Option<u64>,
+    pub(crate) distinct: Option<usize>,
+    pub(crate) handled: Option<usize>,
+    pub(crate) retried: Option<u64>,
+    pub(crate) dead_lettered: Option<usize>,
+    pub(crate) lost: Option<usize>,
+    pub(crate) seconds: f64,
+}
+
+impl Summary {
+    pub(crate) fn json(&self) -> String {
+        serde_json::to_string(self).expect("numbers are JSON")
+    }
+}
+
+pub(crate) fn seconds(since: Instant) -> f64 {
+    (since.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
+}
+
+/// Everything in the dead-letter queue, by id.
+pub(crate) type Letters = BTreeMap<String, Vec<DeadLetter>>;
+
+pub(crate) async fn dead_letters(service: &Service) -> Result<Letters, Error> {
+    let mut letters = Letters::new();
+    let mut pages = service.dead_letters(SUBSCRIPTION)?.pages(256).await?;
+    while let Some(page) = pages.next().await? {
+        for letter in page {
+            letters.entry(letter.id.clone().unwrap_or_default()).or_default().push(letter);
+        }
+    }
+    pages.close().await?;
+    Ok(letters)
+}
+
+/// Ids that were published and are neither handled nor dead letters.
+pub(crate) fn lost<'a>(
+    ids: &BTreeSet<&'a str>,
+    handled: &HashSet<String>,
+    letters: &Letters,
+) -> Vec<&'a str> {
+    let is_there = |id: &str| handled.contains(id) || letters.contains_key(id);
+    ids.iter().copied().filter(|id| !is_there(id)).collect()
+}
+
+/// Everything that is not as it had to be.
+pub(crate) fn complaints(
+    job: &Job,
+    ids: &BTreeSet<&str>,
+    letters: &Letters,
+    lost: &[&str],
+) -> Vec<String> {
+    let fails_for_ever = |id: &str| job.chosen.fate(id) == Fate::FailsForEver;
+    let missing = ids.iter().copied().filter(|id| fails_for_ever(id) && !letters.contains_key(*id));
+    let too_many = letters.keys().map(String::as_str);
+    let too_many = too_many.filter(|id| !ids.contains(id) || !fails_for_ever(id));
+    let attempts = job.attempts_max();
+    let as_it_must = |letter: &DeadLetter| {
+        letter.reason == Some(Reason::Exhausted) && letter.attempts == attempts
+    };
+    let odd = letters.iter().filter(|(_, letters)| !letters.iter().all(as_it_must));
+    let odd = odd.map(|(id, _)| id.as_str());
+    let kinds = [
+        ("lost", lost.to_vec()),
+        ("not in the dead letters, but had to be there", missing.collect()),
+        (
+            "in the dead letters in error, or left by another run (use another --name)",
+            too_many.collect(),
+        ),
+        ("dead letters with another reason or other attempts than they must have", odd.collect()),
+    ];
+    let wrong = kinds.iter().filter(|(_, ids)| !ids.is_empty());
+    wrong.map(|(what, ids)| format!("{} ids {what}: {}", ids.len(), named(ids))).collect()
+}
+
+fn named(ids: &[&str]) -> String {
+    let more = if ids.len() > NAMED_MAX { ", ..." } else { "" };
+    format!("{}{more}", ids[..ids.len().min(NAMED_MAX)].join(", "))
+}

@@ -1,0 +1,187 @@
+//! A delivery under its guards: what their answers mean to the message.
+//!
+//! Owns when a claim or a lock is asked for, and how it ends. How they work is the store's.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::guards::{Admission, AdmitRequest, Held, Lost};
+use super::work::find_key;
+use super::{Answer, Epitaph, Reason, Scope, Verdict, Waiting, Work};
+use crate::config::{OnDuplicate, OnStoreDown};
+use crate::message::{Claim, ClaimStatus, Failure};
+use crate::store::{ClaimKind, Loss, Scope as Holding};
+use crate::telemetry;
+
+/// After so long another copy asks again whether the one that runs is done.
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(30);
+/// How soon a message comes back whose guard was lost.
+const LOST_DELAY: Duration = Duration::from_secs(1);
+
+/// Asks for what guards a message. `Err`: it is not handled now, for that reason.
+pub(super) async fn admit(work: &mut Work, scope: &Scope) -> Result<Option<Box<Held>>, Refusal> {
+    if scope.guards.is_empty() {
+        return Ok(None);
+    }
+    let holding = Arc::new(Holding::new());
+    work.holding = Some(Arc::clone(&holding));
+    let admission = {
+        let envelope = work.received.envelope.as_ref();
+        let lock = scope.settings.lock.as_ref();
+        let lock_key = lock.and_then(|lock| find_key(envelope, &lock.key));
+        // Without an id there is nothing to claim; `id_missing` is looked at by the screen.
+        let Some(id) = work.id() else { return Ok(None) };
+        let request = AdmitRequest {
+            id,
+            generation: work.carried.generation,
+            payload: envelope.body(),
+            attempts: work.carried.attempts,
+            lock_key: lock_key.as_deref(),
+            is_forced: false,
+            scope: &holding,
+        };
+        scope.guards.admit(request).await
+    };
+    answer_of(admission, work, scope)
+}
+
+/// Why a message is not handled now.
+pub(super) enum Refusal {
+    Verdict(Verdict),
+    Answer(Answer),
+}
+
+fn answer_of(
+    admission: Admission,
+    work: &mut Work,
+    scope: &Scope,
+) -> Result<Option<Box<Held>>, Refusal> {
+    let metrics = &scope.metrics;
+    match admission {
+        Admission::Run(held) => {
+            work.carried.attempts = work.carried.attempts.max(held.attempts());
+            let status = match held.kind() {
+                Some(ClaimKind::TakenOver) => {
+                    metrics.possible_duplicates.inc();
+                    ClaimStatus::TakenOver
+                }
+                Some(ClaimKind::Fresh) | None => ClaimStatus::Fresh,
+            };
+            work.claim =
+                Some(Arc::new(Claim::new(status, held.fence().map(|fence| fence.0), None)));
+            Ok(Some(held))
+        }
+        Admission::Done { result } => {
+            metrics.duplicates.inc();
+            let on_duplicate = scope.settings.idempotency.as_ref().map(|it| it.on_duplicate);
+            if on_duplicate != Some(OnDuplicate::Call) {
+                return Err(Refusal::Verdict(Verdict::Ack));
+            }
+            work.claim = Some(Arc::new(Claim::new(ClaimStatus::Done, None, result)));
+            Ok(None)
+        }
+        Admission::Superseded | Admission::Dead { .. } => {
+            metrics.duplicates.inc();
+            Err(Refusal::Verdict(Verdict::Ack))
+        }
+        Admission::Running { remaining } => Err(later(remaining, "the same id is being handled")),
+        Admission::Waiting { remaining } => Err(later(remaining, "the same id waits for a retry")),
+        Admission::LockBusy { retry_in } => Err(later(retry_in, "its lock is held by another")),
+        Admission::Mismatch => {
+            let error = String::from("its id was used before with another payload");
+            let epitaph = Epitaph::new(Reason::Mismatch, error);
+            Err(Refusal::Answer(Answer::Refused(epitaph)))
+        }
+        Admission::StoreDown(error) => match scope.settings.on_store_down {
+            OnStoreDown::Pause => Err(Refusal::Verdict(Verdict::StoreDown(error.to_string()))),
+            OnStoreDown::Run => {
+                metrics.possible_duplicates.inc();
+                telemetry::unguarded(scope.name(), work.id(), &error);
+                Ok(None)
+            }
+        },
+    }
+}
+
+/// Comes back without an attempt counted; jittered, because others wait for the same moment.
+fn later(remaining: Duration, why: &'static str) -> Refusal {
+    let wait = remaining.min(ASK_AGAIN_MAX).max(Duration::from_millis(10));
+    let wait = wait.mul_f64(1.0 + fastrand::f64() * 0.2);
+    Refusal::Answer(Answer::Failed(Failure::defer(wait, why)))
+}
+
+/// What the loss of a guard means to the handler that ran under it.
+pub(super) fn answer_to_loss(lost: Lost) -> Answer {
+    match lost {
+        // The handler hung: that is its own doing.
+        Lost::Lock(Loss::HoldMax) => {
+            let error = Failure::retry("the handler held its lock for hold_max");
+            Answer::Failed(error.class(super::decide::CLASS_TIMEOUT))
+        }
+        Lost::Lock(loss) => {
+            Answer::Failed(Failure::defer(LOST_DELAY, format!("the lock was lost: {loss}")))
+        }
+        Lost::Claim(loss) => {
+            Answer::Failed(Failure::defer(LOST_DELAY, format!("the claim was lost: {loss}")))
+        }
+    }
+}
+
+/// Ends the guards as the verdict asks; those of a message that is to be copied first stay with
+/// it, and end when the copy is confirmed.
+pub(super) async fn conclude(
+    held: Box<Held>,
+    verdict: Verdict,
+    work: &mut Work,
+    scope: &Scope,
+) -> Verdict {
+    match &verdict {
+        Verdict::Ack | Verdict::Ignore(_) => complete(held, verdict, work, scope).await,
+        Verdict::Retry(..) if work.is_probe => {
+            // A probe costs no attempt.
+            let _ = held.release().await;
+            verdict
+        }
+        Verdict::Retry(Waiting::Here(delay), _) => {
+            let attempts = work.attempt(scope.attempts_max()).get();
+            // What cannot be written ends with its lease; the attempt is kept here.
+            let _ = held.failed(*delay, attempts, false).await;
+            verdict
+        }
+        Verdict::Defer(_) | Verdict::StoreDown(_) => {
+            let _ = held.release().await;
+            verdict
+        }
+        Verdict::Retry(Waiting::Broker(_), _) | Verdict::Dead(_) => {
+            work.held = Some(held);
+            verdict
+        }
+        // Nobody knows what was done: who runs it next is told.
+        Verdict::Again => verdict,
+    }
+}
+
+async fn complete(held: Box<Held>, verdict: Verdict, work: &Work, scope: &Scope) -> Verdict {
+    let result = work.claim.as_ref().and_then(|claim| claim.take_kept());
+    match held.complete(result).await {
+        Ok(true) => verdict,
+        Ok(false) => {
+            // Somebody took over while we worked: both may have had an effect.
+            scope.metrics.possible_duplicates.inc();
+            Verdict::Defer(Waiting::Here(LOST_DELAY))
+        }
+        Err(error) => {
+            // The completion goes on in the background; the message asks again whether it is done.
+            telemetry::held_for_store(scope.name(), &error);
+            Verdict::Defer(Waiting::Here(LOST_DELAY))
+        }
+    }
+}
+
+impl Scope {
+    /// Notes that the store answers, or not; true if that is news.
+    pub(crate) fn note_store(&self, is_down: bool) -> bool {
+        self.store_is_down.swap(is_down, Ordering::Relaxed) != is_down
+    }
+}

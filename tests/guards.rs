@@ -1,0 +1,178 @@
+//! Claims, locks and order around a handler, through the public API.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redeliver::config::Config;
+use redeliver::{Delivery, Failure, Handled, Message, Service};
+
+/// What handlers did, in order: id, key, attempt.
+type Log = Arc<Mutex<Vec<(String, u64, u32)>>>;
+
+#[derive(serde::Deserialize)]
+struct Transfer {
+    account: u64,
+    fails: u32,
+    millis: u64,
+}
+
+async fn service(more: &str, log: Log) -> Service {
+    let text = format!(
+        r#"
+        [brokers.main]
+        kind = "memory"
+        [stores.main]
+        kind = "memory"
+        [subscriptions.transfers]
+        broker = "main"
+        queue = "transfers"
+        {more}
+        [retry.standard]
+        backoff = "fixed"
+        delay_min = "30ms"
+        jitter = "none"
+        attempts_max = 4
+        "#
+    );
+    let handler = move |delivery: Delivery<Transfer>| {
+        let log = Arc::clone(&log);
+        async move {
+            tokio::time::sleep(Duration::from_millis(delivery.payload.millis)).await;
+            let (id, attempt) = (delivery.id().unwrap_or("?").to_owned(), delivery.attempt());
+            log.lock().unwrap().push((id, delivery.payload.account, attempt));
+            if attempt <= delivery.payload.fails {
+                return Err(Failure::retry("not yet"));
+            }
+            Handled::Ok(())
+        }
+    };
+    let config = Config::from_toml(&text).unwrap();
+    Service::builder(config).subscribe("transfers", handler).signals(false).start().await.unwrap()
+}
+
+async fn publish(service: &Service, id: &str, account: u64, fails: u32, millis: u64) {
+    let payload = serde_json::json!({ "account": account, "fails": fails, "millis": millis });
+    let message = Message::json(&payload).unwrap().to_queue("transfers").id(id);
+    service.publisher("main").unwrap().send(message).await.unwrap();
+}
+
+async fn drained(service: &Service) {
+    let empty = async {
+        loop {
+            let depth = service.depth("transfers").await.unwrap();
+            if [depth.ready, depth.unsettled, depth.waiting] == [Some(0); 3] {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), empty).await.expect("everything is settled");
+}
+
+fn metric(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(u64::MAX)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_id_that_comes_ten_times_is_handled_once() {
+    let log = Log::default();
+    let service = service(r#"idempotency = { store = "main" }"#, Arc::clone(&log)).await;
+    for _ in 0..10 {
+        for id in 0..20 {
+            publish(&service, &format!("t-{id}"), id, u32::from(id % 4 == 0), 2).await;
+        }
+    }
+    drained(&service).await;
+    let mut worked = HashMap::<String, u32>::new();
+    for (id, account, attempt) in log.lock().unwrap().iter() {
+        if *attempt > u32::from(account % 4 == 0) {
+            *worked.entry(id.clone()).or_default() += 1;
+        }
+    }
+    assert_eq!(worked.len(), 20);
+    assert!(worked.values().all(|count| *count == 1), "{worked:?}");
+    assert_eq!(metric(&service.metrics().await, "redeliver_duplicates_total"), 180);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exhausted_id_stays_dead_and_its_copies_are_acknowledged() {
+    let log = Log::default();
+    let service = service(r#"idempotency = { store = "main" }"#, Arc::clone(&log)).await;
+    for _ in 0..3 {
+        publish(&service, "bad", 1, u32::MAX, 0).await;
+    }
+    drained(&service).await;
+    assert_eq!(log.lock().unwrap().len(), 4, "attempts_max counts over all copies");
+    assert_eq!(service.depth("transfers").await.unwrap().dead, Some(1));
+    let done = service.dead_letters("transfers").unwrap().redrive(&Default::default()).await.unwrap();
+    assert_eq!((done.matched, done.moved), (1, 1));
+    drained(&service).await;
+    assert_eq!(log.lock().unwrap().len(), 8, "a redrive opens it again");
+    assert_eq!(service.depth("transfers").await.unwrap().dead, Some(1));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_id_with_another_payload_is_a_dead_letter() {
+    let service = service(r#"idempotency = { store = "main" }"#, Log::default()).await;
+    publish(&service, "t", 1, 0, 0).await;
+    drained(&service).await;
+    publish(&service, "t", 2, 0, 0).await;
+    drained(&service).await;
+    let mut pages = service.dead_letters("transfers").unwrap().pages(10).await.unwrap();
+    let page = pages.next().await.unwrap().expect("a dead letter");
+    assert_eq!(page[0].reason, Some(redeliver::Reason::Mismatch));
+    pages.close().await.unwrap();
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_one_key_keep_their_order_over_failures_and_others_go_on() {
+    let log = Log::default();
+    let more = "ordering = \"key\"\nkey = \"/account\"\norder_wait_max = \"30s\"\norder_on_long_wait = \"reorder\"";
+    let service = service(more, Arc::clone(&log)).await;
+    for number in 0..60u64 {
+        publish(&service, &format!("{number:02}"), number % 6, u32::from(number % 7 == 0), 1).await;
+    }
+    drained(&service).await;
+    let log = log.lock().unwrap();
+    for account in 0..6 {
+        let of_key: Vec<&String> =
+            log.iter().filter(|(_, key, _)| *key == account).map(|(id, ..)| id).collect();
+        assert!(of_key.is_sorted(), "account {account}: {of_key:?}");
+    }
+    assert!(!log.iter().map(|(id, ..)| id).is_sorted(), "keys went on beside one another");
+    drop(log);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_lane_takes_one_message_after_the_other() {
+    let log = Log::default();
+    let more = "ordering = \"lane\"\norder_wait_max = \"30s\"\norder_on_long_wait = \"reorder\"";
+    let service = service(more, Arc::clone(&log)).await;
+    for number in 0..30u64 {
+        publish(&service, &format!("{number:02}"), number, u32::from(number % 7 == 0), 0).await;
+    }
+    drained(&service).await;
+    assert!(log.lock().unwrap().iter().map(|(id, ..)| id).is_sorted());
+    assert_eq!(log.lock().unwrap().len(), 35);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lock_lets_one_handler_of_its_key_run_at_a_time() {
+    let log = Log::default();
+    let service = service(r#"lock = { store = "main", key = "/account" }"#, Arc::clone(&log)).await;
+    let begun = std::time::Instant::now();
+    for number in 0..5 {
+        publish(&service, &format!("{number}"), 7, 0, 40).await;
+    }
+    drained(&service).await;
+    assert_eq!(log.lock().unwrap().len(), 5);
+    assert!(begun.elapsed() >= Duration::from_millis(200), "they ran one after another");
+    service.stop().await;
+}

@@ -1,0 +1,258 @@
+//! The main job, on RabbitMQ and on real deliveries (those in the file that `REDELIVER_WEBHOOKS`
+//! names; without it, made-up ones of the same shape): nothing is lost, whoever is killed.
+
+#![cfg(feature = "rabbitmq")]
+
+mod programs;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use programs::{Queue, folder, last_line, program, rabbitmq, run, told, wait_for, webhooks};
+use redeliver::config::{Config, Url};
+use redeliver::{DeadLetter, Delivery, Handled, Message, Reason, Service};
+use serde_json::{Value, json};
+use tokio::sync::Notify;
+
+/// How often each delivery is published where processes are killed.
+const REPEAT: usize = 20;
+/// What a consumer can hold: in_flight_max and parked_max.
+const WINDOW: usize = 64 + 128;
+
+#[test]
+fn without_a_flag_and_without_a_server_everything_is_accounted_for_within_ten_seconds() {
+    let output = run("webhooks", [""; 0]);
+    let summary = summary(&output);
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    let fields =
+        ["published", "distinct", "handled", "retried", "dead_lettered", "lost", "seconds"];
+    let line = last_line(&output);
+    let places: Vec<_> = fields.iter().map(|field| line.find(&format!("\"{field}\":"))).collect();
+    assert!(places.is_sorted() && places[0].is_some(), "{line}");
+    assert_eq!(summary["lost"], 0);
+    assert_eq!(sum(&summary, ["handled", "dead_lettered"]), summary["distinct"]);
+    assert!(summary["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{line}");
+}
+
+#[test]
+fn the_same_program_on_rabbitmq_accounts_for_everything() {
+    let (folder, queue) = (folder(), Queue::unique("run"));
+    let file = webhooks(&folder);
+    let effects = folder.path().join("effects");
+    let mut job = job("run", &queue);
+    let output = job.arg("--input").arg(&file).arg("--effects").arg(&effects).output();
+    let output = output.expect("the program can be started");
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    let (summary, ids) = (summary(&output), ids(&file));
+    assert_eq!(summary["published"], lines(&file).len());
+    assert_eq!(summary["distinct"], ids.len());
+    assert_eq!(sum(&summary, ["handled", "dead_lettered"]), json!(ids.len()));
+    assert_eq!(summary["lost"], 0);
+    let handled: BTreeSet<String> = read_effects(&effects).into_keys().collect();
+    assert_eq!(summary["handled"], handled.len());
+    let share = |part: &Value| part.as_f64().unwrap_or_default() / ids.len() as f64;
+    assert!((0.001..0.03).contains(&share(&summary["dead_lettered"])), "about 1 %: {summary}");
+    assert!(
+        (0.1..0.35).contains(&share(&summary["retried"])),
+        "about 20 %, and the dead: {summary}"
+    );
+}
+
+#[tokio::test]
+async fn killed_five_times_it_still_loses_nothing() {
+    let (folder, queue) = (folder(), Queue::unique("killed"));
+    let file = webhooks(&folder);
+    let effects = folder.path().join("effects");
+    let (repeat, total) = (REPEAT.to_string(), lines(&file).len() * REPEAT);
+    let mut publish = job("publish", &queue);
+    let published = publish.arg("--input").arg(&file).args(["--repeat", &repeat]).output();
+    let published = published.expect("the program can be started");
+    assert_eq!(summary(&published)["published"], total, "{}", told(&published));
+    assert_eq!(summary(&published)["handled"], Value::Null);
+
+    for kill in 1..=5 {
+        let mut consume = job("consume", &queue);
+        let consume = consume.arg("--effects").arg(&effects).stderr(Stdio::null());
+        let mut consume = consume.spawn().expect("the program can be started");
+        let enough = total * kill / 7;
+        wait_for("effects of a process that is to be killed", || {
+            (count_lines(&effects) >= enough).then_some(())
+        });
+        assert!(consume.try_wait().expect("it can be asked").is_none(), "it ended before the kill");
+        consume.kill().expect("it can be killed");
+        consume.wait().expect("it can be waited for");
+    }
+    let output = job("consume", &queue).arg("--effects").arg(&effects).output();
+    let output = output.expect("the program can be started");
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    assert_eq!(summary(&output)["published"], Value::Null);
+
+    let done = read_effects(&effects);
+    let letters = dead_letters(&queue).await;
+    let dead: BTreeSet<String> = letters.iter().filter_map(|letter| letter.id.clone()).collect();
+    let handled: BTreeSet<String> = done.keys().cloned().collect();
+    assert!(handled.is_disjoint(&dead), "both handled and dead");
+    assert_eq!(&handled | &dead, ids(&file), "every id is one or the other");
+    assert!(!dead.is_empty());
+    for letter in &letters {
+        assert_eq!((letter.reason, letter.attempts), (Some(Reason::Exhausted), 4), "{letter:?}");
+    }
+    let times = times(&file);
+    for (id, processes) in &done {
+        assert!(processes.len() >= times[id] * REPEAT, "{id} had only {processes:?}");
+    }
+    let processes: BTreeSet<&u32> = done.values().flatten().collect();
+    assert_eq!(processes.len(), 6, "each process did its part");
+    let alive: usize = handled.iter().map(|id| times[id] * REPEAT).sum();
+    let twice = count_lines(&effects) - alive;
+    assert!(twice <= 5 * WINDOW, "{twice} effects were repeated by five kills");
+}
+
+#[tokio::test]
+async fn consume_waits_for_a_message_that_another_consumer_holds() {
+    let queue = Queue::unique("held");
+    let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let handler = {
+        let (begun, release) = (Arc::clone(&begun), Arc::clone(&release));
+        move |_: Delivery<Value>| {
+            let (begun, release) = (Arc::clone(&begun), Arc::clone(&release));
+            async move {
+                begun.notify_one();
+                release.notified().await;
+                Handled::Ok(())
+            }
+        }
+    };
+    let other = Service::builder(config(&queue)).subscribe("webhooks", handler).signals(false);
+    let other = other.start().await.expect("the server is there");
+    let message = Message::bytes("{}").to_queue(&queue.name).id("held");
+    let publisher = other.publisher("main").expect("it is configured");
+    publisher.send(message).await.expect("it is confirmed");
+    begun.notified().await;
+
+    let mut consume = job("consume", &queue);
+    let mut consume = consume.args(["--idle-exit", "500ms"]).spawn().expect("it can be started");
+    // Six times as long as it would take if nobody held anything.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert!(consume.try_wait().expect("it can be asked").is_none(), "it did not wait");
+    release.notify_one();
+    other.stop().await;
+    let ended = wait_for("the end of `consume`", || consume.try_wait().expect("it can be asked"));
+    assert!(ended.success(), "{ended}");
+}
+
+#[test]
+fn two_consumers_that_are_idle_do_not_wait_for_each_other() {
+    let queue = Queue::unique("idle");
+    let spawn = || {
+        let mut consume = job("consume", &queue);
+        consume.args(["--idle-exit", "500ms"]).spawn().expect("the program can be started")
+    };
+    for mut consume in [spawn(), spawn()] {
+        let ended = wait_for("the end of both", || consume.try_wait().expect("it can be asked"));
+        assert!(ended.success(), "{ended}");
+    }
+}
+
+#[test]
+fn half_of_the_job_in_memory_is_an_error() {
+    for half in ["publish", "consume"] {
+        let output = run("webhooks", [half]);
+        assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+        assert!(String::from_utf8_lossy(&output.stderr).contains("use `run`"), "{}", told(&output));
+    }
+}
+
+#[tokio::test]
+async fn a_dead_letter_that_does_not_belong_there_fails_the_run() {
+    let queue = Queue::unique("stranger");
+    let stranger = Service::builder(config(&queue)).without_handler("webhooks").start().await;
+    let stranger = stranger.expect("the server is there");
+    let publisher = stranger.publisher("main").expect("it is configured");
+    let letter = Message::bytes("{}").to_queue(format!("{}.dead", queue.name)).id("stranger");
+    publisher.send(letter).await.expect("it is confirmed");
+    stranger.stop().await;
+    let output = job("run", &queue).args(["--idle-exit", "500ms"]).output();
+    let output = output.expect("the program can be started");
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("stranger"), "{}", told(&output));
+}
+
+/// The example, told to use RabbitMQ and this queue.
+fn job(part: &str, queue: &Queue) -> Command {
+    let mut command = program("webhooks");
+    command.args([part, "--broker", "rabbitmq", "--url", &rabbitmq(), "--name", &queue.name]);
+    command.stdout(Stdio::piped());
+    command
+}
+
+fn config(queue: &Queue) -> Config {
+    let text = include_str!("../config/webhooks.toml").replace("\"memory\"", "\"rabbitmq\"");
+    let url = format!("kind = \"rabbitmq\"\nurl = {:?}", Url::new(rabbitmq()).expose());
+    let text = text.replace("kind = \"rabbitmq\"", &url);
+    let mut config = Config::from_toml(&text).expect("it is what the example runs with");
+    let subscription = config.subscriptions.get_mut("webhooks").expect("it is configured");
+    subscription.queue = Some(queue.name.clone());
+    config
+}
+
+async fn dead_letters(queue: &Queue) -> Vec<DeadLetter> {
+    let service = Service::builder(config(queue)).without_handler("webhooks").start().await;
+    let service = service.expect("the server is there");
+    let mut pages = service.dead_letters("webhooks").unwrap().pages(100).await.unwrap();
+    let mut letters = Vec::new();
+    while let Some(page) = pages.next().await.unwrap() {
+        letters.extend(page);
+    }
+    pages.close().await.unwrap();
+    service.stop().await;
+    letters
+}
+
+fn summary(output: &Output) -> Value {
+    let line = last_line(output);
+    serde_json::from_str(&line).unwrap_or_else(|_| panic!("no summary: {}", told(output)))
+}
+
+fn sum(summary: &Value, fields: [&str; 2]) -> Value {
+    json!(fields.iter().filter_map(|field| summary[*field].as_u64()).sum::<u64>())
+}
+
+fn lines(file: &Path) -> Vec<Value> {
+    let text = std::fs::read_to_string(file).expect("the input can be read");
+    text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect()
+}
+
+/// How often each id is in the input.
+fn times(file: &Path) -> BTreeMap<String, usize> {
+    let mut times = BTreeMap::new();
+    for line in lines(file) {
+        let id = line["delivery"].as_str().expect("a line has an id");
+        *times.entry(id.to_owned()).or_default() += 1;
+    }
+    times
+}
+
+fn ids(file: &Path) -> BTreeSet<String> {
+    times(file).into_keys().collect()
+}
+
+fn count_lines(file: &Path) -> usize {
+    std::fs::read(file).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count()
+}
+
+/// The process of each effect, by id. A line that is not whole is an error.
+fn read_effects(file: &Path) -> BTreeMap<String, Vec<u32>> {
+    let mut effects = BTreeMap::<String, Vec<u32>>::new();
+    for line in std::fs::read_to_string(file).expect("there are effects").lines() {
+        let words: Vec<&str> = line.split(' ').collect();
+        let [id, attempt, process, at] = words[..] else { panic!("not an effect: {line}") };
+        assert!(attempt.parse::<u32>().is_ok_and(|attempt| attempt >= 1), "{line}");
+        assert!(at.parse::<u64>().is_ok_and(|at| at > 1_700_000_000_000), "{line}");
+        effects.entry(id.to_owned()).or_default().push(process.parse().expect("a process id"));
+    }
+    effects
+}
