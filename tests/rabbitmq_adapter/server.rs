@@ -155,7 +155,7 @@ async fn delete(url: &str, names: Vec<String>) {
 fn names(source: &Source) -> Vec<String> {
     let waits =
         source.waits.iter().map(|wait| format!("{}.wait.{}", queue(source), wait.as_millis()));
-    waits.chain([queue(source), dead(source)]).collect()
+    waits.chain([queue(source), dead(source), format!("{}.suspects", queue(source))]).collect()
 }
 
 pub(crate) fn queue(source: &Source) -> String {
