@@ -10,6 +10,9 @@ mod envelope;
 mod error;
 mod health;
 mod message;
+#[cfg(feature = "__bench")]
+#[doc(hidden)]
+pub mod parts;
 mod pipeline;
 mod publisher;
 mod reload;
@@ -20,6 +23,7 @@ pub mod store;
 mod telemetry;
 #[cfg(feature = "testing")]
 pub mod testing;
+mod trace;
 pub mod wire;
 
 pub use actors::{

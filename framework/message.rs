@@ -15,7 +15,8 @@ use bytes::Bytes;
 use crate::envelope::{Envelope, HeaderValue};
 use crate::publisher::{Cause, Publisher};
 use crate::store::Locks;
-use crate::wire::{self, Carried};
+use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
+use crate::wire::{self, Carried, Luggage};
 
 /// What a handler answers: it worked, or a [`Failure`].
 pub type Handled = Result<(), Failure>;
@@ -93,7 +94,7 @@ impl<T: 'static> actix::Message for Batch<T> {
 #[derive(Clone)]
 pub struct Metadata {
     pub(crate) envelope: Arc<dyn Envelope>,
-    pub(crate) carried: Carried,
+    pub(crate) carried: Luggage,
     pub(crate) id: Option<Arc<str>>,
     pub(crate) attempt: u32,
     pub(crate) claim: Option<Arc<Claim>>,
@@ -236,8 +237,8 @@ impl Metadata {
         self.scope.publisher.caused_by(Cause {
             id: self.id().map(Into::into),
             hops: self.carried.hops,
-            traceparent: self.header("traceparent").and_then(text),
-            tracestate: self.header("tracestate").and_then(text),
+            trace: trace_of(self.envelope.as_ref()),
+            tracestate: self.header(TRACESTATE).and_then(text),
         })
     }
 }
@@ -249,6 +250,14 @@ impl fmt::Debug for Metadata {
             .field("attempt", &self.attempt)
             .field("subscription", &self.scope.subscription)
             .finish_non_exhaustive()
+    }
+}
+
+/// The trace that a message belongs to.
+pub(crate) fn trace_of(envelope: &dyn Envelope) -> Option<TraceContext> {
+    match envelope.header(TRACEPARENT)? {
+        HeaderValue::Text(text) => TraceContext::parse(text),
+        _ => None,
     }
 }
 

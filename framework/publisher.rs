@@ -10,6 +10,7 @@ use bytes::Bytes;
 
 use crate::broker::{self, BrokerError, Fault, Outgoing, Target};
 use crate::telemetry;
+use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::wire;
 
 /// How often a message is sent at most before its confirm is given up.
@@ -29,7 +30,7 @@ pub struct Publisher {
 pub(crate) struct Cause {
     pub(crate) id: Option<String>,
     pub(crate) hops: u32,
-    pub(crate) traceparent: Option<String>,
+    pub(crate) trace: Option<TraceContext>,
     pub(crate) tracestate: Option<String>,
 }
 
@@ -80,16 +81,18 @@ impl Publisher {
         if outgoing.id.is_empty() {
             outgoing.id = uuid::Uuid::now_v7().to_string();
         }
+        let mut set = |name: &str, value: Option<String>| {
+            if let Some(value) = value
+                && !outgoing.headers.iter().any(|(known, _)| known == name)
+            {
+                outgoing.headers.push((name.to_owned(), value));
+            }
+        };
+        let parent = self.cause.as_ref().and_then(|cause| cause.trace);
+        let context = parent.map_or_else(TraceContext::begin, TraceContext::child);
+        set(TRACEPARENT, Some(context.to_string()));
         if let Some(cause) = self.cause.as_deref() {
-            let mut set = |name: &str, value: Option<String>| {
-                if let Some(value) = value
-                    && !outgoing.headers.iter().any(|(known, _)| known == name)
-                {
-                    outgoing.headers.push((name.to_owned(), value));
-                }
-            };
-            set("traceparent", cause.traceparent.clone());
-            set("tracestate", cause.tracestate.clone());
+            set(TRACESTATE, cause.tracestate.clone());
             set(wire::CAUSATION, cause.id.clone());
             set(wire::HOPS, Some(cause.hops.saturating_add(1).to_string()));
         }

@@ -421,8 +421,18 @@ impl ServiceBuilder {
         let (stop, stopping) = watch::channel(false);
         let (end, ended) = watch::channel(None);
         let grace = config.service.shutdown_grace;
-        let inner =
-            Inner { config, subscriptions, brokers, stores, metrics, clock, root, stop, ended, files };
+        let inner = Inner {
+            config,
+            subscriptions,
+            brokers,
+            stores,
+            metrics,
+            clock,
+            root,
+            stop,
+            ended,
+            files,
+        };
         let service = Service { inner: Arc::new(inner) };
         let watcher = watch.then(|| reload::watch(&service.inner)).flatten();
         let inner = Arc::clone(&service.inner);

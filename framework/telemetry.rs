@@ -12,6 +12,9 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
+use tracing::Span;
+
+pub(crate) use tracing::Instrument;
 
 /// All metrics of a service.
 pub(crate) struct Metrics {
@@ -266,6 +269,39 @@ pub(crate) fn finding(subscription: &str, finding: &str) {
 /// A broker could not be reached yet.
 pub(crate) fn connecting(broker: &str, error: &dyn Display) {
     tracing::warn!(broker, %error, "broker not reached yet; trying again");
+}
+
+/// The span of one message's way through a handler; disabled, and free, when nobody listens.
+pub(crate) fn processing(
+    subscription: &str,
+    id: Option<&str>,
+    trace: impl FnOnce() -> Option<String>,
+) -> Span {
+    if !tracing::enabled!(tracing::Level::INFO) {
+        return Span::none();
+    }
+    let trace = trace();
+    tracing::info_span!("message", subscription, id, trace)
+}
+
+/// Messages were received.
+pub(crate) fn received(subscription: &str, lane: &dyn Display, count: usize) {
+    tracing::trace!(subscription, %lane, count, "received");
+}
+
+/// A message goes to its handler.
+pub(crate) fn handling(subscription: &str, id: Option<&str>, attempt: u32) {
+    tracing::debug!(subscription, id, attempt, "handling");
+}
+
+/// A message was handled.
+pub(crate) fn handled(subscription: &str, id: Option<&str>) {
+    tracing::debug!(subscription, id, "handled");
+}
+
+/// Deliveries were settled.
+pub(crate) fn settled(subscription: &str, lane: &dyn Display, count: usize) {
+    tracing::trace!(subscription, %lane, count, "settled");
 }
 
 /// A message was not confirmed and is sent again under the same id.

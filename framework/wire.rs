@@ -3,6 +3,8 @@
 //! Everything read here is hostile input: it is parsed strictly, clamped or ignored, and counted;
 //! it never stops a message. Nothing here decides anything.
 
+use std::ops::{Deref, DerefMut};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use crate::envelope::{Envelope, HeaderValue};
@@ -76,6 +78,51 @@ pub struct Carried {
     pub origin: Option<Box<str>>,
     /// How many of our headers were malformed and ignored or clamped.
     pub malformed: u32,
+}
+
+/// What a message that carries nothing carries.
+static NOTHING: Carried = Carried {
+    attempts: 0,
+    generation: 0,
+    hops: 0,
+    delay: None,
+    due: None,
+    first_seen: None,
+    expires: None,
+    id: None,
+    origin: None,
+    malformed: 0,
+};
+
+/// [`Carried`], shared between a message and its delivery, and nothing at all for the many messages
+/// that carry nothing: it travels with every message through every queue of the process, and its
+/// 170 bytes would be most of what is moved.
+#[derive(Clone, Default)]
+pub(crate) struct Luggage(Option<Arc<Carried>>);
+
+impl Luggage {
+    /// Reads what `envelope` carries of ours.
+    pub(crate) fn read(envelope: &dyn Envelope) -> Self {
+        if !envelope.has_headers() {
+            return Self(None);
+        }
+        let carried = Carried::read(envelope);
+        Self((carried != NOTHING).then(|| Arc::new(carried)))
+    }
+}
+
+impl Deref for Luggage {
+    type Target = Carried;
+
+    fn deref(&self) -> &Carried {
+        self.0.as_deref().unwrap_or(&NOTHING)
+    }
+}
+
+impl DerefMut for Luggage {
+    fn deref_mut(&mut self) -> &mut Carried {
+        Arc::make_mut(self.0.get_or_insert_default())
+    }
 }
 
 impl Carried {

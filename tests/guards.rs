@@ -107,7 +107,8 @@ async fn an_exhausted_id_stays_dead_and_its_copies_are_acknowledged() {
     drained(&service).await;
     assert_eq!(log.lock().unwrap().len(), 4, "attempts_max counts over all copies");
     assert_eq!(service.depth("transfers").await.unwrap().dead, Some(1));
-    let done = service.dead_letters("transfers").unwrap().redrive(&Default::default()).await.unwrap();
+    let done =
+        service.dead_letters("transfers").unwrap().redrive(&Default::default()).await.unwrap();
     assert_eq!((done.matched, done.moved), (1, 1));
     drained(&service).await;
     assert_eq!(log.lock().unwrap().len(), 8, "a redrive opens it again");

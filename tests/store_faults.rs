@@ -201,7 +201,10 @@ async fn a_replica_is_told_from_a_master() {
     let strict = RedisStore::new(settings).expect("settings");
     assert_eq!(strict.check().await.expect_err("strict").fault, StoreFault::Unsafe);
     let error = locks_of(store).acquire("a").await.expect_err("it takes no writes");
-    assert!(error.to_string().contains("READONLY") || error.to_string().contains("read"), "{error}");
+    assert!(
+        error.to_string().contains("READONLY") || error.to_string().contains("read"),
+        "{error}"
+    );
 }
 
 #[tokio::test]
@@ -245,7 +248,9 @@ async fn a_master_of_a_cluster_that_is_gone_is_found_again() {
     }
     nodes[1].restart();
     let node = &nodes[1];
-    redis::eventually("the cluster", || node.cli(&["cluster", "info"]).contains("cluster_state:ok"));
+    redis::eventually("the cluster", || {
+        node.cli(&["cluster", "info"]).contains("cluster_state:ok")
+    });
     for key in &keys {
         let began = Instant::now();
         while locks.acquire(key).await.is_err() {
@@ -330,8 +335,16 @@ async fn tls_trusts_the_given_authority_and_no_other() {
     let port = redis::free_port();
     let tls_port = port.to_string();
     let server = Server::with(&[
-        "--tls-port", &tls_port, "--tls-cert-file", &cert, "--tls-key-file", &key,
-        "--tls-ca-cert-file", &ca, "--tls-auth-clients", "no",
+        "--tls-port",
+        &tls_port,
+        "--tls-cert-file",
+        &cert,
+        "--tls-key-file",
+        &key,
+        "--tls-ca-cert-file",
+        &ca,
+        "--tls-auth-clients",
+        "no",
     ]);
     let mut settings = settings(&format!("rediss://localhost:{port}"));
     settings.ca = Some(ours.ca.pem().into_bytes());

@@ -52,7 +52,8 @@ async fn worker() {
     let locks = locks(&url);
     let client = ::redis::Client::open(url).expect("a url");
     let mut connection = None;
-    let mut log = std::fs::File::create(std::env::var("REDELIVER_TEST_LOG").expect("a file")).expect("a file");
+    let mut log = std::fs::File::create(std::env::var("REDELIVER_TEST_LOG").expect("a file"))
+        .expect("a file");
     let policy = LockPolicy { lease: LEASE, wait: Duration::from_secs(5), ..LockPolicy::default() };
     for turn in 0.. {
         let key = KEYS[(turn + std::process::id() as usize) % KEYS.len()];
@@ -125,7 +126,9 @@ fn beliefs(folder: &Path) -> Vec<Belief> {
             let mut words = line.split(' ');
             let mut number = || words.next_back().and_then(|word| word.parse::<u128>().ok());
             // The last line of a worker that was killed may be cut off.
-            let (Some(until), Some(from), Some(fence)) = (number(), number(), number()) else { continue };
+            let (Some(until), Some(from), Some(fence)) = (number(), number(), number()) else {
+                continue;
+            };
             let key = words.next().unwrap_or_default().to_owned();
             beliefs.push(Belief { key, fence: fence as u64, from, until });
         }
@@ -151,7 +154,10 @@ fn overlaps(beliefs: Vec<Belief>) -> usize {
 }
 
 /// Runs workers until they have made `count` acquisitions, and `disturbs` them meanwhile.
-fn run(count: usize, mut disturb: impl FnMut(&Server, &mut [(Child, usize)])) -> (Server, Vec<Belief>) {
+fn run(
+    count: usize,
+    mut disturb: impl FnMut(&Server, &mut [(Child, usize)]),
+) -> (Server, Vec<Belief>) {
     let server = Server::start();
     let folder = tempfile::tempdir().expect("a folder");
     let began = Instant::now();
@@ -221,7 +227,7 @@ fn a_fenced_resource_accepts_no_stale_token_though_processes_are_paused() {
                 send_signal(pid, "CONT");
                 paused = None;
             }
-        } else if turn % 3 == 0 {
+        } else if turn.is_multiple_of(3) {
             let pid = workers[turn % WORKERS].0.id();
             send_signal(pid, "STOP");
             paused = Some((pid, Instant::now()));
@@ -234,7 +240,11 @@ fn a_fenced_resource_accepts_no_stale_token_though_processes_are_paused() {
         let accepted: Vec<u64> = log.lines().map(|line| line.parse().expect("a fence")).collect();
         assert!(accepted.len() > 10, "{key} was hardly ever locked");
         assert!(accepted.is_sorted(), "{key} accepted a stale fence");
-        println!("{key}: {} accepted, refused: {}", accepted.len(), server.cli(&["hget", &format!("resource:{key}"), "refused"]));
+        println!(
+            "{key}: {} accepted, refused: {}",
+            accepted.len(),
+            server.cli(&["hget", &format!("resource:{key}"), "refused"])
+        );
     }
 }
 
@@ -266,7 +276,7 @@ async fn r4_a_holder_that_was_killed_is_succeeded_within_its_lease_and_a_second(
     worker.kill().expect("a child");
     worker.wait().expect("a child");
     let killed = Instant::now();
-    locks.acquire(held).wait(Duration::from_secs(10)).await.expect("the lock");
+    drop(locks.acquire(held).wait(Duration::from_secs(10)).await.expect("the lock"));
     println!("had again after {:?}", killed.elapsed());
     assert!(killed.elapsed() < LEASE + Duration::from_secs(1), "{:?}", killed.elapsed());
 }

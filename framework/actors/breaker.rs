@@ -63,8 +63,13 @@ impl Gate {
     }
 
     /// Counts what came of a message; true if the breaker opened or closed over it.
-    pub(super) fn record(&mut self, work: &Work, verdict: &Verdict, scope: &Scope) -> bool {
-        let instant = Instant::now();
+    pub(super) fn record(
+        &mut self,
+        work: &Work,
+        verdict: &Verdict,
+        scope: &Scope,
+        instant: Instant,
+    ) -> bool {
         let now = instant.into_std();
         let change = match (work.is_probe, verdict.is_judged()) {
             (true, true) => self.breaker.probe_result(now, !verdict.is_failure()),

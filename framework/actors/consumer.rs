@@ -188,7 +188,7 @@ async fn drain(
     let end = loop {
         desk.hand_out();
         desk.show();
-        if let Err(end) = lane.settle(&mut desk.settlements).await {
+        if let Err(end) = desk.settle_at(lane.as_mut()).await {
             break Down::Ended(end);
         }
         let room = desk.room();
@@ -227,7 +227,7 @@ async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> u
     desk.winding_down = true;
     desk.send_parked_away();
     let mut left = loop {
-        let settled = lane.settle(&mut desk.settlements).await;
+        let settled = desk.settle_at(lane).await;
         let busy = desk.running + desk.carrying;
         if busy == 0 || settled.is_err() {
             break busy;
@@ -292,6 +292,8 @@ struct Desk {
     carried_to: mpsc::Sender<Work>,
     errands: Vec<(Work, Errand)>,
     last_delivery: Instant,
+    /// Read once a batch: a clock read for each message would cost more than its settlement.
+    now: Instant,
     winding_down: bool,
     /// It drains the suspects: one at a time, and nothing else beside.
     suspects: bool,
@@ -332,6 +334,7 @@ impl Desk {
             carried_to,
             errands: Vec::new(),
             last_delivery: Instant::now(),
+            now: Instant::now(),
             winding_down: false,
             holding,
         }
@@ -389,7 +392,7 @@ impl Desk {
         let parked = self.parked.len() + shared.keys.borrow().waiting() + self.carrying;
         let full = parked >= settings.parked_max.get()
             || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
-        let now = Instant::now();
+        let now = self.now;
         if full
             || self.winding_down
             || self.store_is_down(now)
@@ -405,7 +408,7 @@ impl Desk {
         if let Some(total) = settings.in_flight_total_max {
             room = room.min(total.get().saturating_sub(shared.running.get() + self.ready.len()));
         }
-        shared.gate.borrow().room(room, now)
+        shared.gate.borrow().room(room, self.now)
     }
 
     /// Shows to inspectors what is held.
@@ -417,10 +420,12 @@ impl Desk {
 
     /// Enters what was received.
     fn receive(&mut self) {
-        self.last_delivery = Instant::now();
+        self.now = Instant::now();
+        self.last_delivery = self.now;
         let shared = Rc::clone(&self.shared);
         let mut received = std::mem::take(&mut self.received);
         shared.scope.metrics.received.inc_by(received.len() as u64);
+        telemetry::received(shared.scope.name(), &self.lane, received.len());
         for received in received.drain(..) {
             match self.ledger.adopt(&received) {
                 None => {
@@ -496,7 +501,8 @@ impl Desk {
 
     /// Hands out what has a permit, in one letter for each handler.
     fn hand_out(&mut self) {
-        let now = Instant::now();
+        self.now = Instant::now();
+        let now = self.now;
         while let Some(work) = self.parked.take_due(now) {
             self.ready.push_back(work);
         }
@@ -529,6 +535,7 @@ impl Desk {
     }
 
     fn conclude_all(&mut self, outcomes: Option<Vec<Outcome>>) {
+        self.now = Instant::now();
         for outcome in outcomes.into_iter().flatten() {
             self.conclude(outcome);
         }
@@ -555,7 +562,7 @@ impl Desk {
             return self.keep_fate(work, verdict);
         }
         let probe_failed = work.is_probe && verdict.is_failure();
-        let changed = shared.gate.borrow_mut().record(&work, &verdict, &shared.scope);
+        let changed = shared.gate.borrow_mut().record(&work, &verdict, &shared.scope, self.now);
         if changed {
             let open = shared.gate.borrow().is_open();
             shared.health.update(|health| health.breaker_open = open);
@@ -567,7 +574,6 @@ impl Desk {
             return;
         }
         let now = shared.scope.clock;
-        let attempts_max = shared.scope.attempts_max();
         let metrics = &shared.scope.metrics;
         match verdict {
             Verdict::Ack => {
@@ -586,6 +592,7 @@ impl Desk {
             Verdict::StoreDown(why) => self.hold_for_store(work, why),
             Verdict::Retry(waiting, fault) => {
                 metrics.retried.inc();
+                let attempts_max = shared.scope.attempts_max();
                 work.count_attempt(Some(waiting.delay()), attempts_max, now.now());
                 self.wait(work, waiting, Some(fault));
             }
@@ -678,6 +685,15 @@ impl Desk {
         }
     }
 
+    /// Tells the broker what is settled.
+    async fn settle_at(&mut self, lane: &mut dyn Lane) -> Result<(), LaneEnd> {
+        if self.settlements.is_empty() {
+            return Ok(());
+        }
+        telemetry::settled(self.shared.scope.name(), &self.lane, self.settlements.len());
+        lane.settle(&mut self.settlements).await
+    }
+
     /// Gives the retrier what it has to carry.
     fn run_errands(&mut self) {
         if self.errands.is_empty() {
@@ -708,7 +724,7 @@ impl Desk {
         if self.settings().ordering != config::Ordering::None {
             return self.run_errands();
         }
-        let now = Instant::now();
+        let now = self.now;
         let retries = self.shared.scope.retries.load();
         for (work, due) in self.parked.drain() {
             let rest = due.saturating_duration_since(now);

@@ -20,7 +20,7 @@ const ORPHAN_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(15 * 
 pub(crate) type Slot = u32;
 
 #[derive(Default)]
-pub(super) struct Ledger {
+pub(crate) struct Ledger {
     entries: Vec<Option<Entry>>,
     free: Vec<Slot>,
     generation: u64,
@@ -48,7 +48,7 @@ pub(super) enum Adopted {
 
 impl Ledger {
     /// Enters a message that was received.
-    pub(super) fn enter(&mut self, received: Received, received_at: Instant) -> Slot {
+    pub(crate) fn enter(&mut self, received: Received, received_at: Instant) -> Slot {
         self.bytes += received.envelope.body().len();
         let generation = self.generation;
         let entry = Some(Entry { received, generation, received_at, orphaned: None, fate: None });
@@ -65,7 +65,7 @@ impl Ledger {
     }
 
     /// Takes a message out because it is done with; its token, if its lane still knows it.
-    pub(super) fn settle(&mut self, slot: Slot) -> Option<Token> {
+    pub(crate) fn settle(&mut self, slot: Slot) -> Option<Token> {
         let entry = self.remove(slot)?;
         (entry.generation == self.generation).then_some(entry.received.token)
     }

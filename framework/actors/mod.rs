@@ -46,6 +46,8 @@ pub use handlers::{
     ByActor, ByFunction, Handlers, IntoHandlers, blocking, by_type, in_batches, with_codec,
     with_codecs,
 };
+#[cfg(feature = "__bench")]
+pub(crate) use ledger::Ledger;
 #[allow(unused_imports)] // as above
 pub(crate) use lock_keeper::KeeperSeat;
 pub(crate) use root::{InspectAll, Pause, ResumeOne, Root, StopAll};

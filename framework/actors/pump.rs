@@ -21,8 +21,9 @@ use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
 
 use super::slots::Slots;
-use crate::message::Delivery;
+use crate::message::{Delivery, trace_of};
 use crate::pipeline::{Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, process};
+use crate::telemetry::{self, Instrument};
 
 /// After so many messages the pump gives way to the actor's mailbox and timers.
 const TURN_MAX: usize = 256;
@@ -192,7 +193,13 @@ impl<T> Drop for Ticket<T> {
 async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>) {
     let desk = Rc::clone(&ticket.desk);
     let Some(work) = ticket.work.as_mut() else { return };
-    let verdict = process(work, &desk.scope, &desk.codecs, &caller).await;
+    let span = {
+        let trace = || trace_of(work.received.envelope.as_ref()).map(|trace| trace.to_string());
+        telemetry::processing(desk.scope.name(), work.id(), trace)
+    };
+    let processed = process(work, &desk.scope, &desk.codecs, &caller);
+    let verdict =
+        if span.is_disabled() { processed.await } else { processed.instrument(span).await };
     if verdict.is_panic() {
         desk.broken.set(true);
     }

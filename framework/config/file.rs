@@ -249,7 +249,14 @@ fn is_secret(path: &[Step]) -> bool {
         }
         ["brokers" | "stores", _, key] => !matches!(
             *key,
-            "kind" | "url_file" | "password_file" | "tls" | "properties" | "deadline" | "strict" | "replicas_min"
+            "kind"
+                | "url_file"
+                | "password_file"
+                | "tls"
+                | "properties"
+                | "deadline"
+                | "strict"
+                | "replicas_min"
         ),
         ["service" | "subscriptions" | "retry", .., key] => {
             !matches!(*key, "key" | "routing_key") && sounds_secret(key)

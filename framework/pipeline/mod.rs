@@ -52,6 +52,7 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
     };
     let answer = match screen(work, scope).and_then(|()| decode(work, scope, codecs)) {
         Ok(delivery) => {
+            telemetry::handling(scope.name(), work.id(), delivery.attempt());
             let began = Instant::now();
             let handled = handle(delivery, work, scope, call);
             let answer = unless_lost(handled, held.as_deref(), call.can_abort()).await;
@@ -61,7 +62,10 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
         Err(refusal) => Answer::Refused(refusal),
     };
     let verdict = match answer {
-        Answer::Handled => Verdict::Ack,
+        Answer::Handled => {
+            telemetry::handled(scope.name(), work.id());
+            Verdict::Ack
+        }
         answer => judge(answer, work, scope),
     };
     match held {

@@ -41,5 +41,9 @@ pub(crate) fn screen(work: &Work, scope: &Scope) -> Result<(), Epitaph> {
 /// When the message expires: as an earlier copy carried it, else as its publisher said.
 pub(crate) fn expires_at(work: &Work) -> Option<SystemTime> {
     let envelope = work.received.envelope.as_ref();
-    work.carried.expires.or_else(|| envelope.published_at()?.checked_add(envelope.time_to_live()?))
+    work.carried.expires.or_else(|| {
+        // In this order, because hardly any message has one.
+        let time_to_live = envelope.time_to_live()?;
+        envelope.published_at()?.checked_add(time_to_live)
+    })
 }

@@ -17,14 +17,14 @@ use crate::message::{Claim, DeliveryScope, Metadata, message_id};
 use crate::retry::Attempt;
 use crate::store::{Locks, Scope as Holding};
 use crate::telemetry::SubscriptionMetrics;
-use crate::wire::{Carried, ID_LENGTH_MAX};
+use crate::wire::{ID_LENGTH_MAX, Luggage};
 
 /// A received message that is not settled yet.
 pub(crate) struct Work {
     /// What the broker gave us.
     pub(crate) received: Received,
     /// What the message carried, and what was added here since.
-    pub(crate) carried: Carried,
+    pub(crate) carried: Luggage,
     /// The id that was found where the subscription says, if that is not the broker's property.
     pub(crate) id: Option<Arc<str>>,
     /// What orders it: messages of one key run one after another.
@@ -46,7 +46,7 @@ pub(crate) struct Work {
 impl Work {
     /// Reads what a message carries, and looks for its id where the subscription says.
     pub(crate) fn new(received: Received, lane: u32, slot: u32, scope: &Scope) -> Self {
-        let carried = Carried::read(received.envelope.as_ref());
+        let carried = Luggage::read(received.envelope.as_ref());
         if carried.malformed > 0 {
             scope.metrics.malformed.inc_by(carried.malformed.into());
         }
@@ -95,6 +95,11 @@ impl Work {
     }
 
     pub(crate) fn metadata(&self, scope: &Scope) -> Metadata {
+        // The policy is asked only where something was used up.
+        let attempt = match self.carried.attempts {
+            0 => Attempt::FIRST,
+            _ => self.attempt(scope.attempts_max()),
+        };
         Metadata {
             envelope: Arc::clone(&self.received.envelope),
             carried: self.carried.clone(),
@@ -105,7 +110,7 @@ impl Work {
                 .as_ref()
                 .zip(scope.locks.as_ref())
                 .map(|(holding, locks)| locks.within(holding)),
-            attempt: self.attempt(scope.attempts_max()).get(),
+            attempt: attempt.get(),
             scope: Arc::clone(&scope.delivery),
         }
     }

@@ -134,11 +134,14 @@ impl Breaker {
             return None;
         };
         outcomes.add(now, ok);
+        // A success never opens it, even where a rate of 0 is configured, so nothing is counted for one.
+        if ok {
+            return None;
+        }
         let (attempts, failures) = outcomes.count();
         let judged = attempts >= u64::from(self.policy.attempts_min);
         let too_many = failures as f64 >= self.policy.failure_rate * attempts as f64;
-        // A success never opens it, even where a rate of 0 is configured.
-        (!ok && judged && too_many).then(|| self.open(now, self.policy.pause))
+        (judged && too_many).then(|| self.open(now, self.policy.pause))
     }
 
     /// Asks what may be done now. Answering [`Permit::Probe`] hands out the one probe.
@@ -222,6 +225,8 @@ struct Outcomes {
     start: Option<Instant>,
     /// The number of the newest bucket.
     newest: u64,
+    /// When it ends: before that, an outcome is counted without a division.
+    newest_until: Option<Instant>,
     buckets: [Bucket; BUCKETS],
 }
 
@@ -235,11 +240,28 @@ struct Bucket {
 impl Outcomes {
     fn new(window: Duration) -> Outcomes {
         let bucket_width = (window / BUCKETS as u32).max(Duration::from_nanos(1));
-        Outcomes { bucket_width, start: None, newest: 0, buckets: Default::default() }
+        Outcomes {
+            bucket_width,
+            start: None,
+            newest: 0,
+            newest_until: None,
+            buckets: Default::default(),
+        }
     }
 
     fn add(&mut self, now: Instant, ok: bool) {
-        let age = now.saturating_duration_since(*self.start.get_or_insert(now));
+        if self.newest_until.is_none_or(|until| now >= until) {
+            self.advance(now);
+        }
+        let bucket = &mut self.buckets[(self.newest % BUCKETS as u64) as usize];
+        bucket.attempts = bucket.attempts.saturating_add(1);
+        bucket.failures = bucket.failures.saturating_add(u32::from(!ok));
+    }
+
+    /// Goes on to the bucket of `now`.
+    fn advance(&mut self, now: Instant) {
+        let start = *self.start.get_or_insert(now);
+        let age = now.saturating_duration_since(start);
         let number =
             u64::try_from(age.as_nanos() / self.bucket_width.as_nanos()).unwrap_or(u64::MAX);
         // A caller whose clock reading is a little old must not wipe a newer bucket.
@@ -248,8 +270,9 @@ impl Outcomes {
         if bucket.number != self.newest {
             *bucket = Bucket { number: self.newest, ..Bucket::default() };
         }
-        bucket.attempts = bucket.attempts.saturating_add(1);
-        bucket.failures = bucket.failures.saturating_add(u32::from(!ok));
+        let buckets = u32::try_from(self.newest).ok().and_then(|newest| newest.checked_add(1));
+        let length = buckets.and_then(|buckets| self.bucket_width.checked_mul(buckets));
+        self.newest_until = length.and_then(|length| start.checked_add(length));
     }
 
     /// Attempts and failures in the window that ends with the newest bucket.

@@ -10,13 +10,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
-use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
 
+use super::guard::{Guard, Held, LockRenewal};
 use super::{
-    Fence, Keeper, Lease, LockAnswer, LockAsk, LockState, Loss, Moment, Owner, Renew, Renewed,
-    Store, StoreError, StoreFault, StoreState,
+    Fence, Keeper, Lease, LockAnswer, LockAsk, LockState, Moment, Owner, Store, StoreError,
+    StoreFault, StoreState,
 };
 
 /// The longest that a waiter relies on being woken.
@@ -71,12 +71,12 @@ pub struct Locks {
     scope: Option<Scope>,
 }
 
-struct Shared {
-    store: Arc<dyn Store>,
-    keeper: Keeper,
-    holder: Arc<str>,
+pub(super) struct Shared {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) keeper: Keeper,
+    pub(super) holder: Arc<str>,
     /// The largest fence that was seen here, of any key: one number, however many keys there are.
-    seen: AtomicU64,
+    pub(super) seen: AtomicU64,
 }
 
 /// What one handler, or one batch, holds: asking again for a key in it shares the guard.
@@ -244,7 +244,7 @@ fn pause(remaining: Duration) -> Duration {
 }
 
 /// Keys may be a megabyte; messages are not.
-fn shown(key: &str) -> String {
+pub(super) fn shown(key: &str) -> String {
     key.chars().take(100).filter(|character| !character.is_control()).collect()
 }
 
@@ -374,128 +374,4 @@ pub enum LockError {
     /// The store did not answer; it may be held all the same until its lease ends.
     #[error(transparent)]
     Store(#[from] StoreError),
-}
-
-/// A lock that is held. Dropping the last guard of a hold releases it.
-#[must_use = "a lock is released when its guard is dropped"]
-pub struct Guard(Arc<Held>);
-
-struct Held {
-    shared: Arc<Shared>,
-    key: String,
-    owner: Owner,
-    fence: Fence,
-    lease: Lease,
-    is_released: bool,
-}
-
-impl Guard {
-    /// What is locked.
-    pub fn key(&self) -> &str {
-        &self.0.key
-    }
-
-    /// A number larger than that of every hold before: a resource that refuses smaller ones is
-    /// safe from a holder that slept. It does not make an effect happen once.
-    pub fn fence(&self) -> Fence {
-        self.0.fence
-    }
-
-    /// Completes when the lock is lost, no later than anybody else can have it.
-    ///
-    /// # Cancel safety
-    /// Cancel safe; a lock that is lost stays lost.
-    pub fn lost(&self) -> impl Future<Output = Loss> + Send + 'static + use<> {
-        self.0.lease.lost()
-    }
-
-    /// Why it is lost, or `None` while it is surely held: ask before every guarded write.
-    pub fn loss(&self) -> Option<Loss> {
-        self.0.lease.loss()
-    }
-
-    /// Releases it, unless others of the same handler or batch still hold it.
-    ///
-    /// # Errors
-    /// The store did not answer; then it is free when its lease ends.
-    pub async fn release(self) -> Result<(), StoreError> {
-        let Some(mut held) = Arc::into_inner(self.0) else { return Ok(()) };
-        held.lease.stop().await;
-        let released = held.shared.store.release(&held.key, &held.owner).await;
-        // After an error the drop tries once more.
-        held.is_released = released.is_ok();
-        released.map(drop)
-    }
-
-    /// For an end that releases it together with something else: the owner to name, once no
-    /// renewal can come any more. `None` while others hold it.
-    pub(crate) async fn ending(self) -> Option<EndingGuard> {
-        let held = Arc::into_inner(self.0)?;
-        held.lease.stop().await;
-        Some(EndingGuard(held))
-    }
-}
-
-/// A lock that is about to be released.
-pub(crate) struct EndingGuard(Held);
-
-impl EndingGuard {
-    pub(crate) fn key(&self) -> &str {
-        &self.0.key
-    }
-
-    pub(crate) fn owner(&self) -> &Owner {
-        &self.0.owner
-    }
-
-    pub(crate) fn store(&self) -> &Arc<dyn Store> {
-        &self.0.shared.store
-    }
-
-    /// Releases it alone; true if it was still held.
-    pub(crate) async fn release(mut self) -> Result<bool, StoreError> {
-        let released = self.0.shared.store.release(&self.0.key, &self.0.owner).await;
-        self.0.is_released = released.is_ok();
-        released
-    }
-
-    /// It was released by its owner's name.
-    pub(crate) fn released(mut self) {
-        self.0.is_released = true;
-    }
-}
-
-impl std::fmt::Debug for Guard {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Guard")
-            .field("key", &shown(self.key()))
-            .field("fence", &self.fence())
-            .finish()
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        if !self.is_released {
-            let (shared, key) = (self.shared.clone(), std::mem::take(&mut self.key));
-            let owner = self.owner.clone();
-            self.shared.keeper.spawn(async move {
-                // Best effort: the lease ends by itself.
-                let _ = shared.store.release(&key, &owner).await;
-            });
-        }
-    }
-}
-
-struct LockRenewal {
-    store: Arc<dyn Store>,
-    key: String,
-    owner: Owner,
-}
-
-#[async_trait]
-impl Renew for LockRenewal {
-    async fn renew(&self, lease: Duration) -> Result<Renewed, StoreError> {
-        self.store.renew(&self.key, &self.owner, lease).await
-    }
 }

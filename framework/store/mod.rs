@@ -49,6 +49,7 @@ use async_trait::async_trait;
 
 mod claim;
 mod clock;
+mod guard;
 mod lease;
 mod lock;
 mod locks;
@@ -65,8 +66,9 @@ pub use claim::{
 pub use clock::{Clock, Moment};
 pub use lease::{Keeper, Lease, Loss, Renew};
 pub use lock::{Fence, LockAnswer, LockAsk, LockState, LockStore, Renewed};
-pub(crate) use locks::EndingGuard;
-pub use locks::{Acquire, Guard, LockError, LockPolicy, Locks, Scope};
+pub(crate) use guard::EndingGuard;
+pub use guard::Guard;
+pub use locks::{Acquire, LockError, LockPolicy, Locks, Scope};
 pub use owner::Owner;
 pub use wake::{Wakes, Woken};
 

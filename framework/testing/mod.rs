@@ -19,8 +19,10 @@ pub struct Sentence {
     pub number: u32,
     /// What holds.
     pub says: &'static str,
-    check: fn(Arc<dyn Store>) -> Pin<Box<dyn Future<Output = ()> + Send>>,
+    check: Check,
 }
+
+type Check = fn(Arc<dyn Store>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 
 impl Sentence {
     /// Puts a store to the test.

@@ -1,3 +1,5 @@
 //! What several tests share.
 
+#![allow(unreachable_pub)]
+
 pub mod redis;

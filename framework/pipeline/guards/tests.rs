@@ -3,7 +3,7 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::store::memory::MemoryStore;
-use crate::store::{Keeper, LockStore};
+use crate::store::{ClaimKind, Keeper, LockStore, Loss, RESULT_BYTES_MAX};
 
 const LEASE: Duration = Duration::from_secs(60);
 

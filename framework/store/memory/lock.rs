@@ -92,8 +92,7 @@ impl LockStore for MemoryStore {
         let mut state = self.state();
         let fence = state.fence.saturating_add(1).max(state.micros(now));
         let fence = fence.max(ask.seen.0.saturating_add(1));
-        let record =
-            state.locks.entry(ask.key.to_owned()).or_insert_with(|| Record::new(now));
+        let record = state.locks.entry(ask.key.to_owned()).or_insert_with(|| Record::new(now));
         record.skip_the_dead(now);
         if same(record.owner.as_ref(), ask.owner) && record.until > now {
             record.until = now + ask.lease;

@@ -24,7 +24,7 @@ use crate::store::{StoreError, StoreFault};
 const REQUESTS_MAX: usize = 1024;
 
 pub(super) enum Address {
-    Server(Client),
+    Server(Box<Client>),
     /// Asked anew for each connection: after a failover it names another master.
     Sentinel(Box<Mutex<SentinelClient>>),
     Cluster {
@@ -186,7 +186,7 @@ impl<'a> Parts<'a> {
 
     fn server(&self, settings: &RedisSettings) -> RedisResult<Address> {
         let info = self.node(self.hosts[0], self.path, settings.insecure)?;
-        Ok(Address::Server(self.client(info, settings)?))
+        Ok(Address::Server(Box::new(self.client(info, settings)?)))
     }
 
     fn sentinel(&self, settings: &RedisSettings) -> RedisResult<Address> {

@@ -68,11 +68,11 @@ impl IdempotencyStore for RedisStore {
         self.add_claim(&mut command, ask);
         let answer = self.link.run("claim a message id", &SCRIPTS.claim, command).await?;
         let answer = reply::claim(answer)?;
-        if let (ClaimAnswer::Granted(_), Some(replicas)) = (&answer, &self.replicas) {
-            if let Err(error) = replicas.confirm(&self.keys, &key, ask.owner).await {
-                self.end(ask.key, ask.owner, &Ending::Release, ask.keep).await?;
-                return Err(error);
-            }
+        if let (ClaimAnswer::Granted(_), Some(replicas)) = (&answer, &self.replicas)
+            && let Err(error) = replicas.confirm(&self.keys, &key, ask.owner).await
+        {
+            self.end(ask.key, ask.owner, &Ending::Release, ask.keep).await?;
+            return Err(error);
         }
         Ok(answer)
     }

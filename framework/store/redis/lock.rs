@@ -50,13 +50,13 @@ impl LockStore for RedisStore {
         self.add_lock(&mut command, ask);
         let answer = self.link.run("acquire a lock", &SCRIPTS.acquire, command).await?;
         let answer = reply::lock(answer)?;
-        if let (LockAnswer::Held(_), Some(replicas)) = (answer, &self.replicas) {
-            let [lock, ..] = self.keys.lock(ask.key);
-            if let Err(error) = replicas.confirm(&self.keys, &lock, ask.owner).await {
-                // A failover could give it to somebody else: better not to have it at all.
-                self.release(ask.key, ask.owner).await?;
-                return Err(error);
-            }
+        if let (LockAnswer::Held(_), Some(replicas)) = (answer, &self.replicas)
+            && let [lock, ..] = self.keys.lock(ask.key)
+            && let Err(error) = replicas.confirm(&self.keys, &lock, ask.owner).await
+        {
+            // A failover could give it to somebody else: better not to have it at all.
+            self.release(ask.key, ask.owner).await?;
+            return Err(error);
         }
         Ok(answer)
     }

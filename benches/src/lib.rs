@@ -1,0 +1,4 @@
+//! What the programs of the benchmark share. `./benches/run` starts them; nothing here is meant to
+//! be used from elsewhere.
+
+pub mod memory_path;

@@ -1,0 +1,256 @@
+//! What a handler runs under, and how it ends.
+//!
+//! Owns the endings, and what happens when there is none. An ending that was begun is carried on
+//! in the background if its caller goes away.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::ClaimRules;
+use crate::store::{
+    Claim, ClaimKey, ClaimKind, Ending, EndingGuard, Fence, Guard, Lease, Loss, Moment, Owner,
+    RESULT_BYTES_MAX, Renew, Renewed, Store, StoreError,
+};
+
+/// The pause of a background end that did not get through.
+const REPEAT_PAUSE: Duration = Duration::from_millis(500);
+
+/// What a handler runs under. Dropped without an ending, the claim is abandoned (the next to run
+/// the message is told) and the lock released.
+pub(crate) struct Held {
+    pub(super) claim: Option<HeldClaim>,
+    pub(super) lock: Option<Guard>,
+}
+
+/// What was lost while the handler ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Lost {
+    /// The claim: another process may run the same message now.
+    Claim(Loss),
+    /// The lock: another process may have it now.
+    Lock(Loss),
+}
+
+impl Held {
+    /// How the claim was had; `None` without claims.
+    pub(crate) fn kind(&self) -> Option<ClaimKind> {
+        self.claim.as_ref().map(|held| held.claim.kind)
+    }
+
+    /// Attempts used so far, as far as the store knows.
+    pub(crate) fn attempts(&self) -> u32 {
+        self.claim.as_ref().map_or(0, |held| held.claim.attempts)
+    }
+
+    /// How many owners vanished in a row while they ran it.
+    pub(crate) fn takeovers(&self) -> u32 {
+        self.claim.as_ref().map_or(0, |held| held.claim.takeovers)
+    }
+
+    /// The lock's fence, else the claim's.
+    pub(crate) fn fence(&self) -> Option<Fence> {
+        let claim = || self.claim.as_ref().map(|held| held.claim.fence);
+        self.lock.as_ref().map(Guard::fence).or_else(claim)
+    }
+
+    /// Completes when the claim or the lock is lost; never without either.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub(crate) fn lost(&self) -> impl Future<Output = Lost> + Send + 'static + use<> {
+        let claim = self.claim.as_ref().and_then(|held| held.lease.as_ref()).map(Lease::lost);
+        let lock = self.lock.as_ref().map(Guard::lost);
+        async move {
+            tokio::select! {
+                loss = maybe(claim) => Lost::Claim(loss),
+                loss = maybe(lock) => Lost::Lock(loss),
+            }
+        }
+    }
+
+    /// Handled. False: somebody took over, so an effect may have happened twice.
+    ///
+    /// A result over [`RESULT_BYTES_MAX`] is not kept.
+    ///
+    /// # Errors
+    /// Do not acknowledge: it goes on in the background until the lease ends.
+    pub(crate) async fn complete(self, result: Option<Bytes>) -> Result<bool, StoreError> {
+        let result = result.filter(|result| result.len() <= RESULT_BYTES_MAX);
+        self.end(End::Complete(result)).await
+    }
+
+    /// An attempt failed. `is_copied`: the broker has confirmed a copy that carries `attempts`;
+    /// else the delivery waits in this process. False: somebody took over.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) async fn failed(
+        self,
+        due_in: Duration,
+        attempts: u32,
+        is_copied: bool,
+    ) -> Result<bool, StoreError> {
+        self.end(End::Failed { attempts, due_in, is_copied }).await
+    }
+
+    /// Given up, after the dead letter was confirmed. False: somebody took over.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) async fn dead(self, reason: &str) -> Result<bool, StoreError> {
+        self.end(End::Dead(reason.to_owned())).await
+    }
+
+    /// Given back before the handler did anything. False: somebody took over.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) async fn release(self) -> Result<bool, StoreError> {
+        self.end(End::Release).await
+    }
+
+    async fn end(self, end: End) -> Result<bool, StoreError> {
+        let lock = match self.lock {
+            Some(guard) => guard.ending().await,
+            None => None,
+        };
+        let Some(claim) = self.claim else {
+            return match lock {
+                Some(lock) => lock.release().await,
+                None => Ok(true),
+            };
+        };
+        let Some(lock) = lock else { return claim.end(end).await };
+        if !Arc::ptr_eq(claim.rules.store.store(), lock.store()) {
+            let ended = claim.end(end).await;
+            // The claim decides; the lock's lease ends by itself.
+            let _ = lock.release().await;
+            return ended;
+        }
+        claim.end_with(end, lock).await
+    }
+}
+
+async fn maybe<F: Future>(future: Option<F>) -> F::Output {
+    match future {
+        Some(future) => future.await,
+        None => std::future::pending().await,
+    }
+}
+
+pub(super) struct HeldClaim {
+    pub(super) rules: ClaimRules,
+    pub(super) key: ClaimKey,
+    pub(super) owner: Owner,
+    pub(super) claim: Claim,
+    /// `None` once it ended.
+    pub(super) lease: Option<Lease>,
+    /// How it ends when it is dropped.
+    pub(super) on_drop: End,
+}
+
+impl HeldClaim {
+    pub(super) async fn end(mut self, end: End) -> Result<bool, StoreError> {
+        self.stop(end).await;
+        let (store, keep) = (self.rules.store.store().clone(), self.rules.keep);
+        let ended = store.end(&self.key, &self.owner, &self.on_drop.ending(), keep).await;
+        self.close(ended)
+    }
+
+    async fn end_with(mut self, end: End, lock: EndingGuard) -> Result<bool, StoreError> {
+        self.stop(end).await;
+        let (store, keep) = (self.rules.store.store().clone(), self.rules.keep);
+        let (key, owner, ending) = (&self.key, &self.owner, self.on_drop.ending());
+        let ended =
+            store.end_and_release(key, owner, &ending, keep, lock.key(), lock.owner()).await;
+        if ended.is_ok() {
+            lock.released();
+        }
+        self.close(ended)
+    }
+
+    /// From here on a drop ends it in the same way: a handler's effect is not forgotten because
+    /// its completion was cancelled.
+    async fn stop(&mut self, end: End) {
+        self.on_drop = end;
+        if let Some(lease) = &self.lease {
+            lease.stop().await;
+        }
+    }
+
+    fn close(mut self, ended: Result<bool, StoreError>) -> Result<bool, StoreError> {
+        if ended.is_ok() {
+            self.lease = None;
+        }
+        ended
+    }
+}
+
+impl Drop for HeldClaim {
+    fn drop(&mut self) {
+        if self.lease.take().is_some() {
+            let (rules, key, owner) = (&self.rules, self.key.clone(), self.owner.clone());
+            let end = std::mem::replace(&mut self.on_drop, End::Abandon);
+            let until = rules.store.store().clock().now() + rules.lease;
+            end_in_background(rules, key, owner, end, until);
+        }
+    }
+}
+
+/// Ends a claim, trying again until somebody else may have it.
+pub(super) fn end_in_background(
+    rules: &ClaimRules,
+    key: ClaimKey,
+    owner: Owner,
+    end: End,
+    until: Moment,
+) {
+    let (store, keep) = (rules.store.store().clone(), rules.keep);
+    rules.store.keeper().spawn(async move {
+        while store.end(&key, &owner, &end.ending(), keep).await.is_err() {
+            if store.clock().now() >= until {
+                return;
+            }
+            tokio::time::sleep(REPEAT_PAUSE).await;
+        }
+    });
+}
+
+/// An [`Ending`] that can be kept for later.
+pub(super) enum End {
+    Complete(Option<Bytes>),
+    Failed { attempts: u32, due_in: Duration, is_copied: bool },
+    Dead(String),
+    Release,
+    Abandon,
+}
+
+impl End {
+    fn ending(&self) -> Ending<'_> {
+        match self {
+            Self::Complete(result) => Ending::Complete(result.as_deref()),
+            Self::Failed { attempts, due_in, is_copied } => {
+                Ending::Failed { attempts: *attempts, due_in: *due_in, copied: *is_copied }
+            }
+            Self::Dead(reason) => Ending::Dead(reason),
+            Self::Release => Ending::Release,
+            Self::Abandon => Ending::Abandon,
+        }
+    }
+}
+
+pub(super) struct ClaimRenewal {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) key: ClaimKey,
+    pub(super) owner: Owner,
+}
+
+#[async_trait]
+impl Renew for ClaimRenewal {
+    async fn renew(&self, lease: Duration) -> Result<Renewed, StoreError> {
+        self.store.renew_claim(&self.key, &self.owner, lease).await
+    }
+}
