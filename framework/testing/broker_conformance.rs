@@ -62,7 +62,7 @@ pub async fn every_sentence(subject: &dyn Subject) {
     s09_a_message_that_nobody_stores_is_an_error(subject).await;
     s10_a_copy_is_the_message_with_new_stamps(subject).await;
     s11_a_wait_is_never_early(subject).await;
-    s12_a_dead_letter_that_was_read_stays_until_it_is_removed(subject).await;
+    s13_a_dead_letter_that_was_read_stays_until_it_is_removed(subject).await;
 }
 
 /// Sentence 1.
@@ -282,8 +282,8 @@ pub async fn s11_a_wait_is_never_early(subject: &dyn Subject) {
     bench.end().await;
 }
 
-/// Sentence 12.
-pub async fn s12_a_dead_letter_that_was_read_stays_until_it_is_removed(subject: &dyn Subject) {
+/// Sentence 13.
+pub async fn s13_a_dead_letter_that_was_read_stays_until_it_is_removed(subject: &dyn Subject) {
     let mut bench = Bench::open(subject).await;
     bench.send(3).await;
     for original in bench.receive(3).await {

@@ -39,5 +39,5 @@ sentences! {
     s09_a_message_that_nobody_stores_is_an_error
     s10_a_copy_is_the_message_with_new_stamps
     s11_a_wait_is_never_early
-    s12_a_dead_letter_that_was_read_stays_until_it_is_removed
+    s13_a_dead_letter_that_was_read_stays_until_it_is_removed
 }

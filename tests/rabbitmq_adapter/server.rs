@@ -112,7 +112,7 @@ impl Drop for Lab {
 fn names(source: &Source) -> Vec<String> {
     let waits =
         source.waits.iter().map(|wait| format!("{}.wait.{}", queue(source), wait.as_millis()));
-    waits.chain([queue(source), dead(source)]).collect()
+    waits.chain([queue(source), dead(source), format!("{}.suspects", queue(source))]).collect()
 }
 
 pub(crate) fn queue(source: &Source) -> String {

@@ -81,6 +81,9 @@ async fn the_topology_lists_every_queue_and_binding_without_a_connection() {
     let expected = [
         format!("queue `{name}.dead`: durable, x-queue-type=quorum, x-delivery-limit=1000000000"),
         format!(
+            "queue `{name}.suspects`: durable, x-queue-type=quorum, x-delivery-limit=1000000000"
+        ),
+        format!(
             "queue `{name}`: durable, x-dead-letter-exchange=\"\", x-dead-letter-routing-key={name}.dead, x-queue-type=quorum, x-delivery-limit=1000000000, x-dead-letter-strategy=at-least-once, x-overflow=reject-publish"
         ),
         format!(
