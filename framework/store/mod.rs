@@ -64,10 +64,10 @@ pub use claim::{
     IdempotencyStore, RESULT_BYTES_MAX,
 };
 pub use clock::{Clock, Moment};
-pub use lease::{Keeper, Lease, Loss, Renew};
-pub use lock::{Fence, LockAnswer, LockAsk, LockState, LockStore, Renewed};
 pub(crate) use guard::EndingGuard;
 pub use guard::Guard;
+pub use lease::{Keeper, Lease, Loss, Renew};
+pub use lock::{Fence, LockAnswer, LockAsk, LockState, LockStore, Renewed};
 pub use locks::{Acquire, LockError, LockPolicy, Locks, Scope};
 pub use owner::Owner;
 pub use wake::{Wakes, Woken};
