@@ -31,9 +31,12 @@ pub(super) async fn admit(work: &mut Work, scope: &Scope) -> Result<Option<Box<H
         let lock = scope.settings.lock.as_ref();
         let lock_key = lock.and_then(|lock| find_key(envelope, &lock.key));
         // Without an id there is nothing to claim; `id_missing` is looked at by the screen.
-        let Some(id) = work.id() else { return Ok(None) };
+        let id = work.id();
+        if id.is_none() && (lock_key.is_none() || scope.settings.idempotency.is_some()) {
+            return Ok(None);
+        }
         let request = AdmitRequest {
-            id,
+            id: id.unwrap_or_default(),
             generation: work.carried.generation,
             payload: envelope.body(),
             attempts: work.carried.attempts,
