@@ -1,0 +1,105 @@
+//! Messages taken together: bounded by size and time, an outcome for each.
+
+use std::time::Duration;
+
+use actix::prelude::*;
+use redeliver::testing::TestService;
+use redeliver::{Batch, Failure, Handled, in_batches};
+
+use crate::bench::{THRICE, orders, text};
+
+struct Bulk;
+
+impl Actor for Bulk {
+    type Context = Context<Self>;
+}
+
+impl Handler<Batch<String>> for Bulk {
+    type Result = Vec<Handled>;
+
+    fn handle(&mut self, batch: Batch<String>, _: &mut Context<Self>) -> Vec<Handled> {
+        assert!(batch.deliveries.len() <= 3, "larger than `size`");
+        let answers = batch.deliveries.iter().map(|delivery| match delivery.payload.as_str() {
+            "panic" if delivery.attempt() == 1 => panic!("no bulk today"),
+            "reject" => Err(Failure::reject("not this one")),
+            _ => Ok(()),
+        });
+        let answers: Vec<_> = answers.collect();
+        let short = batch.deliveries.iter().any(|delivery| delivery.payload == "short" && delivery.attempt() == 1);
+        answers.into_iter().take(if short { 1 } else { usize::MAX }).collect()
+    }
+}
+
+fn batches() -> TestService {
+    orders("batch = { size = 3, wait = \"2s\" }", THRICE, in_batches(|| Bulk))
+}
+
+#[test]
+fn a_full_batch_is_handled_at_once_and_a_part_of_one_after_the_wait() {
+    let mut test = batches();
+    for id in ["1", "2", "3", "4"] {
+        test.publish("orders", text(id, "ok"));
+    }
+    assert_eq!(test.log(), ["1: attempt 1 handled", "2: attempt 1 handled", "3: attempt 1 handled"]);
+    test.advance(Duration::from_millis(1_999));
+    assert_eq!(test.log().len(), 3, "the rest waits for more");
+    test.advance(Duration::from_millis(1));
+    assert_eq!(test.log()[3], "4: attempt 1 handled");
+}
+
+#[test]
+fn each_message_of_a_batch_has_its_own_outcome() {
+    let mut test = batches();
+    for (id, word) in [("1", "ok"), ("2", "reject"), ("3", "ok")] {
+        test.publish("orders", text(id, word));
+    }
+    let mut log = test.log();
+    log.sort();
+    assert_eq!(log, [
+        "1: attempt 1 handled",
+        "2: attempt 1 dead-lettered: rejected: not this one",
+        "3: attempt 1 handled",
+    ]);
+}
+
+#[test]
+fn what_a_batch_leaves_unanswered_failed() {
+    let mut test = batches();
+    for (id, word) in [("1", "ok"), ("2", "short"), ("3", "ok")] {
+        test.publish("orders", text(id, word));
+    }
+    let said = "the handler of the batch gave no answer for this delivery";
+    assert_eq!(test.log(), [
+        "1: attempt 1 handled".to_owned(),
+        format!("2: attempt 1 retry after 200ms: {said}"),
+        format!("3: attempt 1 retry after 200ms: {said}"),
+    ]);
+    test.finish();
+    assert!(test.dead_letters("orders").is_empty());
+}
+
+#[test]
+fn a_batch_that_panics_costs_each_of_its_messages_one_attempt() {
+    let mut test = batches();
+    for (id, word) in [("1", "ok"), ("2", "panic"), ("3", "ok")] {
+        test.publish("orders", text(id, word));
+    }
+    let log = test.log();
+    assert_eq!(log.len(), 3, "{log:?}");
+    assert!(log.iter().all(|line| line.ends_with("attempt 1 retry after 200ms: panicked: no bulk today")));
+    test.finish();
+    assert_eq!(test.log().iter().filter(|line| line.ends_with("attempt 2 handled")).count(), 3);
+}
+
+#[test]
+fn what_cannot_be_decoded_spoils_no_batch() {
+    let mut test = batches();
+    test.publish("orders", text("1", "ok"));
+    test.publish("orders", redeliver::Message::bytes("{").id("2"));
+    test.publish("orders", text("3", "ok"));
+    test.publish("orders", text("4", "ok"));
+    let mut log = test.log();
+    log.sort();
+    assert_eq!(log.len(), 4, "{log:?}");
+    assert!(log[1].starts_with("2: dead-lettered: undecodable"));
+}

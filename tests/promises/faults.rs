@@ -1,0 +1,186 @@
+//! Handlers that panic, stop, cannot be made, or block: what it costs, and whom.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use actix::prelude::*;
+use redeliver::testing::TestService;
+use redeliver::{Delivery, Failure, Handled, SubscriptionState, blocking};
+
+use crate::bench::{THRICE, config, obey, orders, text};
+
+struct Counted(Arc<AtomicU32>);
+
+impl Actor for Counted {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery<String>> for Counted {
+    type Result = ResponseFuture<Handled>;
+
+    fn handle(&mut self, delivery: Delivery<String>, ctx: &mut Context<Self>) -> Self::Result {
+        if delivery.payload == "stop once" && self.0.load(Ordering::SeqCst) == 1 {
+            ctx.stop();
+        }
+        Box::pin(obey(delivery))
+    }
+}
+
+fn counted(subscription: &str) -> (TestService, Arc<AtomicU32>) {
+    let made = Arc::new(AtomicU32::new(0));
+    let factory = Arc::clone(&made);
+    let test = orders(subscription, THRICE, move || {
+        factory.fetch_add(1, Ordering::SeqCst);
+        Counted(Arc::clone(&factory))
+    });
+    (test, made)
+}
+
+#[test]
+fn a_panic_loses_no_neighbour_counts_none_and_the_actor_is_made_anew() {
+    let (mut test, made) = counted("");
+    test.publish("orders", text("running", "slow"));
+    test.publish("orders", text("7", "panic once"));
+    test.publish("orders", text("behind", "ok"));
+    test.finish();
+    let log = test.log();
+    for line in [
+        "running: attempt 1 handled",
+        "behind: attempt 1 handled",
+        "7: attempt 1 retry after 200ms: panicked: the handler has a bug",
+        "7: attempt 2 handled",
+    ] {
+        assert_eq!(log.iter().filter(|said| *said == line).count(), 1, "{line}: {log:?}");
+    }
+    assert_eq!(made.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_handler_actor_that_stops_loses_nothing_and_costs_no_attempt() {
+    let (mut test, made) = counted("");
+    test.publish("orders", text("running", "slow"));
+    test.publish("orders", text("7", "stop once"));
+    test.finish();
+    let handled: Vec<_> =
+        test.log().into_iter().filter(|line| !line.ends_with("interrupted")).collect();
+    assert_eq!(handled.len(), 2, "{:?}", test.log());
+    assert!(handled.contains(&"running: attempt 1 handled".to_owned()), "{handled:?}");
+    let rejected = "7: attempt 1 dead-lettered: rejected: cannot stop".to_owned();
+    assert!(handled.contains(&rejected), "{handled:?}");
+    assert_eq!(made.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn a_factory_that_panics_spends_the_restarts_and_then_the_subscription_waits_for_a_human() {
+    let broken = Arc::new(AtomicU32::new(1));
+    let switch = Arc::clone(&broken);
+    let mut test = orders("", THRICE, move || {
+        assert!(switch.load(Ordering::SeqCst) == 0, "no database");
+        Counted(Arc::new(AtomicU32::new(0)))
+    });
+    test.publish("orders", text("7", "ok"));
+    test.advance(Duration::from_secs(60));
+    let health = test.service().health();
+    assert!(!health.ready, "{health:?}");
+    let SubscriptionState::Failed(why) = &health.subscriptions["orders"].state else {
+        panic!("{health:?}");
+    };
+    assert!(why.contains("no database"), "{why}");
+    let depth = depth(&mut test);
+    assert_eq!((depth.ready, depth.unsettled), (Some(1), Some(0)), "the message is with the broker");
+
+    broken.store(0, Ordering::SeqCst);
+    let service = test.service();
+    test.run(async move { service.resume("orders").await }).expect("it resumes");
+    test.finish();
+    assert_eq!(test.log().last().map(String::as_str), Some("7: attempt 1 handled"));
+    assert!(test.service().health().ready);
+}
+
+#[test]
+fn the_restarts_of_a_dead_factory_are_bounded() {
+    let made = Arc::new(AtomicU32::new(0));
+    let counter = Arc::clone(&made);
+    let mut test = orders("", THRICE, move || -> Counted {
+        counter.fetch_add(1, Ordering::SeqCst);
+        panic!("never")
+    });
+    test.advance(Duration::from_secs(600));
+    let made = made.load(Ordering::SeqCst);
+    assert!((2..=40).contains(&made), "made {made} times in ten minutes");
+}
+
+/// Blocks, in real time.
+struct Driver;
+
+impl Actor for Driver {
+    type Context = SyncContext<Self>;
+}
+
+impl Handler<Delivery<String>> for Driver {
+    type Result = Handled;
+
+    fn handle(&mut self, delivery: Delivery<String>, _: &mut SyncContext<Self>) -> Handled {
+        std::thread::sleep(Duration::from_millis(5));
+        match (delivery.payload.as_str(), delivery.attempt()) {
+            ("panic", 1) => panic!("the driver has a bug"),
+            ("retry", 1) => Err(Failure::retry("deadlock found")),
+            _ => Ok(()),
+        }
+    }
+}
+
+#[test]
+fn a_blocking_handler_can_fail_and_panic_like_any_other() {
+    let mut test = orders("", THRICE, blocking(2, || Driver));
+    for word in ["ok", "retry", "panic"] {
+        test.publish("orders", text(word, word));
+    }
+    test.finish();
+    let mut log = test.log();
+    log.sort();
+    assert_eq!(log, [
+        "ok: attempt 1 handled",
+        "panic: attempt 1 retry after 200ms: panicked: the driver has a bug",
+        "panic: attempt 2 handled",
+        "retry: attempt 1 retry after 200ms: deadlock found",
+        "retry: attempt 2 handled",
+    ]);
+}
+
+#[test]
+fn a_blocking_handler_past_its_timeout_keeps_its_permit_and_its_answer_counts() {
+    struct Slow(Arc<AtomicU32>);
+    impl Actor for Slow {
+        type Context = SyncContext<Self>;
+    }
+    impl Handler<Delivery<u32>> for Slow {
+        type Result = Handled;
+        fn handle(&mut self, _: Delivery<u32>, _: &mut SyncContext<Self>) -> Handled {
+            let beside = self.0.fetch_add(1, Ordering::SeqCst);
+            std::thread::sleep(Duration::from_millis(60));
+            self.0.fetch_sub(1, Ordering::SeqCst);
+            assert_eq!(beside, 0, "a permit was given twice");
+            Ok(())
+        }
+    }
+    let running = Arc::new(AtomicU32::new(0));
+    let handlers = blocking(4, move || Slow(Arc::clone(&running)));
+    let config = config("timeout = \"10ms\"\nin_flight_max = 1", THRICE);
+    let builder = redeliver::Service::builder(config).subscribe("orders", handlers).signals(false);
+    crate::runtimes::blocking_on(async {
+        let service = builder.start().await.expect("it starts");
+        crate::runtimes::publish(&service, 0..5).await;
+        crate::runtimes::drained(&service).await;
+        let metrics = service.metrics().await;
+        assert!(metrics.contains("redeliver_handled_total{subscription=\"orders\"} 5\n"), "{metrics}");
+        assert!(metrics.contains("redeliver_retried_total{subscription=\"orders\"} 0\n"), "{metrics}");
+        assert_eq!(service.stop().await.left, 0);
+    });
+}
+
+fn depth(test: &mut TestService) -> redeliver::broker::Depth {
+    let service = test.service();
+    test.run(async move { service.depth("orders").await }).expect("the broker tells")
+}

@@ -1,0 +1,167 @@
+//! Pausing, resuming, stopping, and the breaker: no message and no attempt is lost.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use redeliver::broker::Depth;
+use redeliver::testing::{Fate, TestService};
+use redeliver::{Delivery, Failure, Handled, SubscriptionState};
+
+use crate::bench::{THRICE, obey, orders, text};
+
+fn pause(test: &mut TestService) {
+    let service = test.service();
+    test.run(async move { service.pause("orders").await }).expect("it pauses");
+}
+
+fn resume(test: &mut TestService) {
+    let service = test.service();
+    test.run(async move { service.resume("orders").await }).expect("it resumes");
+}
+
+fn depth(test: &mut TestService) -> Depth {
+    let service = test.service();
+    test.run(async move { service.depth("orders").await }).expect("the broker tells")
+}
+
+fn handled(test: &TestService) -> usize {
+    test.records().iter().filter(|record| record.fate == Fate::Handled).count()
+}
+
+#[test]
+fn a_paused_subscription_takes_nothing_and_goes_on_when_it_is_resumed() {
+    let mut test = orders("", THRICE, obey);
+    pause(&mut test);
+    assert_eq!(test.service().health().subscriptions["orders"].state, SubscriptionState::Paused);
+    for id in 0..10 {
+        test.publish("orders", text(&id.to_string(), "ok"));
+    }
+    test.advance(Duration::from_secs(3600));
+    assert_eq!((handled(&test), depth(&mut test).ready), (0, Some(10)));
+    resume(&mut test);
+    assert_eq!(handled(&test), 10);
+    assert!(test.log().iter().all(|line| line.ends_with("attempt 1 handled")), "{:?}", test.log());
+}
+
+#[test]
+fn a_pause_finishes_what_runs_and_keeps_the_attempts_of_what_waits() {
+    let mut test = orders("", THRICE, obey);
+    test.publish("orders", text("running", "slow"));
+    test.publish("orders", text("waiting", "retry once"));
+    pause(&mut test);
+    assert!(test.log().contains(&"running: attempt 1 handled".to_owned()), "{:?}", test.log());
+    test.advance(Duration::from_secs(60));
+    assert_eq!(handled(&test), 1);
+    resume(&mut test);
+    test.finish();
+    assert_eq!(test.log().last().map(String::as_str), Some("waiting: attempt 2 handled"));
+}
+
+#[test]
+fn pausing_twice_and_resuming_twice_does_no_harm() {
+    let mut test = orders("", THRICE, obey);
+    pause(&mut test);
+    pause(&mut test);
+    test.publish("orders", text("7", "ok"));
+    resume(&mut test);
+    resume(&mut test);
+    test.publish("orders", text("8", "ok"));
+    test.finish();
+    assert_eq!(test.log(), ["7: attempt 1 handled", "8: attempt 1 handled"]);
+}
+
+#[test]
+fn a_stop_in_the_middle_loses_nothing_and_what_waits_keeps_its_attempts() {
+    let mut test = orders("in_flight_max = 2", THRICE, obey);
+    for id in 0..20 {
+        test.publish("orders", text(&format!("slow-{id}"), "slow"));
+    }
+    test.clear_log();
+    let before = depth(&mut test);
+    let handled_before = 20 - (before.ready.unwrap_or(0) + before.unsettled.unwrap_or(0)) as usize;
+    let stop = test.stop();
+    assert_eq!(stop.left, 0, "what runs is finished within the grace");
+    let after = depth(&mut test);
+    assert_eq!(after.unsettled, Some(0));
+    assert_eq!(handled(&test) + handled_before + after.ready.unwrap_or(0) as usize, 20);
+    assert!(after.ready > Some(0), "nothing new was begun");
+}
+
+#[test]
+fn a_stop_puts_what_waits_in_the_process_at_the_broker_with_its_attempts() {
+    let retry = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"30s\"\nin_process_max = \"1m\"\n";
+    let mut test = orders("", retry, obey);
+    for id in 0..5 {
+        test.publish("orders", text(&id.to_string(), "retry"));
+    }
+    test.stop();
+    let depth = depth(&mut test);
+    assert_eq!((depth.ready, depth.unsettled, depth.waiting), (Some(0), Some(0), Some(5)));
+}
+
+#[test]
+fn a_handler_that_does_not_end_in_time_is_left_and_its_message_goes_back() {
+    let mut test = orders("timeout = \"1h\"", THRICE, obey);
+    test.publish("orders", text("7", "hang"));
+    let stop = test.stop();
+    assert_eq!(stop.left, 1);
+    assert_eq!(test.elapsed(), Duration::from_secs(25), "the default grace");
+    assert_eq!(depth(&mut test).ready, Some(1));
+    assert!(test.log().is_empty(), "{:?}", test.log());
+}
+
+#[test]
+fn stopping_twice_answers_the_same() {
+    let mut test = orders("", THRICE, obey);
+    assert_eq!(test.stop(), test.stop());
+    let health = test.service().health();
+    assert!(!health.live && !health.ready);
+}
+
+#[test]
+fn a_dead_dependency_does_not_drain_the_queue_into_the_dead_letters() {
+    let up = Arc::new(AtomicBool::new(false));
+    let dependency = Arc::clone(&up);
+    let handler = move |_: Delivery<String>| {
+        let up = dependency.load(Ordering::SeqCst);
+        async move { if up { Handled::Ok(()) } else { Err(Failure::retry("connection refused")) } }
+    };
+    let breaker = "breaker = { attempts_min = 5, failure_rate = 0.9, window = \"10s\", pause = \"5s\", \
+                   pause_max = \"20s\" }";
+    let mut test = orders(breaker, "attempts_max = 8\n", handler);
+    for id in 0..200 {
+        test.publish("orders", text(&id.to_string(), "ok"));
+    }
+    test.advance(Duration::from_secs(30));
+    assert!(test.service().health().subscriptions["orders"].breaker_open);
+    assert!(!test.service().health().ready);
+    let probes = |test: &TestService| {
+        let failed = |fate: &Fate| matches!(fate, Fate::ProbeFailed { .. });
+        test.records().iter().filter(|record| failed(&record.fate)).count()
+    };
+    test.clear_log();
+    test.advance(Duration::from_secs(3600));
+    assert!((150..=182).contains(&probes(&test)), "one probe every 20 s: {}", probes(&test));
+    assert_eq!(probes(&test), test.log().len(), "nothing but probes: {:?}", test.log());
+    assert!(test.dead_letters("orders").is_empty());
+
+    up.store(true, Ordering::SeqCst);
+    test.clear_log();
+    test.finish();
+    assert_eq!(handled(&test), 200, "none is lost");
+    assert!(test.records().iter().all(|record| record.attempt <= 7), "no attempt was burnt by probes");
+    assert!(!test.service().health().subscriptions["orders"].breaker_open);
+    assert!(test.service().health().ready);
+}
+
+#[test]
+fn rejects_never_open_the_breaker() {
+    let mut test = orders("", THRICE, obey);
+    for id in 0..200 {
+        test.publish("orders", text(&id.to_string(), "reject"));
+    }
+    test.finish();
+    assert_eq!(test.dead_letters("orders").len(), 200);
+    assert!(!test.service().health().subscriptions["orders"].breaker_open);
+}

@@ -1,0 +1,18 @@
+//! What is promised to users, a sentence a test, on the memory broker and through the public API.
+
+mod bench;
+
+mod answers;
+mod batches;
+mod dead_letters;
+mod faults;
+mod flow;
+mod input;
+mod kinds;
+mod publishing;
+mod reload;
+mod runtimes;
+mod seen;
+mod signals;
+mod threads;
+mod waits;

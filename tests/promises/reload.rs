@@ -1,0 +1,90 @@
+//! Retry tables change while the service runs.
+
+use std::time::Duration;
+
+use redeliver::config::Config;
+use redeliver::testing::TestService;
+use redeliver::{Handled, Service};
+
+use crate::bench::{THRICE, config, obey, orders, text};
+
+fn reload(test: &mut TestService, retry: &str) -> Result<(), redeliver::Error> {
+    let (service, config) = (test.service(), config("", retry));
+    test.run(async move { service.reload_with(&config).await })
+}
+
+#[test]
+fn a_new_policy_holds_from_the_next_failure_on_and_no_attempt_is_forgotten() {
+    let mut test = orders("", THRICE, obey);
+    test.publish("orders", text("7", "retry"));
+    let slower = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"9s\"\nattempts_max = 2\n";
+    reload(&mut test, slower).expect("it is usable");
+    test.publish("orders", text("8", "retry"));
+    test.finish();
+    assert_eq!(test.log(), [
+        "7: attempt 1 retry after 200ms: not yet",
+        "8: attempt 1 retry after 9s: not yet",
+        "7: attempt 2 dead-lettered: exhausted: not yet",
+        "8: attempt 2 dead-lettered: exhausted: not yet",
+    ]);
+}
+
+#[test]
+fn a_reload_that_needs_waits_which_may_not_be_declared_is_refused() {
+    let declared = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"5s\"\n";
+    let mut test = orders("topology = \"verify\"", declared, obey);
+    let longer = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"9s\"\n";
+    let error = reload(&mut test, longer).expect_err("9s does not exist");
+    assert!(error.to_string().contains("9s"), "{error}");
+    test.publish("orders", text("7", "retry"));
+    assert_eq!(test.log(), ["7: attempt 1 retry after 5s: not yet"]);
+}
+
+#[test]
+fn a_service_that_was_not_made_from_files_says_so() {
+    let mut test = orders("", THRICE, obey);
+    let service = test.service();
+    let error = test.run(async move { service.reload().await }).expect_err("there is no file");
+    assert!(error.to_string().contains("reload_with"), "{error}");
+}
+
+fn file(delay: &str) -> String {
+    format!(
+        "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \
+         \"orders\"\n[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = {delay}\n\
+         attempts_max = 2\nin_process_max = \"0s\"\n"
+    )
+}
+
+#[test]
+fn a_changed_file_is_put_in_force_and_a_bad_one_is_refused_while_the_old_policy_stays() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("orders.toml");
+    std::fs::write(&path, file("\"1h\"")).expect("it can be written");
+    let fails = |_: redeliver::Delivery<String>| async { Handled::Err(redeliver::Failure::retry("no")) };
+    crate::runtimes::blocking_on(async {
+        let builder = Service::from_file(&path).expect("it is usable");
+        let service = builder.subscribe("orders", fails).signals(false).watch().start().await;
+        let service = service.expect("it starts");
+        assert!(Config::load(&path).is_ok());
+
+        std::fs::write(&path, file("\"soon\"")).expect("it can be written");
+        let error = service.reload().await.expect_err("`soon` is no duration");
+        assert!(error.to_string().contains("delay_min"), "{error}");
+        assert!(!service.topology("orders").expect("it is configured").is_empty());
+
+        std::fs::write(&path, file("\"150ms\"")).expect("it can be written");
+        // By the watcher: what waits only 150 ms is dead soon.
+        let dead = async {
+            loop {
+                crate::runtimes::publish(&service, ["x"]).await;
+                tokio::time::sleep(Duration::from_millis(300)).await;
+                if service.depth("orders").await.expect("it tells").dead > Some(0) {
+                    break;
+                }
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), dead).await.expect("the file is watched");
+        service.stop().await;
+    });
+}

@@ -1,0 +1,148 @@
+//! Health, metrics and logs: what an operator sees, and what nobody may see.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use redeliver::testing::TestService;
+
+use crate::bench::{THRICE, obey, orders, text};
+
+/// Every metric, as it stands in the text.
+const METRICS: [&str; 21] = [
+    "redeliver_received_total",
+    "redeliver_handled_total",
+    "redeliver_retried_total",
+    "redeliver_deferred_total",
+    "redeliver_ignored_total",
+    "redeliver_dropped_total",
+    "redeliver_adopted_total",
+    "redeliver_malformed_headers_total",
+    "redeliver_copies_failed_total",
+    "redeliver_restarts_total",
+    "redeliver_lanes_reopened_total",
+    "redeliver_breaker_state",
+    "redeliver_in_flight",
+    "redeliver_parked",
+    "redeliver_source_ready",
+    "redeliver_source_waiting",
+    "redeliver_dead_letters",
+    "redeliver_oldest_delivery_seconds",
+    "redeliver_handler_seconds_count",
+    "redeliver_wait_seconds_count",
+    "redeliver_lateness_seconds_count",
+];
+
+fn metrics(test: &mut TestService) -> String {
+    let service = test.service();
+    test.run(async move { service.metrics().await })
+}
+
+fn value(metrics: &str, name: &str) -> f64 {
+    let line = metrics.lines().find(|line| line.starts_with(&format!("{name}{{")));
+    let line = line.unwrap_or_else(|| panic!("{name} is not in\n{metrics}"));
+    line.rsplit(' ').next().and_then(|number| number.parse().ok()).expect("a number")
+}
+
+#[test]
+fn every_metric_is_there_from_the_start() {
+    let mut test = orders("", THRICE, obey);
+    let text = metrics(&mut test);
+    for name in METRICS {
+        value(&text, name);
+    }
+    assert!(text.ends_with("# EOF\n"), "OpenMetrics ends with a mark");
+}
+
+#[test]
+fn the_metrics_count_what_happened() {
+    let retry = format!("{THRICE}in_process_max = \"0s\"\nrules = [{{ class = \"validation\", then = \"ignore\" }}]\n");
+    let mut test = orders("in_flight_max = 3", &retry, obey);
+    for (id, word) in
+        [("1", "ok"), ("2", "retry once"), ("3", "reject"), ("4", "invalid"), ("5", "panic once")]
+    {
+        test.publish("orders", text(id, word));
+    }
+    test.finish();
+    test.publish("orders", text("6", "hang"));
+    test.publish("orders", text("7", "defer"));
+    test.advance(Duration::from_secs(1));
+    let text = metrics(&mut test);
+    for (name, count) in [
+        ("redeliver_received_total", 9.0),
+        ("redeliver_handled_total", 3.0),
+        ("redeliver_retried_total", 2.0),
+        ("redeliver_deferred_total", 1.0),
+        ("redeliver_ignored_total", 1.0),
+        ("redeliver_restarts_total", 1.0),
+        ("redeliver_in_flight", 1.0),
+        ("redeliver_source_ready", 0.0),
+        ("redeliver_source_waiting", 1.0),
+        ("redeliver_dead_letters", 1.0),
+        ("redeliver_oldest_delivery_seconds", 1.0),
+        ("redeliver_handler_seconds_count", 8.0),
+        ("redeliver_wait_seconds_count", 3.0),
+        ("redeliver_lateness_seconds_count", 2.0),
+        ("redeliver_breaker_state", 0.0),
+    ] {
+        assert_eq!(value(&text, name), count, "{name}\n{text}");
+    }
+    let dead = "redeliver_dead_lettered_total{subscription=\"orders\",reason=\"rejected\"} 1\n";
+    assert!(text.contains(dead), "{text}");
+}
+
+#[test]
+fn a_running_service_is_ready_and_a_stopped_one_is_not_live() {
+    let mut test = orders("", THRICE, obey);
+    let health = test.service().health();
+    assert!(health.live && health.ready && health.reasons.is_empty(), "{health:?}");
+    assert_eq!(health.subscriptions["orders"].lanes.len(), 1);
+    test.stop();
+    let health = test.service().health();
+    assert!(!health.live && !health.ready, "{health:?}");
+}
+
+/// Keeps all that is logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl std::io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn no_log_line_and_no_debug_output_shows_a_secret_or_a_payload() {
+    let log = Log::default();
+    let sink = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || sink.clone())
+        .finish();
+    let shown = tracing::subscriber::with_default(subscriber, || {
+        let text_of = "[brokers.main]\nkind = \"rabbitmq\"\nurl = \"amqp://me:hunter2@localhost/%2f\"\n\
+                       [subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"\n";
+        let config = redeliver::config::Config::from_toml(text_of).expect("it is usable");
+        let shown = format!("{config:?} {config:#?}");
+        let builder = redeliver::Service::builder(config).subscribe("orders", obey);
+        let mut test = TestService::start(builder).expect("every broker is one in memory");
+        test.publish("orders", text("7", "swordfish"));
+        test.publish("orders", redeliver::Message::bytes("{swordfish").id("8"));
+        test.publish("orders", text("9", "panic"));
+        test.finish();
+        shown
+    });
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).expect("text");
+    assert!(logged.contains("dead-lettered"), "something is logged: {logged}");
+    for everything in [shown, logged] {
+        assert!(!everything.contains("hunter2"), "{everything}");
+        // What the handler itself says is its author's business.
+        let ours = everything.replace("cannot swordfish", "");
+        assert!(!ours.contains("swordfish"), "{everything}");
+    }
+}
