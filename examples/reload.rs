@@ -7,12 +7,16 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
 type Error = Box<dyn std::error::Error>;
 
-fn config(attempts_max: &str) -> String {
-    format!(
-        "brokers.main.kind = 'memory'\nsubscriptions.refunds.broker = 'main'\n[retry.standard]\n\
-         backoff = 'none'\nattempts_max = {attempts_max}\n"
-    )
-}
+/// The breaker would pause a subscription of which everything fails, which is what this is about.
+const CONFIG: &str = r#"
+[brokers.main]
+kind = "memory"
+[subscriptions.refunds]
+broker = "main"
+breaker = { attempts_min = 1000 }
+[retry.standard]
+backoff = "none"
+attempts_max = "#;
 
 /// Sends a refund that fails for ever; how often it was tried.
 async fn attempts_of_a_refund(
@@ -36,7 +40,7 @@ async fn attempts_of_a_refund(
 async fn main() -> Result<(), Error> {
     let folder = tempfile::tempdir()?;
     let file = folder.path().join("refunds.toml");
-    std::fs::write(&file, config("2"))?;
+    std::fs::write(&file, format!("{CONFIG} 2"))?;
     let (tried, mut attempts) = unbounded_channel();
     let refund = move |refund: Delivery<serde_json::Value>| {
         let told = tried.send(refund.attempt());
@@ -46,12 +50,14 @@ async fn main() -> Result<(), Error> {
     let publisher = service.publisher("main")?;
     let before = attempts_of_a_refund(&service, &publisher, &mut attempts).await?;
 
-    std::fs::write(&file, config("'many'"))?;
+    std::fs::write(&file, format!("{CONFIG} 'many'"))?;
     println!("{}", service.reload().await.expect_err("many is not a number"));
     assert_eq!(attempts_of_a_refund(&service, &publisher, &mut attempts).await?, before);
 
-    std::fs::write(&file, config("5"))?; // Nobody is told: the file is watched.
-    while attempts_of_a_refund(&service, &publisher, &mut attempts).await? == before {}
+    std::fs::write(&file, format!("{CONFIG} 5"))?; // Nobody is told: the file is watched.
+    while attempts_of_a_refund(&service, &publisher, &mut attempts).await? == before {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     let after = attempts_of_a_refund(&service, &publisher, &mut attempts).await?;
     println!("{before} attempts before, {after} after, and the service never stopped");
     assert_eq!((before, after), (2, 5));

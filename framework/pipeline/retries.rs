@@ -76,9 +76,14 @@ impl Retries {
         &self.steps
     }
 
-    /// The cap of the subscription's own policy.
+    /// The highest cap of the subscription's own policy and those of its rules: no message can
+    /// have made more attempts.
     pub(crate) fn attempts_max(&self) -> u32 {
-        self.policy.attempts_max.get()
+        let ruled = self.rules.iter().filter_map(|rule| match &rule.then {
+            Outcome::Retry(policy) => Some(policy.attempts_max),
+            Outcome::Reject | Outcome::Ignore => None,
+        });
+        ruled.fold(self.policy.attempts_max, Ord::max).get()
     }
 
     /// The first rule that fits, else the subscription's own policy.
