@@ -2,3 +2,5 @@
 //! be used from elsewhere.
 
 pub mod memory_path;
+#[cfg(feature = "rabbitmq")]
+pub mod shared;

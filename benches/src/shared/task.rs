@@ -1,0 +1,39 @@
+//! What a contender is told on its command line: `URL QUEUES PREFIX MESSAGES PREFETCH STYLE`.
+
+use std::error::Error;
+
+/// One run of a contender.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub url: String,
+    /// The queues are `PREFIX.0`, `PREFIX.1`, and so on.
+    pub prefix: String,
+    pub queues: usize,
+    /// How many messages there are, over all queues.
+    pub messages: u64,
+    pub prefetch: u16,
+    /// Which of the contender's ways is run.
+    pub style: String,
+}
+
+impl Task {
+    pub fn from_arguments() -> Result<Self, Box<dyn Error>> {
+        let words: Vec<String> = std::env::args().skip(1).collect();
+        let [url, queues, prefix, messages, prefetch, style] = words.as_slice() else {
+            return Err("use: URL QUEUES PREFIX MESSAGES PREFETCH STYLE".into());
+        };
+        Ok(Self {
+            url: url.clone(),
+            prefix: prefix.clone(),
+            queues: queues.parse()?,
+            messages: messages.parse()?,
+            prefetch: prefetch.parse()?,
+            style: style.clone(),
+        })
+    }
+
+    pub fn names(&self) -> impl Iterator<Item = String> + use<> {
+        let prefix = self.prefix.clone();
+        (0..self.queues).map(move |number| format!("{prefix}.{number}"))
+    }
+}
