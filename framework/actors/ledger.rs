@@ -93,6 +93,7 @@ impl Ledger {
             }
         }
         self.orphans = self.entries.iter().flatten().count();
+        self.bytes = 0;
     }
 
     /// Recognises the redelivery of an orphan: flagged as redelivered, of equal id and payload.
@@ -108,6 +109,7 @@ impl Ledger {
         entry.received.token = received.token;
         entry.generation = generation;
         entry.orphaned = None;
+        self.bytes += received.envelope.body().len();
         self.orphans -= 1;
         Some(entry.fate.take().map_or(Adopted::Running, Adopted::Done))
     }
@@ -126,7 +128,7 @@ impl Ledger {
             .collect()
     }
 
-    /// How many bytes of payload are held.
+    /// How many bytes of payload are held for the lane that is open.
     pub(super) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -138,8 +140,9 @@ impl Ledger {
     fn remove(&mut self, slot: Slot) -> Option<Entry> {
         let entry = self.entries.get_mut(slot as usize)?.take()?;
         self.free.push(slot);
-        self.bytes -= entry.received.envelope.body().len();
-        if entry.generation != self.generation {
+        if entry.generation == self.generation {
+            self.bytes -= entry.received.envelope.body().len();
+        } else {
             self.orphans = self.orphans.saturating_sub(1);
         }
         Some(entry)

@@ -26,7 +26,9 @@ mod answer;
 mod batches;
 mod blocking;
 mod breaker;
+mod conclude;
 mod consumer;
+mod desk;
 mod handlers;
 mod keys;
 mod ledger;
@@ -38,6 +40,7 @@ mod parking;
 mod pump;
 mod retrier;
 mod root;
+mod shared;
 mod slots;
 mod supervisor;
 

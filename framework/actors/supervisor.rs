@@ -13,11 +13,12 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::breaker::Gate;
-use super::consumer::{Attach, Consumer, Down, LaneDown, Shared, Suspected, WindDown};
+use super::consumer::{Attach, Consumer, Down, LaneDown, WindDown};
 use super::handlers::{Handlers, Route};
 use super::links::Links;
 use super::pump::{Exit, ExitReason, Seat};
 use super::retrier::Retrier;
+use super::shared::{Shared, Suspected};
 use crate::broker::{Broker, Lane, LaneEnd, LaneEvent, LaneId, Lanes};
 use crate::config::{self, OnRestartsSpent};
 use crate::health::{HealthCell, SubscriptionState};
@@ -78,6 +79,8 @@ pub(crate) struct Supervisor {
     consumers: HashMap<LaneId, Attended>,
     opener: Option<Opener>,
     budget: RestartBudget,
+    /// Raised each time the subscription is held.
+    epoch: u64,
     /// The lane of the suspects was asked for.
     suspects_asked: bool,
 }
@@ -114,6 +117,7 @@ impl Supervisor {
             consumers: HashMap::new(),
             opener: None,
             budget,
+            epoch: 0,
             suspects_asked: false,
         }
     }
@@ -177,8 +181,10 @@ impl Supervisor {
         self.health.update(|health| {
             health.lanes.insert(lane.to_string(), Some(why.to_string()));
         });
+        let epoch = self.epoch;
         ctx.run_later(delay, move |supervisor, _| {
-            if let Some(opener) = &supervisor.opener {
+            // A subscription that was held in between opens all its lanes anew.
+            if let Some(opener) = supervisor.opener.as_ref().filter(|_| supervisor.epoch == epoch) {
                 opener.release(lane);
             }
         });
@@ -355,6 +361,7 @@ impl Handler<Halt> for Supervisor {
     fn handle(&mut self, Halt { deadline, state }: Halt, _: &mut Context<Self>) -> Self::Result {
         let opener = self.opener.take();
         self.suspects_asked = false;
+        self.epoch += 1;
         let wind_down: Vec<_> = self
             .consumers
             .values()

@@ -131,10 +131,12 @@ fn a_rule_can_reject_ignore_or_choose_another_policy_by_class() {
         ],
     );
     // A failure of no class does not fit.
-    check("", &ignore, "retry once", &[
-        "7: attempt 1 retry after 200ms: not yet",
-        "7: attempt 2 handled",
-    ]);
+    check(
+        "",
+        &ignore,
+        "retry once",
+        &["7: attempt 1 retry after 200ms: not yet", "7: attempt 2 handled"],
+    );
 }
 
 #[test]
@@ -163,10 +165,10 @@ fn a_rule_can_go_by_the_message_s_type() {
     let mut test = orders("", &retry, obey);
     test.publish("orders", text("7", "retry").kind("hint"));
     test.publish("orders", text("8", "retry").kind("order"));
-    assert_eq!(test.log(), [
-        "7: attempt 1 ignored: not yet",
-        "8: attempt 1 retry after 200ms: not yet",
-    ]);
+    assert_eq!(
+        test.log(),
+        ["7: attempt 1 ignored: not yet", "8: attempt 1 retry after 200ms: not yet",]
+    );
 }
 
 #[test]

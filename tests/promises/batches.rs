@@ -25,7 +25,10 @@ impl Handler<Batch<String>> for Bulk {
             _ => Ok(()),
         });
         let answers: Vec<_> = answers.collect();
-        let short = batch.deliveries.iter().any(|delivery| delivery.payload == "short" && delivery.attempt() == 1);
+        let short = batch
+            .deliveries
+            .iter()
+            .any(|delivery| delivery.payload == "short" && delivery.attempt() == 1);
         answers.into_iter().take(if short { 1 } else { usize::MAX }).collect()
     }
 }
@@ -40,7 +43,10 @@ fn a_full_batch_is_handled_at_once_and_a_part_of_one_after_the_wait() {
     for id in ["1", "2", "3", "4"] {
         test.publish("orders", text(id, "ok"));
     }
-    assert_eq!(test.log(), ["1: attempt 1 handled", "2: attempt 1 handled", "3: attempt 1 handled"]);
+    assert_eq!(
+        test.log(),
+        ["1: attempt 1 handled", "2: attempt 1 handled", "3: attempt 1 handled"]
+    );
     test.advance(Duration::from_millis(1_999));
     assert_eq!(test.log().len(), 3, "the rest waits for more");
     test.advance(Duration::from_millis(1));
@@ -55,11 +61,14 @@ fn each_message_of_a_batch_has_its_own_outcome() {
     }
     let mut log = test.log();
     log.sort();
-    assert_eq!(log, [
-        "1: attempt 1 handled",
-        "2: attempt 1 dead-lettered: rejected: not this one",
-        "3: attempt 1 handled",
-    ]);
+    assert_eq!(
+        log,
+        [
+            "1: attempt 1 handled",
+            "2: attempt 1 dead-lettered: rejected: not this one",
+            "3: attempt 1 handled",
+        ]
+    );
 }
 
 #[test]
@@ -69,11 +78,14 @@ fn what_a_batch_leaves_unanswered_failed() {
         test.publish("orders", text(id, word));
     }
     let said = "the handler of the batch gave no answer for this delivery";
-    assert_eq!(test.log(), [
-        "1: attempt 1 handled".to_owned(),
-        format!("2: attempt 1 retry after 200ms: {said}"),
-        format!("3: attempt 1 retry after 200ms: {said}"),
-    ]);
+    assert_eq!(
+        test.log(),
+        [
+            "1: attempt 1 handled".to_owned(),
+            format!("2: attempt 1 retry after 200ms: {said}"),
+            format!("3: attempt 1 retry after 200ms: {said}"),
+        ]
+    );
     test.finish();
     assert!(test.dead_letters("orders").is_empty());
 }
@@ -86,7 +98,10 @@ fn a_batch_that_panics_costs_each_of_its_messages_one_attempt() {
     }
     let log = test.log();
     assert_eq!(log.len(), 3, "{log:?}");
-    assert!(log.iter().all(|line| line.ends_with("attempt 1 retry after 200ms: panicked: no bulk today")));
+    assert!(
+        log.iter()
+            .all(|line| line.ends_with("attempt 1 retry after 200ms: panicked: no bulk today"))
+    );
     test.finish();
     assert_eq!(test.log().iter().filter(|line| line.ends_with("attempt 2 handled")).count(), 3);
 }

@@ -20,7 +20,11 @@ pub(crate) fn config(subscription: &str, retry: &str) -> Config {
 }
 
 /// A service under test with these lines, and these handlers.
-pub(crate) fn orders<M>(subscription: &str, retry: &str, handlers: impl IntoHandlers<M>) -> TestService {
+pub(crate) fn orders<M>(
+    subscription: &str,
+    retry: &str,
+    handlers: impl IntoHandlers<M>,
+) -> TestService {
     let builder = Service::builder(config(subscription, retry));
     TestService::start(builder.subscribe("orders", handlers)).expect("it starts")
 }

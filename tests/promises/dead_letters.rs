@@ -66,7 +66,10 @@ fn one_is_shown_by_its_id() {
         (letters.show("retry-3").await.expect("read"), letters.show("nobody").await.expect("read"))
     });
     let one = one.expect("it is there");
-    assert_eq!((one.attempts, one.reason, &one.body[..]), (3, Some(Reason::Exhausted), &b"\"retry\""[..]));
+    assert_eq!(
+        (one.attempts, one.reason, &one.body[..]),
+        (3, Some(Reason::Exhausted), &b"\"retry\""[..])
+    );
     assert!(none.is_none());
 }
 

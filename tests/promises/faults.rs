@@ -88,7 +88,11 @@ fn a_factory_that_panics_spends_the_restarts_and_then_the_subscription_waits_for
     };
     assert!(why.contains("no database"), "{why}");
     let depth = depth(&mut test);
-    assert_eq!((depth.ready, depth.unsettled), (Some(1), Some(0)), "the message is with the broker");
+    assert_eq!(
+        (depth.ready, depth.unsettled),
+        (Some(1), Some(0)),
+        "the message is with the broker"
+    );
 
     broken.store(0, Ordering::SeqCst);
     let service = test.service();
@@ -140,13 +144,16 @@ fn a_blocking_handler_can_fail_and_panic_like_any_other() {
     test.finish();
     let mut log = test.log();
     log.sort();
-    assert_eq!(log, [
-        "ok: attempt 1 handled",
-        "panic: attempt 1 retry after 200ms: panicked: the driver has a bug",
-        "panic: attempt 2 handled",
-        "retry: attempt 1 retry after 200ms: deadlock found",
-        "retry: attempt 2 handled",
-    ]);
+    assert_eq!(
+        log,
+        [
+            "ok: attempt 1 handled",
+            "panic: attempt 1 retry after 200ms: panicked: the driver has a bug",
+            "panic: attempt 2 handled",
+            "retry: attempt 1 retry after 200ms: deadlock found",
+            "retry: attempt 2 handled",
+        ]
+    );
 }
 
 #[test]
@@ -174,8 +181,14 @@ fn a_blocking_handler_past_its_timeout_keeps_its_permit_and_its_answer_counts() 
         crate::runtimes::publish(&service, 0..5).await;
         crate::runtimes::drained(&service).await;
         let metrics = service.metrics().await;
-        assert!(metrics.contains("redeliver_handled_total{subscription=\"orders\"} 5\n"), "{metrics}");
-        assert!(metrics.contains("redeliver_retried_total{subscription=\"orders\"} 0\n"), "{metrics}");
+        assert!(
+            metrics.contains("redeliver_handled_total{subscription=\"orders\"} 5\n"),
+            "{metrics}"
+        );
+        assert!(
+            metrics.contains("redeliver_retried_total{subscription=\"orders\"} 0\n"),
+            "{metrics}"
+        );
         assert_eq!(service.stop().await.left, 0);
     });
 }

@@ -90,7 +90,8 @@ fn a_stop_in_the_middle_loses_nothing_and_what_waits_keeps_its_attempts() {
 
 #[test]
 fn a_stop_puts_what_waits_in_the_process_at_the_broker_with_its_attempts() {
-    let retry = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"30s\"\nin_process_max = \"1m\"\n";
+    let retry =
+        "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"30s\"\nin_process_max = \"1m\"\n";
     let mut test = orders("", retry, obey);
     for id in 0..5 {
         test.publish("orders", text(&id.to_string(), "retry"));
@@ -150,7 +151,10 @@ fn a_dead_dependency_does_not_drain_the_queue_into_the_dead_letters() {
     test.clear_log();
     test.finish();
     assert_eq!(handled(&test), 200, "none is lost");
-    assert!(test.records().iter().all(|record| record.attempt <= 7), "no attempt was burnt by probes");
+    assert!(
+        test.records().iter().all(|record| record.attempt <= 7),
+        "no attempt was burnt by probes"
+    );
     assert!(!test.service().health().subscriptions["orders"].breaker_open);
     assert!(test.service().health().ready);
 }

@@ -77,8 +77,22 @@ fn hostile_attempt_headers_are_clamped_counted_and_cost_nobody_a_message() {
 fn every_header_of_ours_may_be_garbage() {
     let garbage = ["", "-1", "99999999999999999999999999", "\0\n", "2026-99-99T00:00:00Z", "🦀"];
     let names = [
-        "id", "attempt", "delay", "due", "first-seen", "expires", "origin", "hops", "generation",
-        "reason", "error", "error-class", "consumer", "causation", "dead-at", "original-expiration",
+        "id",
+        "attempt",
+        "delay",
+        "due",
+        "first-seen",
+        "expires",
+        "origin",
+        "hops",
+        "generation",
+        "reason",
+        "error",
+        "error-class",
+        "consumer",
+        "causation",
+        "dead-at",
+        "original-expiration",
         "unheard-of",
     ];
     let mut test = orders("", THRICE, obey);
@@ -105,9 +119,10 @@ fn an_id_of_a_megabyte_is_no_id() {
 fn a_message_without_an_id_is_rejected_where_ids_are_needed() {
     let mut test = orders("id = \"header:order\"\nid_missing = \"reject\"", THRICE, obey);
     test.publish("orders", text(&"x".repeat(300), "ok"));
-    assert_eq!(test.log(), [
-        "(no id): dead-lettered: no-id: the message has no id where `id` says; see `id_missing`",
-    ]);
+    assert_eq!(
+        test.log(),
+        ["(no id): dead-lettered: no-id: the message has no id where `id` says; see `id_missing`",]
+    );
     test.publish("orders", text("property", "ok").header("order", "order-7"));
     assert_eq!(test.log()[1], "order-7: attempt 1 handled");
 }
@@ -119,8 +134,14 @@ async fn anything(_: Delivery<serde_json::Value>) -> Handled {
 #[test]
 fn an_unknown_type_is_a_dead_letter_or_ignored() {
     for (way, line) in [
-        ("dead-letter", "7: dead-lettered: unknown-type: no handler is for messages of type `refund`; see `on_unknown_type`"),
-        ("ignore", "7: attempt 1 ignored: no handler is for messages of type `refund`; see `on_unknown_type`"),
+        (
+            "dead-letter",
+            "7: dead-lettered: unknown-type: no handler is for messages of type `refund`; see `on_unknown_type`",
+        ),
+        (
+            "ignore",
+            "7: attempt 1 ignored: no handler is for messages of type `refund`; see `on_unknown_type`",
+        ),
     ] {
         let handlers = by_type().on("order", anything);
         let mut test = orders(&format!("on_unknown_type = \"{way}\""), THRICE, handlers);
@@ -149,11 +170,14 @@ fn every_type_has_its_own_handler() {
     test.finish();
     let mut log = test.log();
     log.sort();
-    assert_eq!(log, [
-        "7: attempt 1 handled",
-        "8: attempt 1 dead-lettered: rejected: no such customer",
-        "9: attempt 1 handled",
-    ]);
+    assert_eq!(
+        log,
+        [
+            "7: attempt 1 handled",
+            "8: attempt 1 dead-lettered: rejected: no such customer",
+            "9: attempt 1 handled",
+        ]
+    );
 }
 
 /// One that expires before it can be handled, in a subscription with `on_expired` of this.
@@ -180,7 +204,8 @@ fn what_expired_is_a_dead_letter_or_dropped() {
 #[test]
 fn what_expires_during_a_wait_is_not_tried_again() {
     for place in ["0s", "1m"] {
-        let retry = format!("jitter = \"none\"\ndelay_min = \"10s\"\nin_process_max = \"{place}\"\n");
+        let retry =
+            format!("jitter = \"none\"\ndelay_min = \"10s\"\nin_process_max = \"{place}\"\n");
         let mut test = orders("", &retry, obey);
         test.publish("orders", text("7", "retry").expires_in(Duration::from_secs(5)));
         test.finish();
@@ -202,13 +227,16 @@ fn what_circles_ends_as_a_loop() {
     let mut test = orders("hops_max = 3", THRICE, send_on);
     test.publish("orders", text("hop-0", "round"));
     test.finish();
-    assert_eq!(test.log(), [
-        "hop-0: attempt 1 handled",
-        "hop-1: attempt 1 handled",
-        "hop-2: attempt 1 handled",
-        "hop-3: attempt 1 handled",
-        "hop-4: dead-lettered: loop: 4 handlers sent it on; hops_max is 3",
-    ]);
+    assert_eq!(
+        test.log(),
+        [
+            "hop-0: attempt 1 handled",
+            "hop-1: attempt 1 handled",
+            "hop-2: attempt 1 handled",
+            "hop-3: attempt 1 handled",
+            "hop-4: dead-lettered: loop: 4 handlers sent it on; hops_max is 3",
+        ]
+    );
 }
 
 #[test]
@@ -220,7 +248,10 @@ fn the_codec_is_chosen_by_content_type() {
     impl actix::Handler<Delivery<Vec<u8>>> for Archive {
         type Result = Handled;
         fn handle(&mut self, delivery: Delivery<Vec<u8>>, _: &mut actix::Context<Self>) -> Handled {
-            assert_eq!(delivery.payload, if delivery.content_type().is_some() { vec![7, 8] } else { b"[7,8]".to_vec() });
+            assert_eq!(
+                delivery.payload,
+                if delivery.content_type().is_some() { vec![7, 8] } else { b"[7,8]".to_vec() }
+            );
             Ok(())
         }
     }

@@ -87,38 +87,48 @@ fn every_kind_of_answer_can_say_that_it_worked() {
 #[test]
 fn every_kind_of_answer_can_fail() {
     for kind in ALL {
-        check(kind, "retry once", &[
-            "7: attempt 1 retry after 200ms: not yet",
-            "7: attempt 2 handled",
-        ]);
+        check(
+            kind,
+            "retry once",
+            &["7: attempt 1 retry after 200ms: not yet", "7: attempt 2 handled"],
+        );
     }
 }
 
 #[test]
 fn a_panic_costs_one_attempt_in_every_kind_of_answer() {
     for kind in ALL {
-        check(kind, "panic once", &[
-            "7: attempt 1 retry after 200ms: panicked: the handler has a bug",
-            "7: attempt 2 handled",
-        ]);
+        check(
+            kind,
+            "panic once",
+            &[
+                "7: attempt 1 retry after 200ms: panicked: the handler has a bug",
+                "7: attempt 2 handled",
+            ],
+        );
     }
 }
 
 #[test]
 fn a_panic_on_the_stack_costs_one_attempt() {
-    check("owned", "stack", &[
-        "7: attempt 1 retry after 200ms: panicked: on the stack",
-        "7: attempt 2 retry after 200ms: panicked: on the stack",
-        "7: attempt 3 dead-lettered: exhausted: panicked: on the stack",
-    ]);
+    check(
+        "owned",
+        "stack",
+        &[
+            "7: attempt 1 retry after 200ms: panicked: on the stack",
+            "7: attempt 2 retry after 200ms: panicked: on the stack",
+            "7: attempt 3 dead-lettered: exhausted: panicked: on the stack",
+        ],
+    );
 }
 
 #[test]
 fn what_hangs_is_aborted_in_every_kind_of_answer_that_can_hang() {
     for kind in &ALL[1..] {
-        check(kind, "hang once", &[
-            "7: attempt 1 retry after 200ms: took longer than 3s",
-            "7: attempt 2 handled",
-        ]);
+        check(
+            kind,
+            "hang once",
+            &["7: attempt 1 retry after 200ms: took longer than 3s", "7: attempt 2 handled"],
+        );
     }
 }

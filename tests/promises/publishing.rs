@@ -31,7 +31,10 @@ fn an_exchange_without_a_binding_is_an_error_too() {
 fn a_broker_that_is_not_configured_is_an_error_that_lists_those_that_are() {
     let test = orders("", THRICE, obey);
     let error = test.service().publisher("mian").err().expect("there is no such broker");
-    assert!(error.to_string().contains("`mian`") && error.to_string().contains("`main`"), "{error}");
+    assert!(
+        error.to_string().contains("`mian`") && error.to_string().contains("`main`"),
+        "{error}"
+    );
 }
 
 #[test]
@@ -56,10 +59,12 @@ fn what_is_sent_on_carries_trace_cause_and_hops_and_keeps_what_the_user_set() {
                 Some(redeliver::broker::HeaderValue::Text(text)) => Some(text.to_owned()),
                 _ => None,
             };
-            let names = ["traceparent", "tracestate", "redeliver-causation", "redeliver-hops", "tenant"];
+            let names =
+                ["traceparent", "tracestate", "redeliver-causation", "redeliver-hops", "tenant"];
             sink.lock().unwrap().push(names.map(header).to_vec());
             if delivery.hops() == 0 {
-                let message = Message::json(&"ok")?.to_queue("orders").id("8").header("tenant", "acme");
+                let message =
+                    Message::json(&"ok")?.to_queue("orders").id("8").header("tenant", "acme");
                 delivery.publisher().send(message).await?;
             }
             Handled::Ok(())
@@ -71,10 +76,13 @@ fn what_is_sent_on_carries_trace_cause_and_hops_and_keeps_what_the_user_set() {
     test.publish("orders", message);
     test.finish();
     let some = |text: &str| Some(text.to_owned());
-    assert_eq!(*seen.lock().unwrap(), [
-        vec![some(trace), some("a=b"), None, None, None],
-        vec![some(trace), some("a=b"), some("7"), some("1"), some("acme")],
-    ]);
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [
+            vec![some(trace), some("a=b"), None, None, None],
+            vec![some(trace), some("a=b"), some("7"), some("1"), some("acme")],
+        ]
+    );
 }
 
 #[test]
@@ -88,8 +96,14 @@ fn id_trace_and_user_headers_survive_waits() {
     };
     let retry = "jitter = \"none\"\nin_process_max = \"0s\"\nattempts_max = 3\n";
     let mut test = orders("", retry, handler);
-    test.publish("orders", text("7", "retry").header("traceparent", "00-a-b-01").header("tenant", "x"));
+    test.publish(
+        "orders",
+        text("7", "retry").header("traceparent", "00-a-b-01").header("tenant", "x"),
+    );
     test.finish();
     let id = Some("7".to_owned());
-    assert_eq!(*seen.lock().unwrap(), [(id.clone(), 1, true), (id.clone(), 2, true), (id, 3, true)]);
+    assert_eq!(
+        *seen.lock().unwrap(),
+        [(id.clone(), 1, true), (id.clone(), 2, true), (id, 3, true)]
+    );
 }

@@ -21,12 +21,15 @@ fn a_new_policy_holds_from_the_next_failure_on_and_no_attempt_is_forgotten() {
     reload(&mut test, slower).expect("it is usable");
     test.publish("orders", text("8", "retry"));
     test.finish();
-    assert_eq!(test.log(), [
-        "7: attempt 1 retry after 200ms: not yet",
-        "8: attempt 1 retry after 9s: not yet",
-        "7: attempt 2 dead-lettered: exhausted: not yet",
-        "8: attempt 2 dead-lettered: exhausted: not yet",
-    ]);
+    assert_eq!(
+        test.log(),
+        [
+            "7: attempt 1 retry after 200ms: not yet",
+            "8: attempt 1 retry after 9s: not yet",
+            "7: attempt 2 dead-lettered: exhausted: not yet",
+            "8: attempt 2 dead-lettered: exhausted: not yet",
+        ]
+    );
 }
 
 #[test]
@@ -61,7 +64,8 @@ fn a_changed_file_is_put_in_force_and_a_bad_one_is_refused_while_the_old_policy_
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("orders.toml");
     std::fs::write(&path, file("\"1h\"")).expect("it can be written");
-    let fails = |_: redeliver::Delivery<String>| async { Handled::Err(redeliver::Failure::retry("no")) };
+    let fails =
+        |_: redeliver::Delivery<String>| async { Handled::Err(redeliver::Failure::retry("no")) };
     crate::runtimes::blocking_on(async {
         let builder = Service::from_file(&path).expect("it is usable");
         let service = builder.subscribe("orders", fails).signals(false).watch().start().await;

@@ -8,12 +8,16 @@ use crate::bench::{THRICE, config};
 
 /// Runs `future` on a runtime that knows nothing of actix.
 pub(crate) fn blocking_on<T>(future: impl Future<Output = T>) -> T {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
     runtime.expect("a runtime").block_on(future)
 }
 
 /// Publishes each as JSON.
-pub(crate) async fn publish<T: serde::Serialize>(service: &Service, values: impl IntoIterator<Item = T>) {
+pub(crate) async fn publish<T: serde::Serialize>(
+    service: &Service,
+    values: impl IntoIterator<Item = T>,
+) {
     let publisher = service.publisher("main").expect("it is configured");
     for value in values {
         let message = Message::json(&value).expect("JSON").to_queue("orders");
@@ -49,7 +53,10 @@ async fn a_hundred_are_handled() {
     publish(&service, 0..100u32).await;
     drained(&service).await;
     let metrics = service.metrics().await;
-    assert!(metrics.contains("redeliver_handled_total{subscription=\"orders\"} 100\n"), "{metrics}");
+    assert!(
+        metrics.contains("redeliver_handled_total{subscription=\"orders\"} 100\n"),
+        "{metrics}"
+    );
     assert!(metrics.contains("redeliver_retried_total{subscription=\"orders\"} 34\n"), "{metrics}");
     assert_eq!(service.stop().await.left, 0);
 }
@@ -69,7 +76,11 @@ async fn it_runs_beside_an_http_server_that_mounts_its_health_and_metrics() {
     use actix_web::{App, HttpResponse, HttpServer, web};
     async fn readyz(service: web::Data<Service>) -> HttpResponse {
         let health = service.health();
-        if health.ready { HttpResponse::Ok().json(health) } else { HttpResponse::ServiceUnavailable().json(health) }
+        if health.ready {
+            HttpResponse::Ok().json(health)
+        } else {
+            HttpResponse::ServiceUnavailable().json(health)
+        }
     }
     async fn metrics(service: web::Data<Service>) -> String {
         service.metrics().await
@@ -93,7 +104,8 @@ async fn it_runs_beside_an_http_server_that_mounts_its_health_and_metrics() {
     let ask = move |path: &str| {
         let url = format!("http://{address}{path}");
         async {
-            let read = move || ureq::get(&url).call().map(|mut answer| answer.body_mut().read_to_string());
+            let read =
+                move || ureq::get(&url).call().map(|mut answer| answer.body_mut().read_to_string());
             let read = actix_web::rt::task::spawn_blocking(read).await.expect("the thread ends");
             read.expect("an answer").expect("text")
         }

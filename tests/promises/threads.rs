@@ -65,6 +65,9 @@ fn a_handler_that_computes_for_long_does_not_stall_another_subscription() {
         let stop = service.stop().await;
         assert_eq!(stop.left, 0);
         let metrics = service.metrics().await;
-        assert!(metrics.contains("redeliver_handled_total{subscription=\"reports\"} 1\n"), "{metrics}");
+        assert!(
+            metrics.contains("redeliver_handled_total{subscription=\"reports\"} 1\n"),
+            "{metrics}"
+        );
     });
 }

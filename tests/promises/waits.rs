@@ -21,14 +21,18 @@ fn waited(retry: &str) -> Vec<(Duration, WaitedAt)> {
 
 #[test]
 fn short_waits_stay_in_the_process_and_long_ones_go_to_the_broker() {
-    let retry = "jitter = \"none\"\ndelay_min = \"400ms\"\nattempts_max = 5\nin_process_max = \"1s\"\n";
+    let retry =
+        "jitter = \"none\"\ndelay_min = \"400ms\"\nattempts_max = 5\nin_process_max = \"1s\"\n";
     let ms = Duration::from_millis;
-    assert_eq!(waited(retry), [
-        (ms(400), WaitedAt::Process),
-        (ms(800), WaitedAt::Process),
-        (ms(1600), WaitedAt::Broker),
-        (ms(3200), WaitedAt::Broker),
-    ]);
+    assert_eq!(
+        waited(retry),
+        [
+            (ms(400), WaitedAt::Process),
+            (ms(800), WaitedAt::Process),
+            (ms(1600), WaitedAt::Broker),
+            (ms(3200), WaitedAt::Broker),
+        ]
+    );
 }
 
 #[test]
@@ -48,7 +52,8 @@ fn a_waiting_message_holds_nobody_back() {
 
 #[test]
 fn when_too_many_wait_in_the_process_the_rest_waits_at_the_broker() {
-    let retry = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"10s\"\nin_process_max = \"1m\"\n";
+    let retry =
+        "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"10s\"\nin_process_max = \"1m\"\n";
     let mut test = orders("parked_max = 2", retry, obey);
     for id in 0..5 {
         test.publish("orders", text(&id.to_string(), "retry once"));
@@ -70,7 +75,8 @@ fn no_retry_comes_earlier_than_its_policy_says_and_none_is_forgotten() {
     for (jitter, in_process) in
         [("none", "0s"), ("full", "1s"), ("equal", "0s"), ("decorrelated", "500ms")]
     {
-        let retry = format!("jitter = \"{jitter}\"\nin_process_max = \"{in_process}\"\nattempts_max = 4\n");
+        let retry =
+            format!("jitter = \"{jitter}\"\nin_process_max = \"{in_process}\"\nattempts_max = 4\n");
         let mut test = orders("", &retry, obey);
         for id in 0..50 {
             test.publish("orders", text(&id.to_string(), "retry"));

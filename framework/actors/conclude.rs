@@ -1,0 +1,243 @@
+//! What a consumer does with a verdict: settle, park, or have it carried away.
+//!
+//! Matches every verdict; decides none.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use tokio::time::Instant;
+
+use super::desk::Desk;
+use super::retrier::{Carry, Errand};
+use crate::broker::{Lane, LaneEnd, Settlement};
+use crate::config;
+use crate::pipeline::{Epitaph, Event, Fault, Outcome, Reason, Verdict, Waiting, Work};
+use crate::telemetry;
+use crate::wire::Carried;
+
+/// How long nothing is handed out after a store did not answer.
+const STORE_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl Desk {
+    pub(super) fn conclude_all(&mut self, outcomes: Option<Vec<Outcome>>) {
+        self.now = Instant::now();
+        for outcome in outcomes.into_iter().flatten() {
+            self.conclude(outcome);
+        }
+        while let Ok(outcomes) = self.outcomes.try_recv() {
+            for outcome in outcomes {
+                self.conclude(outcome);
+            }
+        }
+        self.run_errands();
+    }
+
+    /// Acts on what came of a message.
+    pub(super) fn conclude(&mut self, Outcome { mut work, verdict }: Outcome) {
+        self.free_permit();
+        if self.ledger.is_orphan(work.slot) {
+            return self.keep_fate(work, verdict);
+        }
+        self.record(&work, &verdict);
+        if work.is_probe && verdict.is_failure() {
+            // A probe costs no attempt: it goes back to the head.
+            if let Some(fault) = verdict.fault() {
+                self.shared.scope.observe(&work, Event::ProbeFailed(fault));
+            }
+            work.is_probe = false;
+            return self.ready.push_front(work);
+        }
+        self.carry_out(work, verdict);
+    }
+
+    fn free_permit(&mut self) {
+        self.running -= 1;
+        let shared = &self.shared;
+        shared.running.set(shared.running.get() - 1);
+        if self.suspects {
+            shared.leave_alone();
+        } else if shared.alone.get() && shared.running.get() == 0 {
+            shared.alone_changed.notify_waiters();
+        }
+    }
+
+    /// Tells the breaker.
+    fn record(&self, work: &Work, verdict: &Verdict) {
+        let shared = &self.shared;
+        let changed = shared.gate.borrow_mut().record(work, verdict, &shared.scope, self.now);
+        if changed {
+            let open = shared.gate.borrow().is_open();
+            shared.health.update(|health| health.breaker_open = open);
+        }
+    }
+
+    fn carry_out(&mut self, mut work: Work, verdict: Verdict) {
+        let scope = Arc::clone(&self.shared.scope);
+        match verdict {
+            Verdict::Ack => {
+                self.shared.store_is_back();
+                scope.metrics.handled.inc();
+                scope.observe(&work, Event::Handled);
+                self.settle(work);
+            }
+            Verdict::Ignore(fault) => {
+                scope.metrics.ignored.inc();
+                scope.observe(&work, Event::Ignored(&fault));
+                self.settle(work);
+            }
+            Verdict::Again => {
+                scope.observe(&work, Event::Interrupted);
+                self.ready.push_front(work);
+            }
+            Verdict::StoreDown(why) => self.hold_for_store(work, why),
+            Verdict::Retry(waiting, fault) => {
+                scope.metrics.retried.inc();
+                work.count_attempt(Some(waiting.delay()), scope.attempts_max(), scope.clock.now());
+                self.wait(work, waiting, Some(fault));
+            }
+            Verdict::Defer(waiting) => {
+                work.set_first_seen(scope.clock.now());
+                scope.metrics.deferred.inc();
+                self.wait(work, waiting, None);
+            }
+            Verdict::Dead(epitaph) => self.bury(work, epitaph),
+        }
+    }
+
+    /// Its store does not answer: nothing is handed out for a moment, and nothing counts.
+    fn hold_for_store(&mut self, work: Work, why: String) {
+        let shared = &self.shared;
+        shared.store_down_until.set(Some(Instant::now() + STORE_PAUSE));
+        if shared.scope.note_store(true) {
+            telemetry::held_for_store(shared.scope.name(), &why);
+        }
+        shared.health.update(|health| health.store = Some(why));
+        self.ready.push_front(work);
+    }
+
+    /// Keeps what came of a message whose lane is gone; the next of its key may begin, as this one
+    /// comes back in its old place, if it comes back here at all.
+    fn keep_fate(&mut self, mut work: Work, verdict: Verdict) {
+        self.next_turn(&work);
+        let verdict = match verdict {
+            Verdict::Retry(..) if work.key.is_some() => {
+                let scope = &self.shared.scope;
+                work.count_attempt(None, scope.attempts_max(), scope.clock.now());
+                Verdict::Again
+            }
+            verdict => verdict,
+        };
+        if verdict != Verdict::Again {
+            // Its turn is over; what is left to do needs none.
+            work.key = None;
+        }
+        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+    }
+
+    fn wait(&mut self, work: Work, waiting: Waiting, fault: Option<Fault>) {
+        let crowded = self.parked.len() >= self.settings().parked_max.get();
+        let may_leave = self.settings().ordering == config::Ordering::None;
+        let waiting = match waiting {
+            Waiting::Here(delay)
+                if may_leave && (crowded || self.winding_down || self.suspects) =>
+            {
+                self.shared.scope.retries.load().wait_elsewhere(delay)
+            }
+            waiting => waiting,
+        };
+        let event =
+            fault.as_ref().map_or(Event::Defers(waiting), |fault| Event::Retries(waiting, fault));
+        self.shared.scope.observe(&work, event);
+        match waiting {
+            Waiting::Here(delay) => self.parked.park(work, Instant::now() + delay),
+            Waiting::Broker(delay) => {
+                let errand = match fault {
+                    Some(fault) => Errand::Retry(delay, fault),
+                    None => Errand::Defer(delay),
+                };
+                self.errands.push((work, errand));
+            }
+        }
+    }
+
+    pub(super) fn bury(&mut self, mut work: Work, epitaph: Epitaph) {
+        let scope = Arc::clone(&self.shared.scope);
+        if epitaph.reason == Reason::Expired
+            && self.settings().on_expired == config::OnExpired::Drop
+        {
+            scope.metrics.dropped.inc();
+            scope.observe(&work, Event::Dropped(&epitaph));
+            self.settle(work);
+            return;
+        }
+        if epitaph.attempted {
+            work.count_attempt(None, scope.attempts_max(), scope.clock.now());
+        }
+        self.errands.push((work, Errand::Bury(epitaph)));
+    }
+
+    fn settle(&mut self, work: Work) {
+        self.next_turn(&work);
+        if let Some(token) = self.ledger.settle(work.slot) {
+            self.settlements.push(Settlement::Ack(token));
+        }
+    }
+
+    /// Tells the broker what is settled.
+    pub(super) async fn settle_at(&mut self, lane: &mut dyn Lane) -> Result<(), LaneEnd> {
+        if self.settlements.is_empty() {
+            return Ok(());
+        }
+        telemetry::settled(self.shared.scope.name(), &self.lane, self.settlements.len());
+        lane.settle(&mut self.settlements).await
+    }
+
+    /// Gives the retrier what it has to carry.
+    pub(super) fn run_errands(&mut self) {
+        if self.errands.is_empty() {
+            return;
+        }
+        let errands = std::mem::take(&mut self.errands);
+        self.carrying += errands.len();
+        let done = self.carried_to.clone();
+        // Bounded by the messages that this lane may hold: each is in one letter at most.
+        self.shared.retrier.do_send(Carry { errands, done });
+    }
+
+    /// The broker has the copy: the original can go.
+    pub(super) fn is_carried(&mut self, work: Work) {
+        self.carrying -= 1;
+        if self.ledger.is_orphan(work.slot) {
+            self.keep_fate(work, Verdict::Ack);
+        } else {
+            self.settle(work);
+        }
+    }
+
+    /// Sends what waits here to the broker's waits with the rest of its delay, so that no attempt
+    /// is forgotten; where an order is kept it goes back in place instead.
+    pub(super) fn send_parked_away(&mut self) {
+        if self.suspects {
+            let suspects = self.ready.drain(..).map(|work| (work, Errand::Suspect));
+            self.errands.extend(suspects);
+        } else if !self.is_ordered() {
+            let retries = self.shared.scope.retries.load();
+            for (work, due) in self.parked.drain() {
+                let rest = due.saturating_duration_since(self.now);
+                self.errands.push((work, Errand::Defer(retries.wait_elsewhere(rest).delay())));
+            }
+            // What was never tried here goes back as it came.
+            let (tried, untried): (VecDeque<Work>, VecDeque<Work>) =
+                self.ready.drain(..).partition(was_tried_here);
+            self.ready = untried;
+            let soon = retries.wait_elsewhere(std::time::Duration::ZERO).delay();
+            self.errands.extend(tried.into_iter().map(|work| (work, Errand::Defer(soon))));
+        }
+        self.run_errands();
+    }
+}
+
+/// Whether attempts were made in this process that the message at the broker does not carry.
+fn was_tried_here(work: &Work) -> bool {
+    work.carried.attempts > Carried::read(work.received.envelope.as_ref()).attempts
+}

@@ -1,0 +1,355 @@
+//! A consumer's work in hand: what its lane delivered and nobody settled yet.
+//!
+//! Owns the permits and the places where messages wait for one. What is done with a verdict is in
+//! `conclude`.
+
+use std::cell::Cell;
+use std::collections::VecDeque;
+use std::num::NonZeroUsize;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::ledger::{Adopted, Ledger};
+use super::links::Links;
+use super::parking::Parking;
+use super::retrier::Errand;
+use super::shared::{Shared, Suspected};
+use super::supervisor::Holding;
+use crate::broker::{Lane, LaneId, Received, Settlement};
+use crate::config;
+use crate::pipeline::{Epitaph, Fault, Outcome, Reason, Verdict, Work};
+use crate::telemetry;
+
+/// How long the broker may take to say whether a silent lane should be silent.
+const STALL_QUERY_MAX: Duration = Duration::from_secs(5);
+/// How old what inspectors see of the oldest message may be.
+const SHOWN_AGE_MAX: Duration = Duration::from_millis(100);
+
+/// A consumer's work in hand.
+pub(super) struct Desk {
+    pub(super) index: u32,
+    pub(super) lane: LaneId,
+    pub(super) shared: Rc<Shared>,
+    pub(super) links: Links,
+    pub(super) ledger: Ledger,
+    /// False once the lane is gone, so that nothing queued for a handler is begun any more.
+    pub(super) alive: Arc<AtomicBool>,
+    /// Received, or due again, and waiting for a permit.
+    pub(super) ready: VecDeque<Work>,
+    pub(super) parked: Parking,
+    pub(super) running: usize,
+    pub(super) carrying: usize,
+    pub(super) received: Vec<Received>,
+    pub(super) settlements: Vec<Settlement>,
+    pub(super) outcomes: mpsc::Receiver<Vec<Outcome>>,
+    pub(super) outcomes_to: mpsc::Sender<Vec<Outcome>>,
+    pub(super) carried: mpsc::Receiver<Work>,
+    pub(super) carried_to: mpsc::Sender<Work>,
+    pub(super) errands: Vec<(Work, Errand)>,
+    pub(super) last_delivery: Instant,
+    /// Read once a batch: a clock read for each message would cost more than its settlement.
+    pub(super) now: Instant,
+    pub(super) winding_down: bool,
+    /// It drains the suspects: one at a time, and nothing else beside.
+    pub(super) suspects: bool,
+    shown_at: Instant,
+    /// What an inspector sees.
+    pub(super) holding: Rc<Cell<Holding>>,
+}
+
+impl Desk {
+    pub(super) fn new(
+        index: u32,
+        lane: LaneId,
+        shared: Rc<Shared>,
+        links: Links,
+        holding: Rc<Cell<Holding>>,
+    ) -> Self {
+        let settings = &shared.scope.settings;
+        let prefetch = settings.in_flight_max.get() + settings.parked_max.get();
+        // Room for every message that can be out, so that nobody ever waits to answer.
+        let (outcomes_to, outcomes) = mpsc::channel(prefetch);
+        let (carried_to, carried) = mpsc::channel(prefetch);
+        Self {
+            index,
+            suspects: lane.is_suspects(),
+            lane,
+            shared,
+            links,
+            ledger: Ledger::default(),
+            alive: Arc::new(AtomicBool::new(false)),
+            ready: VecDeque::new(),
+            parked: Parking::default(),
+            running: 0,
+            carrying: 0,
+            received: Vec::new(),
+            settlements: Vec::new(),
+            outcomes,
+            outcomes_to,
+            carried,
+            carried_to,
+            errands: Vec::new(),
+            last_delivery: Instant::now(),
+            now: Instant::now(),
+            winding_down: false,
+            shown_at: Instant::now(),
+            holding,
+        }
+    }
+
+    pub(super) fn settings(&self) -> &config::Subscription {
+        &self.shared.scope.settings
+    }
+
+    /// A lane is open: what was held for an earlier one is an orphan from now on.
+    pub(super) fn open(&mut self, generation: u64) {
+        self.ledger.lose(generation, Instant::now());
+        self.alive = Arc::new(AtomicBool::new(true));
+        self.last_delivery = Instant::now();
+    }
+
+    /// The lane is gone: what waits here comes again from the broker, and is recognised then.
+    pub(super) fn lose(&mut self) {
+        self.alive.store(false, Ordering::Release);
+        self.settlements.clear();
+        let followers = self.shared.keys.borrow_mut().forget(self.index);
+        let parked = self.parked.drain().map(|(work, _)| work).collect::<Vec<_>>();
+        for work in parked.into_iter().chain(std::mem::take(&mut self.ready)) {
+            self.next_turn(&work);
+            self.keep(work);
+        }
+        for work in followers {
+            self.keep(work);
+        }
+        if self.suspects {
+            self.shared.leave_alone();
+        }
+    }
+
+    /// Keeps a message of a lane that is gone for its redelivery.
+    pub(super) fn keep(&mut self, work: Work) {
+        let verdict = Verdict::Again;
+        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+    }
+
+    pub(super) fn is_ordered(&self) -> bool {
+        self.settings().ordering != config::Ordering::None
+    }
+
+    /// A message is done with here: the next one of its key may begin.
+    pub(super) fn next_turn(&self, work: &Work) {
+        if let Some(key) = &work.key
+            && self.shared.keys.borrow_mut().leave(key)
+        {
+            self.shared.turns_changed.notify_waiters();
+        }
+    }
+
+    /// How many messages may be pulled now.
+    pub(super) fn room(&self) -> usize {
+        let settings = self.settings();
+        let shared = self.shared.as_ref();
+        let parked = self.parked.len() + shared.keys.borrow().waiting() + self.carrying;
+        let full = parked >= settings.parked_max.get()
+            || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
+        let now = self.now;
+        if full
+            || self.winding_down
+            || self.store_is_down(now)
+            || (shared.alone.get() && !self.suspects)
+        {
+            return 0;
+        }
+        if self.suspects {
+            return usize::from(self.running + self.ready.len() + self.carrying == 0);
+        }
+        let busy = self.running + self.ready.len();
+        let mut room = settings.in_flight_max.get().saturating_sub(busy);
+        if let Some(total) = settings.in_flight_total_max {
+            room = room.min(total.get().saturating_sub(shared.running.get() + self.ready.len()));
+        }
+        shared.gate.borrow().room(room, self.now)
+    }
+
+    /// Shows to inspectors what is held.
+    pub(super) fn show(&mut self) {
+        let mut shown = self.holding.get();
+        if self.now.duration_since(self.shown_at) >= SHOWN_AGE_MAX {
+            self.shown_at = self.now;
+            shown.oldest = self.ledger.oldest();
+        }
+        let oldest = shown.oldest;
+        let (running, parked, carrying) = (self.running, self.parked.len(), self.carrying);
+        self.holding.set(Holding { running, parked, carrying, oldest });
+    }
+
+    /// Enters what was received.
+    pub(super) fn receive(&mut self) {
+        self.now = Instant::now();
+        self.last_delivery = self.now;
+        let shared = Rc::clone(&self.shared);
+        let mut received = std::mem::take(&mut self.received);
+        shared.scope.metrics.received.inc_by(received.len() as u64);
+        telemetry::received(shared.scope.name(), &self.lane, received.len());
+        for received in received.drain(..) {
+            match self.ledger.adopt(&received) {
+                None => {
+                    let slot = self.ledger.enter(received.clone(), self.last_delivery);
+                    let work = Work::new(received, self.index, slot, &shared.scope);
+                    self.admit(work);
+                }
+                Some(Adopted::Running) => self.note_adopted(),
+                Some(Adopted::Done(outcome)) => {
+                    self.note_adopted();
+                    self.resume(*outcome);
+                }
+            }
+        }
+        self.received = received;
+        self.run_errands();
+    }
+
+    /// Goes on with a message whose lane was lost while it was here.
+    fn resume(&mut self, outcome: Outcome) {
+        if outcome.verdict == Verdict::Again {
+            return self.admit(outcome.work);
+        }
+        self.running += 1;
+        self.shared.running.set(self.shared.running.get() + 1);
+        self.conclude(outcome);
+    }
+
+    /// Takes in a message: to the handlers, unless it came back from crashes too often.
+    fn admit(&mut self, mut work: Work) {
+        let scope = &self.shared.scope;
+        if let Some(due) = work.carried.due {
+            let late = scope.clock.now().duration_since(due).unwrap_or_default();
+            scope.metrics.lateness.observe(late.as_secs_f64());
+        }
+        let returns = work.received.envelope.returns();
+        let crashes_max = self.settings().crashes_max.get();
+        if self.suspects && returns > 0 {
+            // It was out on its own when the process that handled it ended.
+            work.key = None;
+            let error = format!("it ended {returns} process(es) that handled nothing else");
+            self.bury(work, Epitaph::new(Reason::Poison, error));
+        } else if !self.suspects && returns >= crashes_max {
+            work.key = None;
+            self.errands.push((work, Errand::Suspect));
+            self.shared.suspected.do_send(Suspected);
+        } else if let Some(work) = self.shared.keys.borrow_mut().enter(work) {
+            self.ready.push_back(work);
+        }
+    }
+
+    /// Whether it matters to this lane that a suspect runs, or is done.
+    pub(super) fn minds_alone(&self) -> bool {
+        self.suspects || self.shared.alone.get()
+    }
+
+    /// Whether it may hand out now, with regard to suspects.
+    fn may_hand_out(&self) -> bool {
+        if !self.suspects {
+            return !self.shared.alone.get();
+        }
+        if !self.ready.is_empty() {
+            self.shared.alone.set(true);
+        }
+        self.shared.running.get() == 0
+    }
+
+    fn note_adopted(&self) {
+        let scope = &self.shared.scope;
+        scope.metrics.adopted.inc();
+        telemetry::adopted(scope.name(), &self.lane);
+    }
+
+    /// Hands out what has a permit, in one letter for each handler.
+    pub(super) fn hand_out(&mut self) {
+        self.now = Instant::now();
+        let now = self.now;
+        while let Some(work) = self.parked.take_due(now) {
+            self.ready.push_back(work);
+        }
+        if self.is_ordered() {
+            self.ready.extend(self.shared.keys.borrow_mut().take_turns(self.index));
+        }
+        if self.ready.is_empty() || self.store_is_down(now) || !self.may_hand_out() {
+            return;
+        }
+        let shared = Rc::clone(&self.shared);
+        let permits = self.settings().in_flight_max.get().saturating_sub(self.running);
+        let total = self.settings().in_flight_total_max.map_or(usize::MAX, NonZeroUsize::get);
+        let permits = permits.min(total.saturating_sub(shared.running.get())).min(self.ready.len());
+        let granted = shared.gate.borrow_mut().grant(permits, now);
+        let mut unknown = Vec::new();
+        for mut work in self.ready.drain(..granted.count) {
+            work.is_probe = granted.is_probe;
+            match self.links.route_of(&work, &shared.scope) {
+                Some(route) => self.links.enqueue(route, work),
+                None => unknown.push(work),
+            }
+        }
+        self.running += granted.count;
+        shared.running.set(shared.running.get() + granted.count);
+        self.links.dispatch(&self.outcomes_to, &self.alive);
+        for work in unknown {
+            let verdict = unknown_type(self.settings(), &work);
+            self.conclude(Outcome { work, verdict });
+        }
+        self.run_errands();
+    }
+
+    /// Whether the store of the guards did not answer a moment ago.
+    pub(super) fn store_is_down(&self, now: Instant) -> bool {
+        self.shared.store_down_until.get().is_some_and(|until| until > now)
+    }
+
+    /// When something is due by time: a parked message, the breaker, a look at a silent lane.
+    pub(super) fn wake_at(&self) -> Instant {
+        let stall = self.last_delivery + self.settings().stall_after;
+        // Once its pause is over, the breaker waits for a message to probe with, not for time.
+        let gate = self.shared.gate.borrow().opens_at().filter(|at| *at > self.now);
+        // Nothing is handed out while a suspect runs; the end of that wakes us.
+        let parked = self.parked.next_due().filter(|_| !self.shared.alone.get());
+        let store = self.shared.store_down_until.get();
+        let parked = parked.map(|due| due.max(store.unwrap_or(due)));
+        let store = store.filter(|until| !self.ready.is_empty() && *until > self.now);
+        [parked, gate, store].into_iter().flatten().fold(stall, Instant::min)
+    }
+
+    /// Whether the lane is silent though the broker has something for it.
+    pub(super) async fn is_suspicious(&mut self, lane: &dyn Lane) -> bool {
+        let silent = self.last_delivery.elapsed() >= self.settings().stall_after;
+        if !silent {
+            return false;
+        }
+        // Whatever the answer, the next look is due after as long again.
+        self.last_delivery = Instant::now();
+        if self.room() == 0 || !lane.is_active() {
+            return false;
+        }
+        let scope = &self.shared.scope;
+        let source = scope.source.load_full();
+        let depth = self.shared.broker.depth(&source);
+        let depth = tokio::time::timeout(STALL_QUERY_MAX, depth).await;
+        matches!(depth, Ok(Ok(depth)) if depth.ready.is_some_and(|ready| ready > 0))
+    }
+}
+
+fn unknown_type(settings: &config::Subscription, work: &Work) -> Verdict {
+    let kind = work.received.envelope.kind().unwrap_or("(none)");
+    let shown: String = kind.chars().take(100).collect();
+    let error = format!("no handler is for messages of type `{shown}`; see `on_unknown_type`");
+    match settings.on_unknown_type {
+        config::OnUnknownType::DeadLetter => {
+            Verdict::Dead(Epitaph::new(Reason::UnknownType, error))
+        }
+        config::OnUnknownType::Ignore => Verdict::Ignore(Fault { error, class: None }),
+    }
+}

@@ -1,0 +1,60 @@
+//! What all consumers of a subscription share.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+
+use actix::prelude::*;
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use super::breaker::Gate;
+use super::keys::Keys;
+use super::retrier::Retrier;
+use crate::broker::Broker;
+use crate::health::HealthCell;
+use crate::pipeline::Scope;
+
+/// Shared by the consumers of a subscription, which live on one arbiter.
+pub(super) struct Shared {
+    pub(super) scope: Arc<Scope>,
+    pub(super) broker: Arc<dyn Broker>,
+    pub(super) retrier: Addr<Retrier>,
+    pub(super) gate: RefCell<Gate>,
+    /// Handlers that run, over all lanes.
+    pub(super) running: Cell<usize>,
+    pub(super) health: HealthCell,
+    /// Who is next of each key, where an order is kept.
+    pub(super) keys: RefCell<Keys>,
+    /// Told when a message's turn came that another lane holds.
+    pub(super) turns_changed: Notify,
+    /// Nothing is handed out before: the store of the guards did not answer.
+    pub(super) store_down_until: Cell<Option<Instant>>,
+    /// A suspect is to run, or runs, and nothing else may.
+    pub(super) alone: Cell<bool>,
+    /// Told when that changes, and when the last handler before it is done.
+    pub(super) alone_changed: Notify,
+    /// Asks for the lane of the suspects.
+    pub(super) suspected: Recipient<Suspected>,
+}
+
+/// A message was put among the suspects: their lane is needed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub(super) struct Suspected;
+
+impl Shared {
+    /// No suspect runs any more, nor wants to: the others go on.
+    pub(super) fn leave_alone(&self) {
+        if self.alone.replace(false) {
+            self.alone_changed.notify_waiters();
+        }
+    }
+
+    /// The store of the guards answered.
+    pub(super) fn store_is_back(&self) {
+        if self.store_down_until.take().is_some() {
+            self.scope.note_store(false);
+            self.health.update(|health| health.store = None);
+        }
+    }
+}
