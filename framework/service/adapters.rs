@@ -1,0 +1,234 @@
+//! Makes the adapters and what each subscription shares. The only file that names an adapter.
+
+use std::collections::BTreeMap;
+#[cfg(feature = "redis")]
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use arc_swap::ArcSwap;
+
+use crate::actors::KeeperSeat;
+use crate::broker::memory::MemoryBroker;
+use crate::broker::{Broker, BrokerError, BrokerState, Fault, Source};
+use crate::clock::Clock;
+use crate::config::{self, BrokerKind, Config, StoreKind};
+use crate::error::Error;
+use crate::message::DeliveryScope;
+use crate::pipeline::guards::{ClaimRules, Guards};
+use crate::pipeline::{Retries, Scope};
+use crate::publisher::Publisher;
+use crate::retry::Schedule;
+use crate::store::memory::MemoryStore;
+#[cfg(feature = "redis")]
+use crate::store::redis::{RedisSettings, RedisStore};
+use crate::store::{LockPolicy, Locks, Store, StoreError};
+use crate::telemetry::{self, Metrics};
+
+/// Connects every broker that is configured; each is tried for `service.startup_max`.
+pub(super) async fn connect_all(
+    config: &Config,
+    clock: Clock,
+) -> Result<BTreeMap<String, Arc<dyn Broker>>, Error> {
+    let mut brokers = BTreeMap::new();
+    for (name, settings) in &config.brokers {
+        let broker = broker_of(name, settings, config, clock)?;
+        let patience = config.service.startup_max;
+        let connected = tokio::time::timeout(patience, connect(name, broker.as_ref())).await;
+        let failed = match connected {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => {
+                let last = match broker.state() {
+                    BrokerState::Disconnected(why) => why,
+                    BrokerState::Connected | BrokerState::Blocked(_) => String::from("no answer"),
+                };
+                Some(format!("not reached within service.startup_max ({patience:?}): {last}"))
+            }
+        };
+        if let Some(failed) = failed {
+            let users: Vec<&str> = config
+                .subscriptions
+                .iter()
+                .filter(|(_, settings)| settings.broker == *name)
+                .map(|(name, _)| name.as_str())
+                .collect();
+            let users = users.join(", ");
+            return Err(Error::Broker(format!(
+                "broker `{name}` (of subscription {users}): {failed}"
+            )));
+        }
+        brokers.insert(name.clone(), broker);
+    }
+    Ok(brokers)
+}
+
+async fn connect(name: &str, broker: &dyn Broker) -> Result<(), BrokerError> {
+    let mut delays = Schedule::default();
+    loop {
+        match broker.connect().await {
+            Ok(()) => return Ok(()),
+            Err(error) if error.fault == Fault::Refused => return Err(error),
+            Err(error) => telemetry::connecting(name, &error),
+        }
+        tokio::time::sleep(delays.next_delay()).await;
+    }
+}
+
+fn broker_of(
+    name: &str,
+    settings: &config::Broker,
+    config: &Config,
+    clock: Clock,
+) -> Result<Arc<dyn Broker>, Error> {
+    let _ = (name, config);
+    match settings.kind {
+        BrokerKind::Memory => Ok(Arc::new(MemoryBroker::with_clock(clock))),
+        #[cfg(feature = "rabbitmq")]
+        BrokerKind::Rabbitmq => {
+            let service = &config.service.name;
+            let broker = crate::broker::rabbitmq::RabbitBroker::new(name, settings, service);
+            let broker =
+                broker.map_err(|error| Error::Broker(format!("broker `{name}`: {error}")))?;
+            Ok(Arc::new(broker))
+        }
+        #[allow(unreachable_patterns)]
+        kind => Err(Error::Mismatch(format!(
+            "broker `{name}` is of kind {kind:?}, which this build does not contain; enable the \
+             feature of that name"
+        ))),
+    }
+}
+
+pub(super) fn scope_of(
+    name: &str,
+    config: &Config,
+    broker: &Arc<dyn Broker>,
+    stores: &BTreeMap<String, Locks>,
+    metrics: &Metrics,
+    clock: Clock,
+) -> Scope {
+    let settings = &config.subscriptions[name];
+    let retries = Retries::of(settings, config);
+    let kind = config.brokers.get(&settings.broker).map(|broker| broker.kind).unwrap_or_default();
+    let settings = Arc::new(settings.clone());
+    let name: Arc<str> = name.into();
+    let source = Source {
+        name: Arc::clone(&name),
+        settings: Arc::clone(&settings),
+        waits: retries.steps().as_slice().to_vec(),
+        service: config.service.name.as_str().into(),
+    };
+    let publisher = Publisher::new(broker.publisher());
+    let locks = settings.lock.as_ref().and_then(|lock| stores.get(&lock.store)).cloned();
+    let guards = guards_of(&name, &settings, stores);
+    Scope {
+        metrics: metrics.of(&name),
+        delivery: Arc::new(DeliveryScope { subscription: Arc::clone(&name), publisher }),
+        name,
+        source: ArcSwap::from_pointee(source),
+        key_source: settings.key_source(kind),
+        type_source: settings.type_source(kind),
+        settings,
+        retries: ArcSwap::from_pointee(retries),
+        clock,
+        consumer: consumer_name(&config.service.name).into(),
+        guards,
+        locks,
+        store_is_down: AtomicBool::new(false),
+        observer: None,
+    }
+}
+
+fn guards_of(
+    name: &Arc<str>,
+    settings: &config::Subscription,
+    stores: &BTreeMap<String, Locks>,
+) -> Guards {
+    let claims = settings.idempotency.as_ref().and_then(|claims| {
+        let store = stores.get(&claims.store)?.clone();
+        Some(ClaimRules { store, lease: claims.lease, keep: claims.keep })
+    });
+    let locks = settings.lock.as_ref().and_then(|lock| {
+        let policy = LockPolicy {
+            lease: lock.lease,
+            wait: lock.wait,
+            fair: lock.fair,
+            hold_max: Some(lock.hold_max),
+        };
+        Some((stores.get(&lock.store)?.clone(), policy))
+    });
+    Guards::new(Arc::clone(name), claims, locks)
+}
+
+/// Starts the keeper of every store that is configured.
+pub(super) async fn start_stores(
+    config: &Config,
+    threads: bool,
+) -> Result<BTreeMap<String, KeeperSeat>, Error> {
+    let mut keepers = BTreeMap::new();
+    let holder = consumer_name(&config.service.name);
+    for (name, settings) in &config.stores {
+        let failed = |error: StoreError| Error::Store(format!("store `{name}`: {error}"));
+        let store = store_of(name, settings)?;
+        let seat = KeeperSeat::start(name, store, &holder, threads).await.map_err(failed)?;
+        keepers.insert(name.clone(), seat);
+    }
+    Ok(keepers)
+}
+
+fn store_of(name: &str, settings: &config::Store) -> Result<Arc<dyn Store>, Error> {
+    match settings.kind {
+        StoreKind::Memory => Ok(Arc::new(MemoryStore::new())),
+        #[cfg(feature = "redis")]
+        StoreKind::Redis => {
+            let failed = |error: StoreError| Error::Store(format!("store `{name}`: {error}"));
+            let store = RedisStore::new(redis_settings(name, settings)?).map_err(failed)?;
+            Ok(Arc::new(store))
+        }
+        #[cfg(not(feature = "redis"))]
+        StoreKind::Redis => Err(Error::Mismatch(format!(
+            "store `{name}` is in Redis, which this build does not contain; enable the feature `redis`"
+        ))),
+    }
+}
+
+#[cfg(feature = "redis")]
+fn redis_settings(name: &str, settings: &config::Store) -> Result<RedisSettings, Error> {
+    let url = settings.url.as_ref().map(config::Url::expose).unwrap_or_default();
+    let read = |file: &PathBuf| {
+        std::fs::read(file).map_err(|error| {
+            Error::Store(format!("store `{name}`: reading {}: {error}", file.display()))
+        })
+    };
+    let tls = settings.tls.clone().unwrap_or_default();
+    let identity = match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
+        _ => None,
+    };
+    Ok(RedisSettings {
+        ca: tls.ca.as_ref().map(read).transpose()?,
+        identity,
+        insecure: tls.insecure,
+        deadline: settings.deadline,
+        strict: settings.strict,
+        ..RedisSettings::new(name, url)
+    })
+}
+
+pub(super) async fn prepare(scope: &Scope, broker: &Arc<dyn Broker>) -> Result<(), Error> {
+    let source = scope.source.load_full();
+    let findings = broker.prepare(&source).await;
+    let findings = findings.map_err(|error| Error::starting(scope.name(), &error))?;
+    for finding in findings {
+        telemetry::finding(scope.name(), &finding);
+    }
+    Ok(())
+}
+
+/// Service, host and process, for whoever reads a dead letter.
+fn consumer_name(service: &str) -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let host = host.ok().or_else(|| std::env::var("HOSTNAME").ok()).unwrap_or_default();
+    format!("{service}@{}/{}", host.trim(), std::process::id())
+}

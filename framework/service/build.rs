@@ -1,0 +1,259 @@
+//! A service in the making: what it is told, and how its parts are put together and started.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use actix::prelude::*;
+use tokio::sync::{oneshot, watch};
+
+use super::{Inner, Service, Stop, Subscription, adapters};
+use crate::actors::{Handlers, IntoHandlers, KeeperSeat, Plan, Root};
+use crate::broker::Broker;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::error::Error;
+use crate::health::{HealthCell, SubscriptionState};
+use crate::pipeline::Observer;
+use crate::reload;
+use crate::signals;
+use crate::store::Locks;
+use crate::telemetry::{self, Metrics};
+
+/// A service in the making.
+pub struct ServiceBuilder {
+    config: Config,
+    handlers: BTreeMap<String, Handlers>,
+    /// Subscriptions that are prepared and not consumed.
+    unhandled: BTreeSet<String>,
+    signals: bool,
+    watch: bool,
+    files: Vec<PathBuf>,
+    clock: Clock,
+    threads: bool,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+impl ServiceBuilder {
+    pub(super) fn new(config: Config, files: Vec<PathBuf>) -> Self {
+        Self {
+            config,
+            handlers: BTreeMap::new(),
+            unhandled: BTreeSet::new(),
+            signals: true,
+            watch: false,
+            files,
+            clock: Clock::System,
+            threads: true,
+            observer: None,
+        }
+    }
+
+    /// Gives a subscription of the configuration its handler: a factory of an actor, an async
+    /// function, or what [`by_type`](crate::by_type), [`in_batches`](crate::in_batches),
+    /// [`blocking`](crate::blocking) and [`with_codec`](crate::with_codec) make.
+    #[must_use]
+    pub fn subscribe<M>(
+        mut self,
+        subscription: impl Into<String>,
+        handlers: impl IntoHandlers<M>,
+    ) -> Self {
+        self.handlers.insert(subscription.into(), handlers.into_handlers());
+        self
+    }
+
+    /// Declares or verifies a subscription of the configuration, and consumes nothing of it: for a
+    /// process that only publishes to it, or looks after its dead letters.
+    ///
+    /// ```
+    /// use redeliver::{Message, Service, config::Config};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// let config = "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"";
+    /// let service = Service::builder(Config::from_toml(config)?).without_handler("orders").start().await?;
+    /// service.publisher("main")?.send(Message::bytes("{}").to_queue("orders")).await?;
+    /// assert_eq!(service.depth("orders").await?.ready, Some(1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    #[must_use]
+    pub fn without_handler(mut self, subscription: impl Into<String>) -> Self {
+        self.unhandled.insert(subscription.into());
+        self
+    }
+
+    /// Whether SIGTERM and Ctrl-C stop the service (they do unless this is false). A second one
+    /// ends the process at once.
+    #[must_use]
+    pub fn signals(mut self, signals: bool) -> Self {
+        self.signals = signals;
+        self
+    }
+
+    /// Watches the configuration's files and puts changed retry tables in force.
+    #[must_use]
+    pub fn watch(mut self) -> Self {
+        self.watch = true;
+        self
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn on_one_thread(
+        mut self,
+        clock: Clock,
+        observer: Arc<dyn Observer>,
+        change: impl FnOnce(&mut Config),
+    ) -> Self {
+        change(&mut self.config);
+        self.clock = clock;
+        self.observer = Some(observer);
+        self.threads = false;
+        self.signals = false;
+        self
+    }
+
+    /// Starts it: connects, declares or verifies what is needed, and consumes. Returns when every
+    /// subscription is on its way.
+    ///
+    /// # Errors
+    /// Every subscription without a handler and every handler without a subscription; brokers that
+    /// refuse, or cannot be reached within `service.startup_max`; every source that is missing or
+    /// different.
+    pub async fn start(self) -> Result<Service, Error> {
+        let (started, starting) = oneshot::channel();
+        let name = self.config.service.name.clone();
+        let thread = std::thread::Builder::new().name(format!("{name}-service"));
+        let spawned = thread.spawn(move || {
+            System::new().block_on(async move {
+                match self.boot().await {
+                    Ok((service, life)) => {
+                        let _ = started.send(Ok(service));
+                        life.await;
+                    }
+                    Err(error) => {
+                        let _ = started.send(Err(error));
+                    }
+                }
+            });
+        });
+        spawned.map_err(|error| Error::Broker(format!("no thread for the service: {error}")))?;
+        starting.await.map_err(|_| Error::Stopped)?
+    }
+
+    /// Starts it, and waits until it has stopped.
+    ///
+    /// # Errors
+    /// As [`start`](Self::start).
+    pub async fn run(self) -> Result<Stop, Error> {
+        Ok(self.start().await?.stopped().await)
+    }
+
+    /// Puts everything together on the calling thread's actix system; the future is the service's
+    /// life.
+    pub(crate) async fn boot(mut self) -> Result<(Service, impl Future<Output = ()>), Error> {
+        self.config.check()?;
+        self.check_handlers()?;
+        let brokers = adapters::connect_all(&self.config, self.clock).await?;
+        let keepers = adapters::start_stores(&self.config, self.threads).await?;
+        let stores: BTreeMap<String, Locks> =
+            keepers.iter().map(|(name, seat)| (name.clone(), seat.locks().clone())).collect();
+        let metrics = Metrics::new();
+        let made = self.make_subscriptions(&brokers, &stores, &metrics).await;
+        let (subscriptions, plans) = match made {
+            Ok(made) => made,
+            Err(error) => {
+                keepers.into_values().for_each(KeeperSeat::stop);
+                return Err(error);
+            }
+        };
+        let (stop, stopping) = watch::channel(false);
+        let (end, ended) = watch::channel(None);
+        let Self { config, signals, watch, files, clock, .. } = self;
+        let root = Root::new(plans).start();
+        let inner = Arc::new(Inner {
+            config,
+            subscriptions,
+            brokers,
+            stores,
+            metrics,
+            clock,
+            root,
+            stop,
+            ended,
+            files,
+        });
+        let watcher = watch.then(|| reload::watch(&inner)).flatten();
+        let service = Service { inner: Arc::clone(&inner) };
+        let life = async move {
+            let _watcher = watcher;
+            signals::wait_for_stop(stopping, signals).await;
+            let left = inner.shut_down().await;
+            keepers.into_values().for_each(KeeperSeat::stop);
+            telemetry::stopped(left);
+            end.send_replace(Some(Stop { left }));
+        };
+        Ok((service, life))
+    }
+
+    /// Prepares the source of every subscription, and plans the actors of those with a handler.
+    async fn make_subscriptions(
+        &mut self,
+        brokers: &BTreeMap<String, Arc<dyn Broker>>,
+        stores: &BTreeMap<String, Locks>,
+        metrics: &Metrics,
+    ) -> Result<(BTreeMap<String, Subscription>, Vec<Plan>), Error> {
+        let (mut subscriptions, mut plans, mut wrong) = (BTreeMap::new(), Vec::new(), Vec::new());
+        for (name, settings) in &self.config.subscriptions {
+            let broker = &brokers[&settings.broker];
+            let mut scope =
+                adapters::scope_of(name, &self.config, broker, stores, metrics, self.clock);
+            scope.observer.clone_from(&self.observer);
+            if let Err(error) = adapters::prepare(&scope, broker).await {
+                wrong.push(error.to_string());
+            }
+            let (scope, health) = (Arc::new(scope), HealthCell::default());
+            if let Some(handlers) = self.handlers.remove(name) {
+                plans.push(Plan {
+                    scope: Arc::clone(&scope),
+                    broker: Arc::clone(broker),
+                    handlers,
+                    service: self.config.service.clone(),
+                    health: health.clone(),
+                    threads: self.threads,
+                });
+            } else {
+                health.update(|health| health.state = SubscriptionState::Paused);
+            }
+            let broker = Arc::clone(broker);
+            subscriptions.insert(name.clone(), Subscription { scope, broker, health });
+        }
+        if wrong.is_empty() {
+            Ok((subscriptions, plans))
+        } else {
+            Err(Error::Broker(wrong.join("\n")))
+        }
+    }
+
+    fn check_handlers(&self) -> Result<(), Error> {
+        let missing =
+            self.config.subscriptions.keys().filter(|name| {
+                !self.handlers.contains_key(*name) && !self.unhandled.contains(*name)
+            });
+        let missing = missing.map(|name| {
+            format!(
+                "subscription `{name}` has no handler; add .subscribe(\"{name}\", ..) or \
+                 .without_handler(\"{name}\"), or remove it from the configuration"
+            )
+        });
+        let named = self.handlers.keys().chain(&self.unhandled);
+        let unknown = named.filter(|name| !self.config.subscriptions.contains_key(*name));
+        let unknown = unknown.map(|name| {
+            format!(
+                "handler `{name}` has no subscription; add [subscriptions.{name}] to the \
+                 configuration or remove it from the builder"
+            )
+        });
+        let problems: Vec<String> = missing.chain(unknown).collect();
+        if problems.is_empty() { Ok(()) } else { Err(Error::Mismatch(problems.join("\n"))) }
+    }
+}
