@@ -107,6 +107,7 @@ pub struct Metadata {
 pub struct Claim {
     status: ClaimStatus,
     fence: Option<u64>,
+    takeovers: u32,
     result: Option<Bytes>,
     kept: Mutex<Option<Bytes>>,
 }
@@ -123,8 +124,18 @@ pub enum ClaimStatus {
 }
 
 impl Claim {
-    pub(crate) fn new(status: ClaimStatus, fence: Option<u64>, result: Option<Bytes>) -> Self {
-        Self { status, fence, result, kept: Mutex::default() }
+    pub(crate) fn new(
+        status: ClaimStatus,
+        fence: Option<u64>,
+        takeovers: u32,
+        result: Option<Bytes>,
+    ) -> Self {
+        Self { status, fence, takeovers, result, kept: Mutex::default() }
+    }
+
+    /// How many owners vanished in a row while they ran it.
+    pub fn takeovers(&self) -> u32 {
+        self.takeovers
     }
 
     /// What is known of earlier runs.

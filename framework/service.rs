@@ -192,6 +192,7 @@ impl Service {
             };
             metrics.in_flight.set(sum(|holding| holding.running));
             metrics.parked.set(sum(|holding| holding.parked));
+            metrics.carrying.set(sum(|holding| holding.carrying));
             let oldest = holdings.iter().filter_map(|holding| holding.oldest).min();
             metrics.oldest.set(oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64()));
             if let Ok(depth) = broker.depth(&scope.source.load()).await {

@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     breaker: Family<BySubscription, Gauge>,
     in_flight: Family<BySubscription, Gauge>,
     parked: Family<BySubscription, Gauge>,
+    carrying: Family<BySubscription, Gauge>,
     handler_time: Family<BySubscription, Histogram>,
     wait_time: Family<BySubscription, Histogram>,
     lateness: Family<BySubscription, Histogram>,
@@ -91,6 +92,8 @@ pub(crate) struct SubscriptionMetrics {
     pub(crate) in_flight: Gauge,
     /// Messages that wait in the process.
     pub(crate) parked: Gauge,
+    /// Messages whose copy is not confirmed yet.
+    pub(crate) carrying: Gauge,
     /// How long handlers took.
     pub(crate) handler_time: Histogram,
     /// How long messages were told to wait.
@@ -164,10 +167,11 @@ impl Metrics {
                 }),*)
             };
         }
-        let (breaker, in_flight, parked, ready, waiting, dead_letters) = gauges! {
+        let (breaker, in_flight, parked, carrying, ready, waiting, dead_letters) = gauges! {
             "breaker_state" "1 while the breaker holds messages back, else 0",
             "in_flight" "Handlers that run",
             "parked" "Messages that wait in the process",
+            "carrying" "Messages whose copy to a wait or to the dead letters is not confirmed yet",
             "source_ready" "Messages ready in the source",
             "source_waiting" "Messages in the waits at the broker",
             "dead_letters" "Messages in the dead letters",
@@ -206,6 +210,7 @@ impl Metrics {
             breaker,
             in_flight,
             parked,
+            carrying,
             handler_time,
             wait_time,
             lateness,
@@ -236,6 +241,7 @@ impl Metrics {
             breaker: self.breaker.get_or_create_owned(&by),
             in_flight: self.in_flight.get_or_create_owned(&by),
             parked: self.parked.get_or_create_owned(&by),
+            carrying: self.carrying.get_or_create_owned(&by),
             handler_time: self.handler_time.get_or_create_owned(&by),
             wait_time: self.wait_time.get_or_create_owned(&by),
             lateness: self.lateness.get_or_create_owned(&by),
@@ -317,6 +323,11 @@ pub(crate) fn attempt_failed(subscription: &str, id: Option<&str>, attempt: u32,
 /// The store of a subscription's guards does not answer.
 pub(crate) fn held_for_store(subscription: &str, error: &dyn Display) {
     tracing::warn!(subscription, %error, "the store of locks and claims does not answer");
+}
+
+/// A message is not handled again: its id was done, given up, or goes on in another copy.
+pub(crate) fn duplicate(subscription: &str, id: Option<&str>, state: &str) {
+    tracing::debug!(subscription, id, state, "duplicate acknowledged");
 }
 
 /// A message is handled without its guards, as configured.

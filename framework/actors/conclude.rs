@@ -166,7 +166,7 @@ impl Desk {
             && self.settings().on_expired == config::OnExpired::Drop
         {
             scope.metrics.dropped.inc();
-            scope.observe(&work, Event::Dropped(&epitaph));
+            scope.observe(&work, Event::Dropped);
             self.settle(work);
             return;
         }

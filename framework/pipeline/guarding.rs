@@ -71,21 +71,32 @@ fn answer_of(
                 }
                 Some(ClaimKind::Fresh) | None => ClaimStatus::Fresh,
             };
-            work.claim =
-                Some(Arc::new(Claim::new(status, held.fence().map(|fence| fence.0), None)));
+            work.claim = Some(Arc::new(Claim::new(
+                status,
+                held.fence().map(|fence| fence.0),
+                held.takeovers(),
+                None,
+            )));
             Ok(Some(held))
         }
         Admission::Done { result } => {
             metrics.duplicates.inc();
+            telemetry::duplicate(scope.name(), work.id(), "done");
             let on_duplicate = scope.settings.idempotency.as_ref().map(|it| it.on_duplicate);
             if on_duplicate != Some(OnDuplicate::Call) {
                 return Err(Refusal::Verdict(Verdict::Ack));
             }
-            work.claim = Some(Arc::new(Claim::new(ClaimStatus::Done, None, result)));
+            work.claim = Some(Arc::new(Claim::new(ClaimStatus::Done, None, 0, result)));
             Ok(None)
         }
-        Admission::Superseded | Admission::Dead { .. } => {
+        Admission::Superseded => {
             metrics.duplicates.inc();
+            telemetry::duplicate(scope.name(), work.id(), "superseded");
+            Err(Refusal::Verdict(Verdict::Ack))
+        }
+        Admission::Dead { reason } => {
+            metrics.duplicates.inc();
+            telemetry::duplicate(scope.name(), work.id(), &reason);
             Err(Refusal::Verdict(Verdict::Ack))
         }
         Admission::Running { remaining } => Err(later(remaining, "the same id is being handled")),

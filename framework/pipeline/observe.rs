@@ -31,7 +31,7 @@ pub(crate) enum Event<'a> {
     /// A probe of the breaker failed; nothing counts.
     ProbeFailed(&'a Fault),
     /// It had expired and was dropped.
-    Dropped(&'a Epitaph),
+    Dropped,
     /// The dead letters have it, confirmed.
     Dead(&'a Epitaph),
 }

@@ -133,7 +133,7 @@ impl Fate {
             Event::Defers(waiting) => Self::Deferred { after: waiting.delay(), at: place(waiting) },
             Event::Interrupted => Self::Interrupted,
             Event::ProbeFailed(fault) => Self::ProbeFailed { error: error(fault) },
-            Event::Dropped(_) => Self::Dropped,
+            Event::Dropped => Self::Dropped,
             Event::Dead(Epitaph { reason, fault, attempted }) => Self::DeadLettered {
                 reason: *reason,
                 error: error(fault),
@@ -182,7 +182,7 @@ impl Observer for Witness {
     fn saw(&self, scope: &Scope, work: &Work, event: Event<'_>) {
         // Where an attempt was counted already, it is the one that was made.
         let made = match event {
-            Event::Retries(..) | Event::Dead(_) | Event::Dropped(_) => work.carried.attempts,
+            Event::Retries(..) | Event::Dead(_) | Event::Dropped => work.carried.attempts,
             Event::Handled
             | Event::Ignored(_)
             | Event::Defers(_)
