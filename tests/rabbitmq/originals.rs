@@ -83,7 +83,10 @@ async fn expiration_a_foreign_user_id_and_cc_survive_waits_and_dead_lettering() 
         let runs = seen.runs();
         let mut runs = runs.iter().filter(|run| run.number == number).map(|run| run.at);
         let (first, second) = (runs.next().expect("one"), runs.next().expect("another"));
-        assert!(second - first >= Duration::from_millis(1500), "the wait of {number} was cut short");
+        assert!(
+            second - first >= Duration::from_millis(1500),
+            "the wait of {number} was cut short"
+        );
     }
     // Longer than its expiration: a dead letter stays.
     tokio::time::sleep(Duration::from_millis(1500)).await;

@@ -44,7 +44,8 @@ async fn a_stop_by_signal_ends_the_process_well_and_keeps_every_attempt() {
     let lab = Lab::new().await;
     let role = Role { milliseconds: 20, fails: 1, fails_every: 1, ..Role::default() };
     // Retries wait in the process, so that a stop finds many of them there.
-    let parked = "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
+    let parked =
+        "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
     let stage = Stage::new(lab.toml("in_flight_max = 8\n", parked), role);
     lab.prepare(&stage.role.config).await;
     lab.publish(0..100).await;
@@ -66,10 +67,9 @@ async fn a_stop_by_signal_ends_the_process_well_and_keeps_every_attempt() {
 #[tokio::test]
 async fn a_stop_gives_back_what_is_not_done_in_time() {
     let lab = Lab::new().await;
-    let toml = lab.toml("in_flight_max = 4\n", "").replace(
-        "[brokers.main]",
-        "shutdown_grace = \"300ms\"\n[brokers.main]",
-    );
+    let toml = lab
+        .toml("in_flight_max = 4\n", "")
+        .replace("[brokers.main]", "shutdown_grace = \"300ms\"\n[brokers.main]");
     lab.prepare(&toml).await;
     lab.publish(0..10).await;
     let seen = Seen::default();
