@@ -246,8 +246,10 @@ async fn what_was_redriven_and_fails_again_is_there_once() {
     let lab = Lab::new().await;
     let (broken, seen) = (Arc::new(AtomicBool::new(true)), Seen::default());
     let (is_broken, handler) = (broken.clone(), seen.clone());
+    // Nearly everything fails here, and that is not what a breaker should find.
+    let toml = lab.toml("breaker = { attempts_min = 1000 }\n", SHORT_WAITS);
     let service = lab
-        .start(&lab.toml("", SHORT_WAITS), move |delivery: Delivery<u32>| {
+        .start(&toml, move |delivery: Delivery<u32>| {
             handler.note(&delivery);
             let fails = is_broken.load(Ordering::SeqCst) || delivery.payload == 0;
             async move {

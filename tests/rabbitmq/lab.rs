@@ -1,5 +1,6 @@
 //! One test's corner of the server: queues of its own, a service on them, and what its handler saw.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::future::Future;
@@ -17,7 +18,10 @@ use tokio::time::{Instant, sleep};
 use crate::common::rabbitmq::{Raw, control, delete_queues, unique, url};
 
 /// How long anything may take before a test fails: long, because the machine may be busy with others.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long nothing may be anywhere before it counts as worked off.
+const QUIET: Duration = Duration::from_millis(600);
 
 /// Failed attempts wait at the broker, shortly.
 pub(crate) const SHORT_WAITS: &str = r#"
@@ -66,6 +70,12 @@ impl Lab {
             "[service]\nname = \"{queue}\"\n[brokers.main]\nkind = \"rabbitmq\"\nurl = \"{url}\"\n\
              [subscriptions.orders]\nbroker = \"main\"\nqueue = \"{queue}\"\n{keys}\n{tables}"
         )
+    }
+
+    /// Declares everything that this configuration needs, so that it can be published to.
+    pub(crate) async fn prepare(&self, toml: &str) {
+        let service = self.start(toml, |_: Delivery<u32>| async { Ok(()) }).await;
+        service.stop().await;
     }
 
     /// Starts a service in this process.
@@ -196,12 +206,17 @@ pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut ask: impl Fn
 }
 
 /// Nothing is ready, held or waiting any more.
+///
+/// For a while: a message that the server moves out of its wait is counted nowhere until it has arrived.
 pub(crate) async fn drained(service: &Service) {
+    let quiet_since = Cell::new(None);
     until("everything is worked off", || async {
         let depth = service.depth("orders").await;
-        depth.is_ok_and(|depth| {
+        let is_quiet = depth.is_ok_and(|depth| {
             (depth.ready, depth.unsettled, depth.waiting) == (Some(0), Some(0), Some(0))
-        })
+        });
+        quiet_since.set(is_quiet.then(|| quiet_since.get().unwrap_or_else(Instant::now)));
+        quiet_since.get().is_some_and(|since| since.elapsed() > QUIET)
     })
     .await;
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use lapin::BasicProperties;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use lapin::types::{AMQPValue, FieldArray, FieldTable};
+use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 use lapin::{Connection, ConnectionProperties};
 use redeliver::broker::HeaderValue;
 use redeliver::{Delivery, Failure, Handled, Reason};
@@ -66,29 +66,42 @@ async fn expiration_a_foreign_user_id_and_cc_survive_waits_and_dead_lettering() 
     let mut headers = FieldTable::default();
     headers.insert("CC".into(), AMQPValue::FieldArray(FieldArray::from(vec![text(&audit)])));
     headers.insert("tenant".into(), text("acme"));
+    let user_id = ShortString::from(user.0.as_str());
+    let copied = properties(6).with_user_id(user_id.clone()).with_headers(headers);
     // Long enough to be handled once, shorter than the wait.
-    let hazards = properties(7)
-        .with_expiration("1000".into())
-        .with_user_id(user.0.as_str().into())
-        .with_headers(headers);
-    let (exchange, key) = ("".into(), lab.queue.as_str().into());
-    let sent = channel.basic_publish(exchange, key, BasicPublishOptions::default(), b"7", hazards);
-    sent.await.expect("it is sent").await.expect("it is confirmed");
+    let expiring = properties(7).with_user_id(user_id).with_expiration("1000".into());
+    for (body, hazards) in [(b"6", copied), (b"7", expiring)] {
+        let (exchange, key) = ("".into(), lab.queue.as_str().into());
+        let options = BasicPublishOptions::default();
+        let sent = channel.basic_publish(exchange, key, options, body, hazards).await;
+        sent.expect("it is sent").await.expect("it is confirmed");
+    }
 
-    drained(&service).await;
-    let runs = seen.runs();
-    assert_eq!(seen.attempts(), BTreeMap::from([(7, vec![1, 2])]));
-    assert!(runs[1].at - runs[0].at >= Duration::from_millis(1500), "the wait was cut short");
+    until("both are dead", || async { lab.raw.count(&lab.dead()).await == 2 }).await;
+    assert_eq!(seen.attempts(), BTreeMap::from([(6, vec![1, 2]), (7, vec![1, 2])]));
+    for number in [6, 7] {
+        let runs = seen.runs();
+        let mut runs = runs.iter().filter(|run| run.number == number).map(|run| run.at);
+        let (first, second) = (runs.next().expect("one"), runs.next().expect("another"));
+        assert!(
+            second - first >= Duration::from_millis(1500),
+            "the wait of {number} was cut short"
+        );
+    }
     // Longer than its expiration: a dead letter stays.
     tokio::time::sleep(Duration::from_millis(1500)).await;
     let letters = dead_letters(&service).await;
-    assert_eq!(letters.len(), 1);
-    assert_eq!(letters[0].reason, Some(Reason::Exhausted));
-    let headers: BTreeMap<_, _> = letters[0].headers.iter().cloned().collect();
-    assert_eq!(headers.get("tenant").map(String::as_str), Some("acme"));
-    let original = |name: &str| headers.get(&format!("redeliver-original-{name}")).cloned();
-    assert_eq!(original("expiration").as_deref(), Some("1000"));
-    assert_eq!(original("user-id").as_deref(), Some(user.0.as_str()));
+    assert_eq!(letters.len(), 2);
+    for letter in &letters {
+        assert_eq!(letter.reason, Some(Reason::Exhausted));
+        let headers: BTreeMap<_, _> = letter.headers.iter().cloned().collect();
+        let original = |name: &str| headers.get(&format!("redeliver-original-{name}")).cloned();
+        assert_eq!(original("user-id").as_deref(), Some(user.0.as_str()));
+        match letter.id.as_deref() {
+            Some("6") => assert_eq!(headers.get("tenant").map(String::as_str), Some("acme")),
+            _ => assert_eq!(original("expiration").as_deref(), Some("1000")),
+        }
+    }
     service.stop().await;
     assert_eq!(lab.raw.count(&audit).await, 1, "no copy went where only the original should");
 }

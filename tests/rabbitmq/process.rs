@@ -46,7 +46,7 @@ pub(crate) struct Line {
 
 /// Children that share a file.
 pub(crate) struct Stage {
-    role: Role,
+    pub(crate) role: Role,
     folder: TempDir,
 }
 

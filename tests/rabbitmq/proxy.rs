@@ -68,9 +68,11 @@ async fn forward(
     let (server_reads, server_writes) = server.into_split();
     let never = watch::channel(false).1;
     tokio::select! {
+        // First: what is held back when it is cut is lost, even if it is let go in the same moment.
+        biased;
+        _ = cut.changed() => {}
         () = pump(client_reads, server_writes, never) => {}
         () = pump(server_reads, client_writes, deaf) => {}
-        _ = cut.changed() => {}
     }
 }
 

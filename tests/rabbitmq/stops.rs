@@ -14,6 +14,7 @@ async fn twenty_stops_among_20000_messages_repeat_none_and_leave_none_unacknowle
     let total = sample(4_000, 20_000);
     let lab = Lab::new().await;
     let toml = lab.toml("in_flight_max = 128\n", "");
+    lab.prepare(&toml).await;
     lab.publish(0..total).await;
     let seen = Seen::default();
     for stop in 1..=STOPS {
@@ -46,6 +47,7 @@ async fn a_stop_by_signal_ends_the_process_well_and_keeps_every_attempt() {
     let parked =
         "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
     let stage = Stage::new(lab.toml("in_flight_max = 8\n", parked), role);
+    lab.prepare(&stage.role.config).await;
     lab.publish(0..100).await;
     for stop in 1..=3 {
         let child = stage.start(&lab).await;
@@ -68,6 +70,7 @@ async fn a_stop_gives_back_what_is_not_done_in_time() {
     let toml = lab
         .toml("in_flight_max = 4\n", "")
         .replace("[brokers.main]", "shutdown_grace = \"300ms\"\n[brokers.main]");
+    lab.prepare(&toml).await;
     lab.publish(0..10).await;
     let seen = Seen::default();
     let handler = seen.clone();

@@ -129,6 +129,20 @@ impl RabbitPublisher {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Copies to the first of its destinations that is there.
+    async fn copy_to_any(&self, copy: &Copy, original: &AmqpEnvelope) -> Result<(), BrokerError> {
+        let mut last = Ok(());
+        for queue in destinations(&copy.source, copy.place) {
+            last = self.copy_to(copy, original, &queue).await;
+            match &last {
+                // Nobody declared this one; the next one is longer, which is later but never early.
+                Err(error) if error.fault == Fault::Unroutable => {}
+                _ => break,
+            }
+        }
+        last
+    }
+
     async fn copy_to(
         &self,
         copy: &Copy,
@@ -174,16 +188,17 @@ impl Publisher for RabbitPublisher {
             );
             return Err(BrokerError::new(Fault::Other, text));
         };
-        let mut last = Ok(());
-        for queue in destinations(&copy.source, copy.place) {
-            last = self.copy_to(copy, original, &queue).await;
-            match &last {
-                // Nobody declared this one; the next one is longer, which is later but never early.
-                Err(error) if error.fault == Fault::Unroutable => {}
-                _ => break,
+        match self.copy_to_any(copy, original).await {
+            // Deleted by somebody. Where declaring is ours to do, it comes back.
+            Err(error)
+                if error.fault == Fault::Unroutable
+                    && copy.source.settings.topology == Topology::Declare =>
+            {
+                topology::prepare(&self.link, &copy.source).await?;
+                self.copy_to_any(copy, original).await
             }
+            copied => copied,
         }
-        last
     }
 }
 

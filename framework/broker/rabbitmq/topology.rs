@@ -398,7 +398,15 @@ pub(super) async fn count(link: &Link, name: &str) -> Result<(u64, u64), BrokerE
     Ok((queue.message_count().into(), queue.consumer_count().into()))
 }
 
-/// How many messages are where.
+/// The same of a queue that may be missing where it is not ours to declare: then nothing is in it.
+async fn count_if_there(link: &Link, name: &str) -> Result<(u64, u64), BrokerError> {
+    match count(link, name).await {
+        Err(error) if error.fault == Fault::Missing => Ok((0, 0)),
+        counted => counted,
+    }
+}
+
+/// How many messages are where. Waits come first: what leaves one meanwhile is counted twice rather than never.
 ///
 /// AMQP counts what is ready, and consumers, but not what consumers hold. While all consumers of the queue are
 /// ours, what they hold is what we know to be unsettled; with anyone else's among them it is unknown.
@@ -408,15 +416,14 @@ pub(super) async fn depth(
     tally: &Tally,
 ) -> Result<Depth, BrokerError> {
     let settings = &source.settings;
-    let (ready, consumers) = count(link, queue_name(settings)).await?;
-    let (dead, _) = count(link, &dead_name(settings)).await?;
     let mut waiting = 0;
     for wait in &source.waits {
-        waiting += count(link, &wait_name(settings, *wait)).await?.0;
+        waiting += count_if_there(link, &wait_name(settings, *wait)).await?.0;
     }
-    // Suspects are as good as ready; the queue may be missing where it is not ours to declare.
-    let suspects = count(link, &suspects_name(settings)).await;
-    let (suspects, their_consumers) = suspects.unwrap_or_default();
+    let (ready, consumers) = count(link, queue_name(settings)).await?;
+    let (dead, _) = count_if_there(link, &dead_name(settings)).await?;
+    // Suspects are as good as ready.
+    let (suspects, their_consumers) = count_if_there(link, &suspects_name(settings)).await?;
     let ready = ready + suspects;
     let only_ours = consumers <= tally.lanes.load(Relaxed) as u64
         && their_consumers <= tally.suspect_lanes.load(Relaxed) as u64;
