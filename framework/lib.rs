@@ -37,3 +37,8 @@ pub use message::{Batch, Claim, ClaimStatus, Delivery, Failure, Handled, Metadat
 pub use pipeline::{Codec, Codecs, DecodeError, Json, Raw, Reason};
 pub use publisher::{Message, MessageId, PublishError, Publisher};
 pub use service::{Service, ServiceBuilder, Stop};
+
+/// What the first page promises compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

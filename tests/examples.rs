@@ -30,6 +30,7 @@ examples! {
     typed: "nobody here handles gossip"
     batch: "1 of them was worth nothing"
     blocking: "on 4 threads"
+    testing: "given up: as expected"
     rules: "handled in the end: `on a sunday`"
     reload: "2 attempts before, 5 after"
     publisher: "1999 paid because of order-1"

@@ -12,11 +12,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use programs::{Queue, folder, last_line, program, rabbitmq, run, told, wait_for, webhooks};
-use redeliver::config::{Config, Url};
+use redeliver::config::{BrokerKind, Config, Url};
 use redeliver::{DeadLetter, Delivery, Handled, Message, Reason, Service};
 use serde_json::{Value, json};
 use tokio::sync::Notify;
 
+/// What the example runs with.
+const CONFIG: &str = include_str!("../config/webhooks.toml");
 /// How often each delivery is published where processes are killed.
 const REPEAT: usize = 20;
 /// What a consumer can hold: in_flight_max and parked_max.
@@ -39,7 +41,7 @@ fn without_a_flag_and_without_a_server_everything_is_accounted_for_within_ten_se
 
 #[test]
 fn the_same_program_on_rabbitmq_accounts_for_everything() {
-    let (folder, queue) = (folder(), Queue::unique("run"));
+    let (folder, queue) = (folder(), Queue::unique("run", CONFIG));
     let file = webhooks(&folder);
     let effects = folder.path().join("effects");
     let mut job = job("run", &queue);
@@ -63,7 +65,7 @@ fn the_same_program_on_rabbitmq_accounts_for_everything() {
 
 #[tokio::test]
 async fn killed_five_times_it_still_loses_nothing() {
-    let (folder, queue) = (folder(), Queue::unique("killed"));
+    let (folder, queue) = (folder(), Queue::unique("killed", CONFIG));
     let file = webhooks(&folder);
     let effects = folder.path().join("effects");
     let (repeat, total) = (REPEAT.to_string(), lines(&file).len() * REPEAT);
@@ -113,7 +115,7 @@ async fn killed_five_times_it_still_loses_nothing() {
 
 #[tokio::test]
 async fn consume_waits_for_a_message_that_another_consumer_holds() {
-    let queue = Queue::unique("held");
+    let queue = Queue::unique("held", CONFIG);
     let (begun, release) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let handler = {
         let (begun, release) = (Arc::clone(&begun), Arc::clone(&release));
@@ -146,7 +148,7 @@ async fn consume_waits_for_a_message_that_another_consumer_holds() {
 
 #[test]
 fn two_consumers_that_are_idle_do_not_wait_for_each_other() {
-    let queue = Queue::unique("idle");
+    let queue = Queue::unique("idle", CONFIG);
     let spawn = || {
         let mut consume = job("consume", &queue);
         consume.args(["--idle-exit", "500ms"]).spawn().expect("the program can be started")
@@ -168,7 +170,7 @@ fn half_of_the_job_in_memory_is_an_error() {
 
 #[tokio::test]
 async fn a_dead_letter_that_does_not_belong_there_fails_the_run() {
-    let queue = Queue::unique("stranger");
+    let queue = Queue::unique("stranger", CONFIG);
     let stranger = Service::builder(config(&queue)).without_handler("webhooks").start().await;
     let stranger = stranger.expect("the server is there");
     let publisher = stranger.publisher("main").expect("it is configured");
@@ -190,10 +192,10 @@ fn job(part: &str, queue: &Queue) -> Command {
 }
 
 fn config(queue: &Queue) -> Config {
-    let text = include_str!("../config/webhooks.toml").replace("\"memory\"", "\"rabbitmq\"");
-    let url = format!("kind = \"rabbitmq\"\nurl = {:?}", Url::new(rabbitmq()).expose());
-    let text = text.replace("kind = \"rabbitmq\"", &url);
-    let mut config = Config::from_toml(&text).expect("it is what the example runs with");
+    let mut config = Config::from_toml(CONFIG).expect("the example runs with it");
+    let url = Some(Url::new(rabbitmq()));
+    let main = config.brokers.get_mut("main").expect("it is configured");
+    (main.kind, main.url) = (BrokerKind::Rabbitmq, url);
     let subscription = config.subscriptions.get_mut("webhooks").expect("it is configured");
     subscription.queue = Some(queue.name.clone());
     config

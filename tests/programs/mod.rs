@@ -11,6 +11,8 @@ use std::time::{Duration, Instant};
 
 use lapin::options::QueueDeleteOptions;
 use lapin::{Connection, ConnectionProperties};
+use redeliver::config::Config;
+use redeliver::retry::WaitSteps;
 
 /// How long anything may take that is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -52,19 +54,26 @@ pub(crate) fn rabbitmq() -> String {
 /// A queue that nobody else uses; it and what belongs to it are deleted in the end.
 pub(crate) struct Queue {
     pub(crate) name: String,
+    waits: Vec<Duration>,
 }
 
 impl Queue {
-    pub(crate) fn unique(name: &str) -> Self {
+    /// For a program that runs with the subscription `webhooks` of this configuration.
+    pub(crate) fn unique(name: &str, config: &str) -> Self {
         static COUNTER: AtomicU32 = AtomicU32::new(0);
         let count = COUNTER.fetch_add(1, Ordering::Relaxed);
-        Self { name: format!("redeliver-test.{}.{count}.{name}", std::process::id()) }
+        let config = Config::from_toml(config).expect("an example runs with it");
+        let subscription = &config.subscriptions["webhooks"];
+        let policy = config.retry_of(subscription).policy();
+        let steps = WaitSteps::for_policies(&[&policy], subscription.wait_steps_max.get());
+        let name = format!("redeliver-test.{}.{count}.{name}", std::process::id());
+        Self { name, waits: steps.as_slice().to_vec() }
     }
 
-    /// With the waits of `config/webhooks.toml`.
     fn all(&self) -> Vec<String> {
-        let belongings = ["", ".dead", ".wait.400", ".wait.800"];
-        belongings.iter().map(|ending| format!("{}{ending}", self.name)).collect()
+        let waits = self.waits.iter().map(|wait| format!(".wait.{}", wait.as_millis()));
+        let belongings = ["", ".dead", ".suspects"].map(String::from).into_iter().chain(waits);
+        belongings.map(|ending| format!("{}{ending}", self.name)).collect()
     }
 }
 

@@ -1,0 +1,143 @@
+//! A microservice: takes GitHub's webhooks over HTTP, checks who sent them, publishes them
+//! confirmed, and consumes them itself.
+//!
+//! ```text
+//! WEBHOOK_SECRET=... cargo run --release --example microservice -- --listen 127.0.0.1:8080
+//!
+//! POST /webhooks   202 when the broker has it, 401 for a wrong signature, 503 to try again
+//! GET  /healthz    200 while the process is worth keeping
+//! GET  /readyz     200 while everything works, 503 with the reasons
+//! GET  /metrics    for Prometheus
+//! ```
+
+mod signature;
+
+use std::path::PathBuf;
+
+use actix::prelude::*;
+use actix_web::web::{Bytes, Data, PayloadConfig};
+use actix_web::{App, HttpRequest, HttpResponse, HttpServer, get, post};
+use clap::Parser;
+use redeliver::{Delivery, Handled, Message, Publisher, Service};
+use serde_json::Value;
+
+use signature::Secret;
+
+/// As much as the subscription's `body_max` takes.
+const BODY_MAX: usize = 16 << 20;
+
+/// Takes GitHub's webhooks and works on them.
+#[derive(Parser)]
+struct Options {
+    /// Where to listen.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    listen: String,
+    /// The configuration.
+    #[arg(long, default_value = concat!(env!("CARGO_MANIFEST_DIR"), "/config/microservice.toml"))]
+    config: PathBuf,
+}
+
+/// Tells whom it concerns.
+struct Notifier;
+
+impl Actor for Notifier {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery<Value>> for Notifier {
+    type Result = ResponseFuture<Handled>;
+
+    fn handle(&mut self, webhook: Delivery<Value>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(async move {
+            let repository = webhook.payload.pointer("/repository/full_name");
+            let repository = repository.and_then(Value::as_str).unwrap_or("nowhere");
+            let event = webhook.kind().unwrap_or("something");
+            println!("{event} in {repository}: {}", webhook.id().unwrap_or_default());
+            Ok(())
+        })
+    }
+}
+
+/// What every worker of the HTTP server shares.
+struct Shared {
+    secret: Secret,
+    service: Service,
+    publisher: Publisher,
+    queue: String,
+}
+
+#[post("/webhooks")]
+async fn receive(request: HttpRequest, body: Bytes, shared: Data<Shared>) -> HttpResponse {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    if !shared.secret.signed(&body, header("X-Hub-Signature-256")) {
+        return HttpResponse::Unauthorized().body("the signature is missing or wrong\n");
+    }
+    let (Some(id), Some(event)) = (header("X-GitHub-Delivery"), header("X-GitHub-Event")) else {
+        return HttpResponse::BadRequest()
+            .body("X-GitHub-Delivery and X-GitHub-Event are needed\n");
+    };
+    let message = Message::bytes(body)
+        .content_type("application/json")
+        .to_queue(shared.queue.as_str())
+        .id(id)
+        .kind(event);
+    match shared.publisher.send(message).await {
+        Ok(_) => HttpResponse::Accepted().finish(),
+        // Not ours before the broker has it; whoever sent it has it still.
+        Err(error) => HttpResponse::ServiceUnavailable().body(format!("{error}\n")),
+    }
+}
+
+#[get("/healthz")]
+async fn healthz(shared: Data<Shared>) -> HttpResponse {
+    answer(shared.service.health().live, &shared.service)
+}
+
+#[get("/readyz")]
+async fn readyz(shared: Data<Shared>) -> HttpResponse {
+    answer(shared.service.health().ready, &shared.service)
+}
+
+fn answer(is_well: bool, service: &Service) -> HttpResponse {
+    let mut response = match is_well {
+        true => HttpResponse::Ok(),
+        false => HttpResponse::ServiceUnavailable(),
+    };
+    response.json(service.health())
+}
+
+#[get("/metrics")]
+async fn metrics(shared: Data<Shared>) -> HttpResponse {
+    let text = shared.service.metrics().await;
+    let content_type = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    HttpResponse::Ok().content_type(content_type).body(text)
+}
+
+#[actix_web::main]
+async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+    let options = Options::parse();
+    let secret = Secret::from_environment()?;
+    let config = redeliver::config::Config::load(&options.config)?;
+    let queue = config.subscriptions["webhooks"].queue.clone().unwrap_or_default();
+    // The HTTP server listens to the signals, and the service is stopped after it.
+    let service = Service::builder(config).signals(false).subscribe("webhooks", || Notifier);
+    let service = service.start().await?;
+    let publisher = service.publisher("main")?;
+    let shared = Data::new(Shared { secret, service: service.clone(), publisher, queue });
+
+    let server = HttpServer::new(move || {
+        App::new()
+            .app_data(shared.clone())
+            .app_data(PayloadConfig::new(BODY_MAX))
+            .service((receive, healthz, readyz, metrics))
+    });
+    let server = server.bind(&options.listen)?;
+    for address in server.addrs() {
+        println!("listening on http://{address}");
+    }
+    server.run().await?;
+    let left = service.stop().await.left;
+    println!("stopped, {left} handlers left");
+    Ok(())
+}
