@@ -1,53 +1,168 @@
 //! redeliver as a user would run it: one subscription a queue, an async function as the handler.
 //!
-//! Settings other than the defaults: `in_flight_max` and `parked_max` come to the prefetch of the
-//! others together, and the queues are taken as they are (`topology = "none"`).
+//! | style | |
+//! |---|---|
+//! | `plain` | consumes; the queues are taken as they are (`topology = "none"`) |
+//! | `failing-P` | P percent of the messages fail once and wait a second at the broker |
+//! | `waiting` | as `plain`, with a wait of an hour at the broker declared |
+//! | `lanes-N` | as `plain`, with N consumers of each queue |
+//! | `idle-N` | N consumers with nothing to do |
+//! | `publish-W` | publishes with W unconfirmed |
+//!
+//! Settings other than the defaults: `in_flight_max` and `parked_max` come together to the prefetch
+//! of the others.
 
 use std::error::Error;
 use std::fmt::Write as _;
 use std::hint::black_box;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock};
+use std::time::{Duration, SystemTime};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use redeliver::broker::HeaderValue;
 use redeliver::config::Config;
-use redeliver::{Delivery, Handled, Service};
-use redeliver_benches::shared::gauge::Gauge;
-use redeliver_benches::shared::order::Order;
+use redeliver::{Delivery, Failure, Handled, Message, Service, wire};
+use redeliver_benches::shared::gauge::{Gauge, cpu_time, memory_now, wake_ups};
+use redeliver_benches::shared::order::{self, Order, fails};
 use redeliver_benches::shared::task::Task;
 
+/// How long an idle process is looked at, after how long.
+const IDLE_AFTER: Duration = Duration::from_secs(3);
+const IDLE_FOR: Duration = Duration::from_secs(10);
+
 static GAUGE: OnceLock<Gauge> = OnceLock::new();
+static PERCENT: OnceLock<u64> = OnceLock::new();
+/// How much later than due messages came back, in milliseconds.
+static LATENESS: Mutex<Vec<f64>> = Mutex::new(Vec::new());
+
+#[tokio::main(flavor = "current_thread")]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let task = Task::from_arguments()?;
+    let (style, number) = task.style.split_once('-').unwrap_or((&task.style, "0"));
+    let number: u64 = number.parse()?;
+    let _ = PERCENT.set(if style == "failing" { number } else { 0 });
+    let mut builder = Service::builder(config(&task, style, number)?).signals(false);
+    if style != "publish" {
+        for queue in task.names() {
+            builder = builder.subscribe(queue.replace('.', "_"), handle);
+        }
+    }
+    let gauge = GAUGE.get_or_init(|| Gauge::new(task.messages));
+    let service = builder.start().await?;
+    match style {
+        "idle" => idle().await,
+        "publish" => publish(&service, &task, gauge, number as usize).await?,
+        _ if task.messages == 0 => {}
+        _ => gauge.wait().await,
+    }
+    gauge.report();
+    report_lateness();
+    service.stop().await;
+    Ok(())
+}
 
 async fn handle(delivery: Delivery<Order>) -> Handled {
     black_box(&delivery.payload);
+    let percent = *PERCENT.get().expect("set before anything is consumed");
+    if percent > 0 && fails(delivery.payload.id, percent) {
+        if delivery.attempt() == 1 {
+            return Err(Failure::retry("it fails once"));
+        }
+        note_lateness(&delivery);
+    }
     GAUGE.get().expect("set before anything is consumed").handled();
     Ok(())
 }
 
-fn config(task: &Task) -> Result<Config, Box<dyn Error>> {
+fn note_lateness(delivery: &Delivery<Order>) {
+    let Some(HeaderValue::Text(due)) = delivery.header(wire::DUE) else { return };
+    let Some(due) = wire::parse_time(due) else { return };
+    let since = |time: SystemTime| {
+        time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+    };
+    let late = (since(SystemTime::now()) - since(due)) * 1e3;
+    LATENESS.lock().expect("nobody panics with it").push(late);
+}
+
+/// `lateness COUNT LEAST MEDIAN P99`, in milliseconds.
+fn report_lateness() {
+    let mut late = LATENESS.lock().expect("nobody panics with it");
+    if late.is_empty() {
+        return;
+    }
+    late.sort_by(f64::total_cmp);
+    let part = |part: f64| late[((late.len() - 1) as f64 * part) as usize];
+    println!("lateness {} {:.3} {:.3} {:.3}", late.len(), part(0.0), part(0.5), part(0.99));
+}
+
+fn config(task: &Task, style: &str, number: u64) -> Result<Config, Box<dyn Error>> {
     let mut text = format!("[brokers.main]\nkind = \"rabbitmq\"\nurl = \"{}\"\n", task.url);
+    let wait = match style {
+        "waiting" => "1h",
+        _ => "1s",
+    };
+    write!(
+        text,
+        "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"{wait}\"\n\
+         delay_max = \"{wait}\"\nin_process_max = \"0s\"\n",
+    )?;
+    if style == "publish" {
+        return Ok(Config::from_toml(&text)?);
+    }
+    let topology = match style {
+        "failing" | "waiting" => "declare",
+        _ => "none",
+    };
+    let consumers = match style {
+        "lanes" | "idle" => number,
+        _ => 1,
+    };
     let parked = task.prefetch / 4;
     let in_flight = task.prefetch - parked;
     for queue in task.names() {
         writeln!(
             text,
-            "[subscriptions.{}]\nbroker = \"main\"\nqueue = \"{queue}\"\ntopology = \"none\"\n\
-             in_flight_max = {in_flight}\nparked_max = {parked}",
+            "[subscriptions.{}]\nbroker = \"main\"\nqueue = \"{queue}\"\n\
+             topology = \"{topology}\"\nin_flight_max = {in_flight}\nparked_max = {parked}\n\
+             consumers = {consumers}",
             queue.replace('.', "_"),
         )?;
     }
     Ok(Config::from_toml(&text)?)
 }
 
-#[tokio::main(flavor = "current_thread")]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let task = Task::from_arguments()?;
-    let gauge = GAUGE.get_or_init(|| Gauge::new(task.messages));
-    let mut builder = Service::builder(config(&task)?).signals(false);
-    for queue in task.names() {
-        builder = builder.subscribe(queue.replace('.', "_"), handle);
+/// `idle MEMORY_KIB CPU_MS WAKE_UPS`.
+async fn idle() {
+    tokio::time::sleep(IDLE_AFTER).await;
+    let (cpu, woken) = (cpu_time(), wake_ups());
+    tokio::time::sleep(IDLE_FOR).await;
+    let cpu = (cpu_time() - cpu).as_millis();
+    println!("idle {} {cpu} {}", memory_now(), wake_ups() - woken);
+}
+
+async fn publish(
+    service: &Service,
+    task: &Task,
+    gauge: &Gauge,
+    window: usize,
+) -> Result<(), Box<dyn Error>> {
+    let publisher = service.publisher("main")?;
+    let queue = task.names().next().ok_or("there is no queue")?;
+    let mut unconfirmed = FuturesUnordered::new();
+    for number in 0..task.messages {
+        let message = Message::bytes(order::body(number))
+            .content_type("application/json")
+            .to_queue(queue.clone())
+            .id(format!("order-{number}"));
+        unconfirmed.push(publisher.send(message));
+        while unconfirmed.len() >= window {
+            unconfirmed.next().await.transpose()?;
+            gauge.handled();
+        }
     }
-    let service = builder.start().await?;
-    gauge.wait().await;
-    gauge.report();
-    service.stop().await;
+    while unconfirmed.next().await.transpose()?.is_some() {
+        gauge.handled();
+    }
     Ok(())
 }

@@ -92,3 +92,17 @@ pub fn cpu_time() -> Duration {
 pub fn memory_peak() -> i64 {
     getrusage(UsageWho::RUSAGE_SELF).expect("a process can ask about itself").max_rss()
 }
+
+/// The memory this process has, in KiB.
+pub fn memory_now() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS:"));
+    let number = line.and_then(|line| line.split_whitespace().nth(1));
+    number.and_then(|number| number.parse().ok()).unwrap_or_default()
+}
+
+/// How often its threads gave up the processor to wait.
+pub fn wake_ups() -> i64 {
+    let usage = getrusage(UsageWho::RUSAGE_SELF).expect("a process can ask about itself");
+    usage.voluntary_context_switches()
+}

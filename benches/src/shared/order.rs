@@ -56,3 +56,8 @@ pub fn body(id: u64) -> Vec<u8> {
     order.note = "x".repeat(BODY_LENGTH - bare);
     serde_json::to_vec(&order).expect("an order is JSON")
 }
+
+/// Whether order `id` is one of the `percent` that fail once; spread evenly.
+pub fn fails(id: u64, percent: u64) -> bool {
+    id.wrapping_mul(37) % 100 < percent
+}

@@ -6,6 +6,7 @@ mod shared;
 
 use std::error::Error;
 use std::hint::black_box;
+use std::pin::Pin;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -28,25 +29,27 @@ async fn handle(order: Order) -> Result<(), BoxDynError> {
 async fn main() -> Result<(), Box<dyn Error>> {
     let run = Run::from_arguments()?;
     let gauge = GAUGE.get_or_init(|| Gauge::new(run.messages));
+    let mut workers: Vec<Pin<Box<dyn Future<Output = ()>>>> = Vec::new();
     for queue in run.names() {
         let config =
             Config::default().queue(queue.as_str()).prefetch_count(run.prefetch).quorum(true);
         let backend = AmqpBackend::<Order>::new_from_addr(&run.url)?.with_config(config);
         let worker = WorkerBuilder::new(queue).backend(backend);
-        match run.style.as_str() {
-            "parallel" => {
-                let worker = worker.parallelize(tokio::spawn).build(handle);
-                tokio::spawn(async move { worker.run().await.map_err(|error| error.to_string()) });
-            }
-            _ => {
-                let worker = worker.build(handle);
-                tokio::spawn(async move { worker.run().await.map_err(|error| error.to_string()) });
-            }
+        if run.style == "parallel" {
+            let worker = worker.parallelize(tokio::spawn).build(handle);
+            workers.push(Box::pin(async move { worker.run().await.expect("the worker runs") }));
+        } else {
+            let worker = worker.build(handle);
+            workers.push(Box::pin(async move { worker.run().await.expect("the worker runs") }));
         }
     }
-    gauge.wait().await;
+    let mut all = std::pin::pin!(futures_util::future::join_all(workers));
+    tokio::select! {
+        _ = &mut all => {}
+        () = gauge.wait() => {}
+    }
     gauge.report();
     // It has no orderly close of its channel: time for the last acknowledgements to be written.
-    tokio::time::sleep(Duration::from_millis(500)).await;
+    let _ = tokio::time::timeout(Duration::from_millis(500), all).await;
     Ok(())
 }
