@@ -7,6 +7,7 @@
 mod copies;
 mod faults;
 mod nodes;
+mod permissions;
 mod server;
 mod topology;
 
