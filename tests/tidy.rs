@@ -14,7 +14,11 @@ const FUNCTION_LINES_MAX: usize = 60;
 const LONG_FILES: &[(&str, usize, &str)] = &[
     ("framework/actors/consumer.rs", 700, "to be split: its loop, its desk, its stop"),
     ("framework/broker/memory.rs", 600, "a whole broker, with every part of the seam, in one file"),
-    ("framework/broker/rabbitmq/topology.rs", 450, "what is declared, verified and warned of together"),
+    (
+        "framework/broker/rabbitmq/topology.rs",
+        450,
+        "what is declared, verified and warned of together",
+    ),
     ("framework/pipeline/guards.rs", 450, "claim and lock end together in one state machine"),
     ("framework/service.rs", 600, "the composition root: it alone names every part"),
 ];
@@ -29,7 +33,11 @@ const LONG_FUNCTIONS: &[(&str, &str, &str)] = &[
 const UNBOUNDED_SENDS: &[(&str, &str, &str)] = &[
     ("framework/actors/supervisor.rs", "Attach", "one for each lane that was opened"),
     ("framework/actors/consumer.rs", "LaneDown", "one for each lane that ended"),
-    ("framework/actors/consumer.rs", "Suspected", "one for each suspect of a window, which is bounded"),
+    (
+        "framework/actors/consumer.rs",
+        "Suspected",
+        "one for each suspect of a window, which is bounded",
+    ),
     ("framework/actors/consumer.rs", "Carry", "one for each message of a window, which is bounded"),
 ];
 
@@ -157,7 +165,8 @@ fn no_file_is_long() {
             None if lines > FILE_LINES_MAX => broken
                 .push(format!("{}: {lines} lines of code, over {FILE_LINES_MAX}", source.path)),
             Some((path, lines_max, _)) if lines > *lines_max => {
-                broken.push(format!("{path}: {lines} lines of code, over the {lines_max} excepted"));
+                broken
+                    .push(format!("{path}: {lines} lines of code, over the {lines_max} excepted"));
             }
             Some((path, ..)) if lines <= FILE_LINES_MAX => {
                 broken.push(format!("{path}: {lines} lines of code need no exception"));

@@ -1,5 +1,6 @@
 //! Users who may do no more than `docs/rabbitmq.md` says they must.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redeliver::broker::{Broker, Copy, Place, Settlement, Source, Target};
@@ -17,10 +18,8 @@ async fn whoever_declares_needs_no_more_than_the_documents_say() {
     let user = User::new();
     let lab = Lab::new(&user.url, &broker_settings(&user.url));
     let source = lab.source_with(&[WAIT], |settings| {
-        settings.bindings = vec![Binding {
-            exchange: "amq.topic".to_owned(),
-            routing_key: "order.#".to_owned(),
-        }];
+        settings.bindings =
+            vec![Binding { exchange: "amq.topic".to_owned(), routing_key: "order.#".to_owned() }];
     });
     user.allow("declare", &queue(&source));
     lab.broker.connect().await.expect("the user may connect");
@@ -36,7 +35,7 @@ async fn whoever_finds_everything_there_needs_no_more_than_the_documents_say() {
     let source = owner.prepared(&[WAIT]).await;
     let mut settings = (*source.settings).clone();
     settings.topology = Topology::Verify;
-    let source = Source { settings: settings.into(), ..Source::clone(&source) }.into();
+    let source = Arc::new(Source { settings: settings.into(), ..Source::clone(&source) });
     user.allow("verify, none", &queue(&source));
     lab.broker.connect().await.expect("the user may connect");
     lab.broker.prepare(&source).await.expect("the user may verify");
@@ -44,7 +43,7 @@ async fn whoever_finds_everything_there_needs_no_more_than_the_documents_say() {
 }
 
 /// Published, consumed, copied everywhere, counted and read.
-async fn everything_works(lab: &Lab, source: &std::sync::Arc<Source>) {
+async fn everything_works(lab: &Lab, source: &Arc<Source>) {
     let publisher = lab.broker.publisher();
     let sent = message(Target::Queue(queue(source)), "a");
     publisher.send(&sent).await.expect("the user may publish");
