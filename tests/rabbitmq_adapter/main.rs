@@ -9,6 +9,7 @@ mod common;
 mod copies;
 mod faults;
 mod nodes;
+mod permissions;
 mod server;
 mod topology;
 
