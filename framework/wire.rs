@@ -22,6 +22,9 @@ pub const ATTEMPT: &str = "redeliver-attempt";
 pub const DELAY: &str = "redeliver-delay";
 /// When the wait ends.
 pub const DUE: &str = "redeliver-due";
+/// How many milliseconds of its wait are left after the hop it is in: a wait longer than the
+/// longest at the broker takes several.
+pub const REST: &str = "redeliver-rest";
 /// When it was first delivered.
 pub const FIRST_SEEN: &str = "redeliver-first-seen";
 /// When it expires.
@@ -68,6 +71,8 @@ pub struct Carried {
     pub delay: Option<Duration>,
     /// When its last wait was to end.
     pub due: Option<SystemTime>,
+    /// How much of its wait is left.
+    pub rest: Option<Duration>,
     /// When it was first delivered.
     pub first_seen: Option<SystemTime>,
     /// When it expires.
@@ -87,6 +92,7 @@ static NOTHING: Carried = Carried {
     hops: 0,
     delay: None,
     due: None,
+    rest: None,
     first_seen: None,
     expires: None,
     id: None,
@@ -146,6 +152,7 @@ impl Carried {
             HOPS => self.hops = self.count(value),
             DELAY => self.delay = self.milliseconds(value),
             DUE => self.due = self.instant(value),
+            REST => self.rest = self.milliseconds(value),
             FIRST_SEEN => self.first_seen = self.instant(value),
             EXPIRES => self.expires = self.instant(value),
             ID => self.id = self.text(value, ID_LENGTH_MAX),

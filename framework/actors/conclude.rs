@@ -4,6 +4,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -16,7 +17,7 @@ use crate::telemetry;
 use crate::wire::Carried;
 
 /// How long nothing is handed out after a store did not answer.
-const STORE_PAUSE: std::time::Duration = std::time::Duration::from_secs(1);
+const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Desk {
     pub(super) fn conclude_all(&mut self, outcomes: Option<Vec<Outcome>>) {
@@ -40,14 +41,23 @@ impl Desk {
         }
         self.record(&work, &verdict);
         if work.is_probe && verdict.is_failure() {
-            // A probe costs no attempt: it goes back to the head.
+            // A probe costs no attempt.
             if let Some(fault) = verdict.fault() {
                 self.shared.scope.observe(&work, Event::ProbeFailed(fault));
             }
             work.is_probe = false;
-            return self.ready.push_front(work);
+            return self.put_back_probe(work);
         }
         self.carry_out(work, verdict);
+    }
+
+    /// Puts a message back whose probe failed: behind the others, since it may be the message that
+    /// is bad and not what all depend on; but to the head where an order is kept.
+    fn put_back_probe(&mut self, work: Work) {
+        match self.is_ordered() {
+            true => self.ready.push_front(work),
+            false => self.ready.push_back(work),
+        }
     }
 
     fn free_permit(&mut self) {
@@ -135,16 +145,7 @@ impl Desk {
     }
 
     fn wait(&mut self, work: Work, waiting: Waiting, fault: Option<Fault>) {
-        let crowded = self.parked.len() >= self.settings().parked_max.get();
-        let may_leave = self.settings().ordering == config::Ordering::None;
-        let waiting = match waiting {
-            Waiting::Here(delay)
-                if may_leave && (crowded || self.winding_down || self.suspects) =>
-            {
-                self.shared.scope.retries.load().wait_elsewhere(delay)
-            }
-            waiting => waiting,
-        };
+        let waiting = self.with_room(waiting);
         let event =
             fault.as_ref().map_or(Event::Defers(waiting), |fault| Event::Retries(waiting, fault));
         self.shared.scope.observe(&work, event);
@@ -156,6 +157,36 @@ impl Desk {
                     None => Errand::Defer(delay),
                 };
                 self.errands.push((work, errand));
+            }
+        }
+    }
+
+    /// The same wait where there is room for it.
+    fn with_room(&self, waiting: Waiting) -> Waiting {
+        let crowded = self.parked.len() >= self.settings().parked_max.get();
+        let must_leave = crowded || self.winding_down || self.suspects;
+        match waiting {
+            Waiting::Here(delay) if must_leave && !self.is_ordered() => {
+                self.shared.scope.retries.load().wait_elsewhere(delay)
+            }
+            waiting => waiting,
+        }
+    }
+
+    /// Waits on with a message that came before its wait was over.
+    pub(super) fn wait_on(&mut self, mut work: Work, rest: Duration) {
+        let retries = self.shared.scope.retries.load();
+        let waiting = match self.is_ordered() {
+            // It left its order when its wait began.
+            true => retries.wait_elsewhere(rest),
+            false => retries.wait_rest(rest),
+        };
+        drop(retries);
+        match self.with_room(waiting) {
+            Waiting::Here(rest) => self.parked.park(work, Instant::now() + rest),
+            Waiting::Broker(rest) => {
+                work.key = None;
+                self.errands.push((work, Errand::Defer(rest)));
             }
         }
     }
@@ -230,7 +261,7 @@ impl Desk {
             let (tried, untried): (VecDeque<Work>, VecDeque<Work>) =
                 self.ready.drain(..).partition(was_tried_here);
             self.ready = untried;
-            let soon = retries.wait_elsewhere(std::time::Duration::ZERO).delay();
+            let soon = retries.wait_elsewhere(Duration::ZERO).delay();
             self.errands.extend(tried.into_iter().map(|work| (work, Errand::Defer(soon))));
         }
         self.run_errands();

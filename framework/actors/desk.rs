@@ -118,8 +118,14 @@ impl Desk {
         self.alive.store(false, Ordering::Release);
         self.settlements.clear();
         let followers = self.shared.keys.borrow_mut().forget(self.index);
-        let parked = self.parked.drain().map(|(work, _)| work).collect::<Vec<_>>();
-        for work in parked.into_iter().chain(std::mem::take(&mut self.ready)) {
+        let now = Instant::now();
+        let ordered = self.is_ordered();
+        let parked = self.parked.drain().map(|(mut work, due)| {
+            // Not earlier for having lost its lane; under an order its place in it is what counts.
+            work.carried.rest = (!ordered).then(|| due.saturating_duration_since(now));
+            work
+        });
+        for work in parked.collect::<Vec<_>>().into_iter().chain(std::mem::take(&mut self.ready)) {
             self.next_turn(&work);
             self.keep(work);
         }
@@ -154,8 +160,12 @@ impl Desk {
     pub(super) fn room(&self) -> usize {
         let settings = self.settings();
         let shared = self.shared.as_ref();
-        let parked = self.parked.len() + shared.keys.borrow().waiting() + self.carrying;
-        let full = parked >= settings.parked_max.get()
+        // Without an order, what finds no place to wait here waits at the broker.
+        let held = match self.is_ordered() {
+            true => self.parked.len() + shared.keys.borrow().waiting(),
+            false => 0,
+        };
+        let full = held + self.carrying >= settings.parked_max.get()
             || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
         let now = self.now;
         if full
@@ -226,6 +236,9 @@ impl Desk {
 
     /// Takes in a message: to the handlers, unless it came back from crashes too often.
     fn admit(&mut self, mut work: Work) {
+        if let Some(rest) = work.carried.rest.take().filter(|rest| !rest.is_zero()) {
+            return self.wait_on(work, rest);
+        }
         let scope = &self.shared.scope;
         if let Some(due) = work.carried.due {
             let late = scope.clock.now().duration_since(due).unwrap_or_default();

@@ -154,14 +154,10 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
     let mut stamps = lasting(work, now);
     let place = match errand {
         Errand::Retry(delay, fault) => {
-            stamps.push((wire::DUE, wire::format_time(now + *delay)));
             stamps.push((wire::ERROR, wire::sanitise(&fault.error)));
-            Place::Wait(*delay)
+            hop(*delay, scope, &mut stamps)
         }
-        Errand::Defer(delay) => {
-            stamps.push((wire::DUE, wire::format_time(now + *delay)));
-            Place::Wait(*delay)
-        }
+        Errand::Defer(delay) => hop(*delay, scope, &mut stamps),
         Errand::Suspect => Place::Suspects,
         Errand::Bury(epitaph) => {
             stamps.push((wire::REASON, epitaph.reason.as_str().to_owned()));
@@ -176,6 +172,18 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
     };
     let Received { envelope, .. } = &work.received;
     Copy { source: scope.source.load_full(), envelope: Arc::clone(envelope), place, stamps }
+}
+
+/// The wait for `delay`, or the longest there is, with the rest to be waited afterwards.
+fn hop(delay: Duration, scope: &Scope, stamps: &mut Stamps) -> Place {
+    let step = scope.retries.load().steps().round_up(delay);
+    stamps.push((wire::DUE, wire::format_time(scope.clock.now() + delay)));
+    let rest = delay.saturating_sub(step);
+    if !rest.is_zero() {
+        // Up, so that the message is late rather than early.
+        stamps.push((wire::REST, rest.as_nanos().div_ceil(1_000_000).to_string()));
+    }
+    Place::Wait(step)
 }
 
 /// What every copy of a message carries on.

@@ -79,6 +79,8 @@ pub(crate) struct Supervisor {
     consumers: HashMap<LaneId, Attended>,
     opener: Option<Opener>,
     budget: RestartBudget,
+    /// Seats whose actors keep dying; filled again when somebody resumes the subscription.
+    vacant: Vec<usize>,
     /// Raised each time the subscription is held.
     epoch: u64,
     /// The lane of the suspects was asked for.
@@ -117,6 +119,7 @@ impl Supervisor {
             consumers: HashMap::new(),
             opener: None,
             budget,
+            vacant: Vec::new(),
             epoch: 0,
             suspects_asked: false,
         }
@@ -215,10 +218,7 @@ impl Supervisor {
         }
         let reason = format!("handler actors keep dying: {why}");
         ctx.notify(Halt { deadline: Instant::now(), state: SubscriptionState::Failed(reason) });
-        // There again when somebody resumes it.
-        ctx.run_later(self.service.restarts_window, move |supervisor, _| {
-            supervisor.fill(&supervisor.seats[seat]);
-        });
+        self.vacant.push(seat);
     }
 }
 
@@ -392,6 +392,9 @@ impl Handler<Resume> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Resume: Resume, ctx: &mut Context<Self>) {
+        for seat in std::mem::take(&mut self.vacant) {
+            self.fill(&self.seats[seat]);
+        }
         self.open_lanes(ctx);
     }
 }

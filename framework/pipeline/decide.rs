@@ -54,7 +54,8 @@ pub(crate) enum Verdict {
 pub(crate) enum Waiting {
     /// In this process.
     Here(Duration),
-    /// In the broker's wait of exactly this length.
+    /// At the broker: in the wait of exactly this length, or, where it is longer than the longest,
+    /// in several hops.
     Broker(Duration),
 }
 

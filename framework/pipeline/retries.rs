@@ -112,6 +112,9 @@ impl Retries {
         if self.stays(delay, policy) {
             return Waiting::Here(delay);
         }
+        if delay > self.steps.longest() {
+            return self.wait_elsewhere(delay);
+        }
         let exact = self.steps.exact(delay);
         Waiting::Broker(exact.unwrap_or_else(|| self.steps.round_by_chance(delay, chance())))
     }
@@ -136,12 +139,18 @@ impl Retries {
         if self.stays(delay, policy) {
             Waiting::Here(delay)
         } else {
-            Waiting::Broker(self.steps.round_up(delay))
+            self.wait_elsewhere(delay)
         }
     }
 
-    /// A wait that may be waited by any process.
+    /// A wait that may be waited by any process: in the step that is not shorter, or in several
+    /// hops where there is none.
     pub(crate) fn wait_elsewhere(&self, delay: Duration) -> Waiting {
-        Waiting::Broker(self.steps.round_up(delay))
+        Waiting::Broker(self.steps.round_up(delay).max(delay))
+    }
+
+    /// Where the rest of a wait is waited by a message that came out of one hop of it.
+    pub(crate) fn wait_rest(&self, rest: Duration) -> Waiting {
+        self.wait_at_least(rest, &self.policy)
     }
 }

@@ -22,11 +22,11 @@ use crate::service::{Service, ServiceBuilder, Stop};
 /// So many turns of the runtime in which nothing became of any message: all is quiet.
 const QUIET_TURNS: u32 = 128;
 /// After so many turns without time passing, something goes round for ever.
-const TURNS_MAX: u32 = 5_000_000;
+const TURNS_MAX: u32 = 500_000;
 /// How long a blocking handler's thread is left alone between two looks, in real time.
 const LOOK: Duration = Duration::from_micros(50);
-/// Longer than any message may wait.
-const FINISH_MAX: Duration = Duration::from_secs(60 * 24 * 60 * 60);
+/// Longer than messages wait for their attempts, and short enough to be given up soon.
+const FINISH_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 
 /// A service under test.
 ///
@@ -134,7 +134,7 @@ impl TestService {
     /// Lets time pass until no message is ready, in hand or waiting.
     ///
     /// # Panics
-    /// When that does not come about within sixty days, as where a subscription is paused.
+    /// When that does not come about within a week, as where a subscription is paused.
     pub fn finish(&mut self) {
         let (service, witness) = (self.service.clone(), Arc::clone(&self.witness));
         let finished = self.drive(async move {

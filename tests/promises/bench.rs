@@ -10,11 +10,15 @@ use redeliver::{Delivery, Failure, Handled, IntoHandlers, Message, Service};
 pub(crate) const THRICE: &str =
     "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"200ms\"\nattempts_max = 3\n";
 
+/// Whatever fails, this breaker stays closed: most tests let everything fail.
+const NEVER_OPENS: &str = "breaker = { attempts_min = 1000000 }";
+
 /// A configuration with these lines in `[subscriptions.orders]` and in `[retry.standard]`.
 pub(crate) fn config(subscription: &str, retry: &str) -> Config {
+    let breaker = if subscription.contains("breaker") { "" } else { NEVER_OPENS };
     let text = format!(
         "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \
-         \"orders\"\n{subscription}\n[retry.standard]\n{retry}"
+         \"orders\"\n{breaker}\n{subscription}\n[retry.standard]\n{retry}"
     );
     Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"))
 }

@@ -161,7 +161,7 @@ fn a_dead_dependency_does_not_drain_the_queue_into_the_dead_letters() {
 
 #[test]
 fn rejects_never_open_the_breaker() {
-    let mut test = orders("", THRICE, obey);
+    let mut test = orders("breaker = {}", THRICE, obey);
     for id in 0..200 {
         test.publish("orders", text(&id.to_string(), "reject"));
     }

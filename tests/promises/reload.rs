@@ -54,7 +54,7 @@ fn a_service_that_was_not_made_from_files_says_so() {
 fn file(delay: &str) -> String {
     format!(
         "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \
-         \"orders\"\n[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = {delay}\n\
+         \"orders\"\n[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = {delay}\ndelay_max = \"2h\"\n\
          attempts_max = 2\nin_process_max = \"0s\"\n"
     )
 }
