@@ -13,9 +13,9 @@ use crate::pipeline::{Running, caught};
 /// What a handler of deliveries may return: [`Handled`] itself, or one of actix's
 /// `ResponseFuture`, `ResponseActFuture` and `AtomicResponse` of it.
 ///
-/// A plain value and a `ResponseFuture` are the fast ones. A panic inside an `AtomicResponse` ends
-/// the actor's context, so its message counts as interrupted and the actor's other deliveries
-/// start again; prefer the others.
+/// A plain value and a `ResponseFuture` are the fast ones. An `AtomicResponse` keeps everything
+/// else of its actor waiting, other deliveries included; one that panics or takes longer than the
+/// subscription's `timeout` ends its actor, which is made anew.
 pub trait IntoRunning<A: Actor> {
     #[doc(hidden)]
     fn into_running(self, ctx: &mut A::Context) -> Begun;

@@ -12,6 +12,7 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
+use super::panics::Note;
 use super::pump::{Seat, Station};
 use crate::message::{Batch, Delivery, Handled};
 use crate::pipeline::{Running, caught, unanswered};
@@ -24,6 +25,8 @@ pub(super) struct Batches<T> {
     wait: Duration,
     deliveries: Vec<Delivery<T>>,
     replies: Vec<Reply>,
+    /// What a panic in a batch's future said.
+    note: Note,
     /// Ends the wait for more.
     due: Option<Pin<Box<Sleep>>>,
 }
@@ -36,6 +39,7 @@ impl<T> Batches<T> {
             wait: batch.wait,
             deliveries: Vec::new(),
             replies: Vec::new(),
+            note: Note::default(),
             due: None,
         }
     }
@@ -50,6 +54,10 @@ impl<T> Batches<T> {
         let deliveries = std::mem::take(&mut self.deliveries);
         let replies = std::mem::take(&mut self.replies);
         let (reply, answers) = oneshot::channel();
+        let note = self.note.clone();
+        note.watch_this_thread();
+        // What was said about an earlier batch.
+        note.take();
         let begun = caught(|| {
             let response = actor.handle(Batch { deliveries }, ctx);
             MessageResponse::handle(response, ctx, Some(reply));
@@ -58,9 +66,13 @@ impl<T> Batches<T> {
             Err(panic) => distribute(replies, Err(panic)),
             Ok(()) => {
                 actix_rt::spawn(async move {
-                    if let Ok(answers) = answers.await {
-                        distribute(replies, Ok(answers));
-                    }
+                    // Dropped unanswered: it panicked in its future. Where its actor ended, nobody
+                    // waits for these replies any more.
+                    let answers = answers.await.map_err(|_| {
+                        let panic = note.take();
+                        panic.unwrap_or_else(|| String::from("the handler of the batch gave up"))
+                    });
+                    distribute(replies, answers);
                 });
             }
         }

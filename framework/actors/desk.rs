@@ -236,7 +236,8 @@ impl Desk {
 
     /// Takes in a message: to the handlers, unless it came back from crashes too often.
     fn admit(&mut self, mut work: Work) {
-        if let Some(rest) = work.carried.rest.take().filter(|rest| !rest.is_zero()) {
+        if let Some(rest) = work.carried.rest {
+            work.carried.rest = None;
             return self.wait_on(work, rest);
         }
         let scope = &self.shared.scope;

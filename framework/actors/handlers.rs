@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use super::answer::IntoRunning;
 use super::batches::Batches;
 use super::blocking::BlockingHost;
+use super::life::live;
 use super::pump::{ExitReason, Seat, Station, pump};
 use crate::message::{Batch, Delivery, Handled};
 use crate::pipeline::{Codec, Codecs, Json, Running, SharedCodecs, caught};
@@ -219,12 +220,10 @@ pub(super) fn sit_down<A, T>(
 {
     match caught(factory) {
         Ok(actor) => {
-            A::create(move |ctx| {
-                if let Some(pump) = pump(seat, codecs, station) {
-                    ctx.spawn(pump);
-                }
-                actor
-            });
+            let Some((pump, life)) = pump(seat, codecs, station) else { return };
+            let mut ctx = Context::new();
+            ctx.spawn(pump);
+            actix_rt::spawn(live(ctx.into_future(actor), life));
         }
         Err(panic) => {
             seat.report(ExitReason::Died(format!("the handler's factory panicked: {panic}")));

@@ -32,6 +32,7 @@ mod desk;
 mod handlers;
 mod keys;
 mod ledger;
+mod life;
 mod links;
 #[cfg_attr(not(test), allow(dead_code))] // until the service starts one for each store
 mod lock_keeper;

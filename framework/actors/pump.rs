@@ -20,9 +20,10 @@ use std::task::{Context, Poll};
 use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
 
+use super::life::Life;
 use super::slots::Slots;
 use crate::message::{Delivery, trace_of};
-use crate::pipeline::{Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, process};
+use crate::pipeline::{Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, judge, process};
 use crate::telemetry::{self, Instrument};
 
 /// After so many messages the pump gives way to the actor's mailbox and timers.
@@ -112,6 +113,7 @@ struct Desk<T> {
     outbox: RefCell<Outbox>,
     /// A handler panicked: this actor's state may be broken.
     broken: Cell<bool>,
+    life: Rc<Life>,
 }
 
 /// Verdicts on their way back, by lane.
@@ -179,14 +181,21 @@ impl<T> Call<T> for Caller<T> {
 /// Sees to it that a message comes out again, whatever becomes of the future that runs it.
 struct Ticket<T> {
     work: Option<Work>,
+    slot: usize,
     desk: Rc<Desk<T>>,
 }
 
 impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
-        if let Some(work) = self.work.take() {
-            self.desk.outbox.borrow_mut().push(Outcome { work, verdict: Verdict::Again });
-        }
+        let Some(work) = self.work.take() else { return };
+        let verdict = match self.desk.life.charge_of(self.slot) {
+            Some(answer) => {
+                self.desk.broken.set(true);
+                judge(answer, &work, &self.desk.scope)
+            }
+            None => Verdict::Again,
+        };
+        self.desk.outbox.borrow_mut().push(Outcome { work, verdict });
     }
 }
 
@@ -203,6 +212,7 @@ async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>) {
     if verdict.is_panic() {
         desk.broken.set(true);
     }
+    desk.life.unblock(ticket.slot);
     if let Some(work) = ticket.work.take() {
         desk.outbox.borrow_mut().push(Outcome { work, verdict });
     }
@@ -229,8 +239,9 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
     seat: Arc<Seat>,
     codecs: SharedCodecs<T>,
     station: S,
-) -> Option<impl ActorFuture<A, Output = ()> + 'static> {
+) -> Option<(impl ActorFuture<A, Output = ()> + 'static, Rc<Life>)> {
     let inbox = seat.take()?;
+    let life = Rc::new(Life::default());
     let desk = Rc::new(Desk {
         scope: Arc::clone(&seat.scope),
         codecs,
@@ -238,15 +249,18 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
         begun: RefCell::default(),
         outbox: RefCell::default(),
         broken: Cell::new(false),
+        life: Rc::clone(&life),
     });
     let at = Rc::clone(&desk);
     let make = move |slot, work| {
-        let ticket = Ticket { work: Some(work), desk: Rc::clone(&at) };
+        let ticket = Ticket { work: Some(work), slot, desk: Rc::clone(&at) };
         let caller = Caller { desk: Rc::clone(&at), slot, can_abort: S::CAN_ABORT };
         run(ticket, caller)
     };
     let (slots, woken) = (Slots::new(), Vec::new());
-    Some(Pump { seat, inbox: Some(inbox), desk, station, slots, make, woken, finished: false })
+    let pump =
+        Pump { seat, inbox: Some(inbox), desk, station, slots, make, woken, finished: false };
+    Some((pump, life))
 }
 
 impl<A, T, S, F, M> ActorFuture<A> for Pump<T, S, F, M>
@@ -345,9 +359,14 @@ where
     where
         S: Station<A, T>,
     {
-        loop {
+        // An answer that blocks the actor is the only one under way, so that it is known whose
+        // panic ends the actor.
+        while !self.desk.life.is_blocked() {
             let Some((slot, delivery)) = self.desk.calls.borrow_mut().pop_front() else { return };
             let running = self.station.call(actor, ctx, delivery);
+            if let Running::Reply(_) = running {
+                self.desk.life.block(slot, self.desk.scope.settings.timeout);
+            }
             let mut begun = self.desk.begun.borrow_mut();
             if begun.len() <= slot {
                 begun.resize_with(slot + 1, || None);

@@ -190,8 +190,9 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Answer {
     Answer::Panicked(panic_message(panic.as_ref()))
 }
 
+/// The verdict on a message that was not simply handled.
 #[cold]
-fn judge(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
+pub(crate) fn judge(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
     let retries = scope.retries.load();
     let kind = kind_of(work, scope);
     let now = scope.clock.now();

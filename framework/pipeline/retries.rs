@@ -136,11 +136,7 @@ impl Retries {
 
     /// Where a wait is waited that must not end early.
     pub(crate) fn wait_at_least(&self, delay: Duration, policy: &Policy) -> Waiting {
-        if self.stays(delay, policy) {
-            Waiting::Here(delay)
-        } else {
-            self.wait_elsewhere(delay)
-        }
+        if self.stays(delay, policy) { Waiting::Here(delay) } else { self.wait_elsewhere(delay) }
     }
 
     /// A wait that may be waited by any process: in the step that is not shorter, or in several

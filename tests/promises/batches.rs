@@ -118,3 +118,38 @@ fn what_cannot_be_decoded_spoils_no_batch() {
     assert_eq!(log.len(), 4, "{log:?}");
     assert!(log[1].starts_with("2: dead-lettered: undecodable"));
 }
+
+struct Later;
+
+impl Actor for Later {
+    type Context = Context<Self>;
+}
+
+impl Handler<Batch<String>> for Later {
+    type Result = ResponseFuture<Vec<Handled>>;
+
+    fn handle(&mut self, batch: Batch<String>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(async move {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+            let again = batch.deliveries.iter().all(|delivery| delivery.attempt() > 1);
+            assert!(again, "no bulk today");
+            batch.deliveries.iter().map(|_| Ok(())).collect()
+        })
+    }
+}
+
+#[test]
+fn a_batch_that_panics_in_its_future_costs_each_of_its_messages_one_attempt() {
+    let settings = "batch = { size = 3, wait = \"2s\" }";
+    let mut test = orders(settings, THRICE, in_batches(|| Later));
+    for id in ["1", "2", "3"] {
+        test.publish("orders", text(id, "ok"));
+    }
+    test.finish();
+    let log = test.log();
+    assert_eq!(log.len(), 6, "{log:?}");
+    let panicked =
+        |line: &&String| line.ends_with("attempt 1 retry after 200ms: panicked: no bulk today");
+    assert_eq!(log.iter().filter(panicked).count(), 3, "{log:?}");
+    assert_eq!(log.iter().filter(|line| line.ends_with("attempt 2 handled")).count(), 3);
+}
