@@ -204,12 +204,15 @@ fn config(queue: &Queue) -> Config {
 async fn dead_letters(queue: &Queue) -> Vec<DeadLetter> {
     let service = Service::builder(config(queue)).without_handler("webhooks").start().await;
     let service = service.expect("the server is there");
-    let mut pages = service.dead_letters("webhooks").unwrap().pages(100).await.unwrap();
-    let mut letters = Vec::new();
-    while let Some(page) = pages.next().await.unwrap() {
-        letters.extend(page);
-    }
-    pages.close().await.unwrap();
+    let all = async {
+        let mut letters = Vec::new();
+        let mut pages = service.dead_letters("webhooks")?.pages(100).await?;
+        while let Some(page) = pages.next().await? {
+            letters.extend(page);
+        }
+        pages.close().await.map(|()| letters)
+    };
+    let letters = all.await.expect("they can be read");
     service.stop().await;
     letters
 }
