@@ -20,6 +20,9 @@ pub const ID: &str = "redeliver-id";
 pub const ATTEMPT: &str = "redeliver-attempt";
 /// The last delay in milliseconds.
 pub const DELAY: &str = "redeliver-delay";
+/// How much of the wait is left after this one, in milliseconds: it is longer than the longest
+/// wait there is. Relative, so that no two clocks need agree.
+pub const REST: &str = "redeliver-rest";
 /// When the wait ends.
 pub const DUE: &str = "redeliver-due";
 /// When it was first delivered.
@@ -66,6 +69,8 @@ pub struct Carried {
     pub hops: u32,
     /// The last delay.
     pub delay: Option<Duration>,
+    /// What is left of its wait.
+    pub rest: Option<Duration>,
     /// When its last wait was to end.
     pub due: Option<SystemTime>,
     /// When it was first delivered.
@@ -86,6 +91,7 @@ static NOTHING: Carried = Carried {
     generation: 0,
     hops: 0,
     delay: None,
+    rest: None,
     due: None,
     first_seen: None,
     expires: None,
@@ -145,6 +151,7 @@ impl Carried {
             GENERATION => self.generation = self.count(value),
             HOPS => self.hops = self.count(value),
             DELAY => self.delay = self.milliseconds(value),
+            REST => self.rest = self.milliseconds(value).filter(|rest| !rest.is_zero()),
             DUE => self.due = self.instant(value),
             FIRST_SEEN => self.first_seen = self.instant(value),
             EXPIRES => self.expires = self.instant(value),

@@ -457,6 +457,12 @@ impl Desk {
     /// Takes in a message: to the handlers, unless it came back from crashes too often.
     fn admit(&mut self, mut work: Work) {
         let scope = &self.shared.scope;
+        if let Some(rest) = work.carried.rest {
+            let rest = scope.retries.load().wait_elsewhere(rest).delay();
+            work.key = None;
+            self.errands.push((work, Errand::Defer(rest)));
+            return;
+        }
         if let Some(due) = work.carried.due {
             let late = scope.clock.now().duration_since(due).unwrap_or_default();
             scope.metrics.lateness.observe(late.as_secs_f64());

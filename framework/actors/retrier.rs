@@ -154,14 +154,10 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
     let mut stamps = lasting(work, now);
     let place = match errand {
         Errand::Retry(delay, fault) => {
-            stamps.push((wire::DUE, wire::format_time(now + *delay)));
             stamps.push((wire::ERROR, wire::sanitise(&fault.error)));
-            Place::Wait(*delay)
+            wait_of(*delay, &mut stamps, scope)
         }
-        Errand::Defer(delay) => {
-            stamps.push((wire::DUE, wire::format_time(now + *delay)));
-            Place::Wait(*delay)
-        }
+        Errand::Defer(delay) => wait_of(*delay, &mut stamps, scope),
         Errand::Suspect => Place::Suspects,
         Errand::Bury(epitaph) => {
             stamps.push((wire::REASON, epitaph.reason.as_str().to_owned()));
@@ -176,6 +172,16 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
     };
     let Received { envelope, .. } = &work.received;
     Copy { source: scope.source.load_full(), envelope: Arc::clone(envelope), place, stamps }
+}
+
+/// The wait to take now, with when all of it ends and what is left of it afterwards.
+fn wait_of(delay: Duration, stamps: &mut Stamps, scope: &Scope) -> Place {
+    let (step, rest) = scope.retries.load().hop(delay);
+    stamps.push((wire::DUE, wire::format_time(scope.clock.now() + delay)));
+    if !rest.is_zero() {
+        stamps.push((wire::REST, rest.as_millis().to_string()));
+    }
+    Place::Wait(step)
 }
 
 /// What every copy of a message carries on.

@@ -54,7 +54,7 @@ pub(crate) enum Verdict {
 pub(crate) enum Waiting {
     /// In this process.
     Here(Duration),
-    /// In the broker's wait of exactly this length.
+    /// In the broker's wait of exactly this length; several times if none is that long.
     Broker(Duration),
 }
 

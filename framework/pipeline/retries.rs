@@ -133,15 +133,17 @@ impl Retries {
 
     /// Where a wait is waited that must not end early.
     pub(crate) fn wait_at_least(&self, delay: Duration, policy: &Policy) -> Waiting {
-        if self.stays(delay, policy) {
-            Waiting::Here(delay)
-        } else {
-            Waiting::Broker(self.steps.round_up(delay))
-        }
+        if self.stays(delay, policy) { Waiting::Here(delay) } else { self.wait_elsewhere(delay) }
     }
 
-    /// A wait that may be waited by any process.
+    /// A wait that may be waited by any process; one that is longer than all steps takes several.
     pub(crate) fn wait_elsewhere(&self, delay: Duration) -> Waiting {
-        Waiting::Broker(self.steps.round_up(delay))
+        Waiting::Broker(self.steps.round_up(delay).max(delay))
+    }
+
+    /// The step to take now for a wait at the broker, and what is left of it then.
+    pub(crate) fn hop(&self, delay: Duration) -> (Duration, Duration) {
+        let step = self.steps.round_up(delay);
+        (step, delay.saturating_sub(step))
     }
 }

@@ -30,7 +30,7 @@ async fn twenty_stops_among_20000_messages_repeat_none_and_leave_none_unacknowle
             .await;
         // The last one works off what is left.
         let least = if stop == STOPS { total } else { total * stop / STOPS };
-        until("some are handled", || async { seen.count() >= least as usize }).await;
+        until(&format!("{least} are handled"), || async { seen.count() >= least as usize }).await;
         assert_eq!(service.stop().await.left, 0);
     }
     seen.assert_each_once(0..total);
@@ -46,7 +46,10 @@ async fn a_stop_by_signal_ends_the_process_well_and_keeps_every_attempt() {
     // Retries wait in the process, so that a stop finds many of them there.
     let parked =
         "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
-    let stage = Stage::new(lab.toml("in_flight_max = 8\n", parked), role);
+    let stage = Stage::new(
+        lab.toml("in_flight_max = 8\nbreaker = { attempts_min = 1000 }\n", parked),
+        role,
+    );
     lab.prepare(&stage.role.config).await;
     lab.publish(0..100).await;
     for stop in 1..=3 {
