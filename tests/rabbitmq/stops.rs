@@ -92,6 +92,29 @@ async fn a_stop_gives_back_what_is_not_done_in_time() {
 }
 
 #[tokio::test]
+async fn a_pause_right_after_the_start_holds_everything() {
+    for _ in 0..sample(10, 50) {
+        let lab = Lab::new().await;
+        let seen = Seen::default();
+        let handler = seen.clone();
+        let service = lab
+            .start(&lab.toml("", ""), move |delivery: Delivery<u32>| {
+                handler.note(&delivery);
+                async { Ok(()) }
+            })
+            .await;
+        service.pause("orders").await.expect("it can be paused");
+        lab.publish(0..3).await;
+        sleep(Duration::from_millis(100)).await;
+        until("all three are there", || async { lab.ready().await == 3 }).await;
+        assert_eq!(seen.count(), 0, "nothing is handled in a pause");
+        service.resume("orders").await.expect("it goes on");
+        until("all three are handled", || async { seen.count() == 3 }).await;
+        service.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn a_pause_holds_everything_and_counts_no_attempt() {
     let lab = Lab::new().await;
     let seen = Seen::default();
