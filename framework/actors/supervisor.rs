@@ -324,7 +324,12 @@ struct Opened(LaneId, Box<dyn Lane>);
 impl Handler<Opened> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Opened(lane, open): Opened, ctx: &mut Context<Self>) {
+    fn handle(&mut self, Opened(lane, mut open): Opened, ctx: &mut Context<Self>) {
+        if self.opener.is_none() {
+            // Held while it was being opened: what it has been delivered goes back.
+            actix_rt::spawn(async move { open.close().await });
+            return;
+        }
         let (Some(shared), Some(links)) = (&self.shared, &self.links) else { return };
         telemetry::lane_opened(self.scope.name(), &lane);
         self.suspects_asked |= lane.is_suspects();

@@ -10,6 +10,7 @@ use lapin::types::AMQPValue;
 use redeliver::{Delivery, Failure};
 use tokio::time::sleep;
 
+use crate::common::rabbitmq::control;
 use crate::lab::{Lab, Seen, drained, metric, properties, until};
 
 async fn consumers(lab: &Lab) -> u32 {
@@ -165,14 +166,27 @@ async fn consumer_arguments_reach_the_broker() {
     assert_eq!((low.count(), high.count()), (0, 100), "the one of higher priority is served");
 }
 
+/// Makes the server forget who consumes this queue, without telling them.
+fn forget_consumers(queue: &str) {
+    let forget = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+         [{{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q), rabbit_fifo:make_checkout(\
+         {{element(2, C), element(1, C)}}, cancel, #{{}})) || C <- rabbit_amqqueue:consumers(Q)]."
+    );
+    control(&["eval", &forget]);
+}
+
 #[tokio::test]
 async fn a_lane_that_is_silent_though_messages_are_ready_is_found_and_opened_again() {
     let lab = Lab::new().await;
-    lab.raw.declare(&lab.queue, &[("x-queue-type", AMQPValue::LongString("quorum".into()))]).await;
-    lab.raw.declare(&lab.dead(), &[("x-queue-type", AMQPValue::LongString("quorum".into()))]).await;
+    for queue in [lab.queue.clone(), lab.dead()] {
+        let quorum = [("x-queue-type", AMQPValue::LongString("quorum".into()))];
+        lab.raw.declare(&queue, &quorum).await;
+    }
     let seen = Seen::default();
     let handler = seen.clone();
-    let keys = "topology = \"none\"\nstall_after = \"1s\"\nin_flight_max = 5\nparked_max = 1\n";
+    // Without the queues that only a failure needs: the lane is found all the same.
+    let keys = "topology = \"none\"\nstall_after = \"1s\"\n";
     let service = lab
         .start(&lab.toml(keys, ""), move |delivery: Delivery<u32>| {
             handler.note(&delivery);
@@ -181,9 +195,15 @@ async fn a_lane_that_is_silent_though_messages_are_ready_is_found_and_opened_aga
         .await;
     lab.publish(0..20).await;
     drained(&service).await;
-    // An idle lane whose queue is empty is left alone.
     sleep(Duration::from_millis(2500)).await;
-    assert_eq!(metric(&service, "lanes_reopened").await, 0.0);
+    let reopened = metric(&service, "lanes_reopened").await;
+    assert_eq!(reopened, 0.0, "a lane whose queue is empty is left alone");
+
+    forget_consumers(&lab.queue);
+    lab.publish(20..30).await;
+    until("all are handled", || async { seen.count() == 30 }).await;
+    assert_eq!(metric(&service, "lanes_reopened").await, 1.0);
+    drained(&service).await;
     service.stop().await;
-    seen.assert_each_once(0..20);
+    seen.assert_each_once(0..30);
 }

@@ -34,7 +34,7 @@ async fn a_message_that_no_queue_takes_is_an_error_that_names_it() {
     // The channel that the server closed over it is nobody else's.
     let id = publisher.send(Message::bytes("3").to_queue(&lab.queue)).await.expect("it is stored");
     assert_eq!(id.as_str().len(), 36, "a UUID was made for it");
-    assert_eq!(lab.ready().await, 1);
+    until("it is there", || async { lab.ready().await == 1 }).await;
     service.stop().await;
 }
 

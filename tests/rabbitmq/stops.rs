@@ -30,7 +30,7 @@ async fn twenty_stops_among_20000_messages_repeat_none_and_leave_none_unacknowle
             .await;
         // The last one works off what is left.
         let least = if stop == STOPS { total } else { total * stop / STOPS };
-        until("some are handled", || async { seen.count() >= least as usize }).await;
+        until(&format!("{least} are handled"), || async { seen.count() >= least as usize }).await;
         assert_eq!(service.stop().await.left, 0);
     }
     seen.assert_each_once(0..total);
@@ -46,7 +46,10 @@ async fn a_stop_by_signal_ends_the_process_well_and_keeps_every_attempt() {
     // Retries wait in the process, so that a stop finds many of them there.
     let parked =
         "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
-    let stage = Stage::new(lab.toml("in_flight_max = 8\n", parked), role);
+    let stage = Stage::new(
+        lab.toml("in_flight_max = 8\nbreaker = { attempts_min = 1000 }\n", parked),
+        role,
+    );
     lab.prepare(&stage.role.config).await;
     lab.publish(0..100).await;
     for stop in 1..=3 {
@@ -86,6 +89,29 @@ async fn a_stop_gives_back_what_is_not_done_in_time() {
     until("four run", || async { seen.count() == 4 }).await;
     assert_eq!(service.stop().await.left, 4);
     until("all ten are back", || async { lab.ready().await == 10 }).await;
+}
+
+#[tokio::test]
+async fn a_pause_right_after_the_start_holds_everything() {
+    for _ in 0..sample(10, 50) {
+        let lab = Lab::new().await;
+        let seen = Seen::default();
+        let handler = seen.clone();
+        let service = lab
+            .start(&lab.toml("", ""), move |delivery: Delivery<u32>| {
+                handler.note(&delivery);
+                async { Ok(()) }
+            })
+            .await;
+        service.pause("orders").await.expect("it can be paused");
+        lab.publish(0..3).await;
+        sleep(Duration::from_millis(100)).await;
+        until("all three are there", || async { lab.ready().await == 3 }).await;
+        assert_eq!(seen.count(), 0, "nothing is handled in a pause");
+        service.resume("orders").await.expect("it goes on");
+        until("all three are handled", || async { seen.count() == 3 }).await;
+        service.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@
 //! old one, no acknowledgement above all, can ever reach a new delivery.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -135,6 +135,8 @@ fn ipv6_host(url: &str) -> Option<&str> {
 
 /// A connection for one purpose, healed on demand.
 pub(super) struct Link {
+    /// For what heals it in the background, which must not keep it alive.
+    this: Weak<Self>,
     engine: Arc<Engine>,
     address: Address,
     /// As the server shows it: service, host, process and purpose.
@@ -159,8 +161,9 @@ struct Healing {
 }
 
 impl Link {
-    pub(super) fn new(engine: Arc<Engine>, address: Address, label: String) -> Self {
-        Self {
+    pub(super) fn new(engine: Arc<Engine>, address: Address, label: String) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
             engine,
             address,
             label,
@@ -171,7 +174,7 @@ impl Link {
                 closed: false,
             }),
             last_failure: Arc::new(std::sync::Mutex::new("not connected yet".to_owned())),
-        }
+        })
     }
 
     /// The connection, made now if there is none.
@@ -293,17 +296,27 @@ impl Link {
     /// Follows what the server says about the connection until it ends.
     fn watch(&self, connection: &Connection) -> watch::Receiver<Option<String>> {
         let (sender, receiver) = watch::channel(None);
-        let last_failure = self.last_failure.clone();
+        let (last_failure, this) = (self.last_failure.clone(), self.this.clone());
+        let status = connection.status().clone();
         let mut events = Box::pin(connection.events_listener());
         self.engine.handle().spawn(async move {
             while let Some(event) = events.next().await {
                 match event {
                     Event::ConnectionBlocked(reason) => drop(sender.send_replace(Some(reason))),
                     Event::ConnectionUnblocked => drop(sender.send_replace(None)),
-                    Event::Error(error) => note(&last_failure, fault::said(&error)),
+                    Event::Error(error) => {
+                        note(&last_failure, fault::said(&error));
+                        // Told once: nobody may need this connection for hours, and health looks at it.
+                        if !status.connected() {
+                            break;
+                        }
+                    }
                     _ => {}
                 }
             }
+            // Whoever waits for it to be unblocked finds out that it is gone.
+            drop(sender);
+            heal(this).await;
         });
         receiver
     }
@@ -314,6 +327,15 @@ impl Link {
 
     fn last_failure(&self) -> String {
         self.last_failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Connects again for as long as it takes; [`Link::live`] spaces the attempts.
+async fn heal(link: Weak<Link>) {
+    while let Some(link) = link.upgrade() {
+        if link.live().await.is_ok() || link.healing.lock().await.closed {
+            return;
+        }
     }
 }
 

@@ -48,11 +48,8 @@ impl RabbitBroker {
         let address = Address::read(name, settings)?;
         let engine = Engine::start()?;
         let link = |purpose| {
-            Arc::new(Link::new(
-                engine.clone(),
-                address.clone(),
-                format!("{} {purpose}", label(service)),
-            ))
+            let label = format!("{} {purpose}", label(service));
+            Link::new(engine.clone(), address.clone(), label)
         };
         let publishing = link("publish");
         Ok(Self {
