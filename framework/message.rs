@@ -44,6 +44,7 @@ pub type Handled = Result<(), Failure>;
 ///         })
 ///     }
 /// }
+/// # let _ = redeliver::IntoHandlers::into_handlers(|| Shipping);
 /// ```
 #[derive(Debug)]
 pub struct Delivery<T> {
