@@ -18,6 +18,34 @@ use crate::pipeline::Reason;
 use crate::wire::{self, Carried, Stamps};
 
 /// The dead letters of one subscription.
+///
+/// ```
+/// # actix::System::new().block_on(async {
+/// # use redeliver::{Delivery, Failure, Handled, Message, Service, config::Config};
+/// # let config = "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"";
+/// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+/// # let service = Service::builder(Config::from_toml(config)?).subscribe("orders", refuse).start().await?;
+/// # service.publisher("main")?.send(Message::bytes("7").to_queue("orders").id("order-7")).await?;
+/// # while service.depth("orders").await?.dead == Some(0) { tokio::time::sleep(std::time::Duration::from_millis(5)).await; }
+/// # service.pause("orders").await?;
+/// use redeliver::{Filter, Redrive};
+///
+/// let dead_letters = service.dead_letters("orders")?;
+/// let mut pages = dead_letters.pages(100).await?;
+/// while let Some(page) = pages.next().await? {
+///     for letter in page {
+///         println!("{:?}: {:?}, {:?}", letter.id, letter.reason, letter.error);
+///     }
+/// }
+/// pages.close().await?;
+///
+/// let filter = Filter { error_class: Some("stock".to_owned()), ..Filter::default() };
+/// let redriven = dead_letters.redrive(&Redrive { filter, rate_max: Some(50), ..Redrive::default() }).await?;
+/// assert_eq!(redriven.moved, 1);
+/// # service.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone)]
 pub struct DeadLetters {
     broker: Arc<dyn Broker>,
@@ -59,6 +87,18 @@ pub struct DeadLetter {
 }
 
 /// Which dead letters are meant: those that fit everything that is set.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::{Filter, Reason};
+///
+/// let filter = Filter {
+///     reason: Some(Reason::Exhausted),
+///     older_than: Some(Duration::from_secs(3600)),
+///     ..Filter::default()
+/// };
+/// # let _ = filter;
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
     /// Of this id.
@@ -74,6 +114,14 @@ pub struct Filter {
 }
 
 /// How a redrive goes about it.
+///
+/// ```
+/// use redeliver::Redrive;
+///
+/// let how_many = Redrive { dry_run: true, ..Redrive::default() };
+/// let slowly = Redrive { rate_max: Some(10), count_max: 1000, ..Redrive::default() };
+/// # let _ = (how_many, slowly);
+/// ```
 #[derive(Clone, Debug)]
 pub struct Redrive {
     /// Which ones.

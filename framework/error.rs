@@ -4,6 +4,19 @@ use crate::broker::BrokerError;
 use crate::config::Problems;
 
 /// Why a service could not be built, started or asked.
+///
+/// ```
+/// use redeliver::{Error, Service, config::Config};
+///
+/// # actix::System::new().block_on(async {
+/// let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// match Service::builder(config).start().await {
+///     Err(Error::Mismatch(what)) => assert!(what.starts_with("subscription `orders` has no handler")),
+///     _ => panic!("nobody handles `orders`"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {

@@ -6,6 +6,20 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use serde::Serialize;
 
 /// A picture of the service's health.
+///
+/// ```
+/// # actix::System::new().block_on(async {
+/// # use redeliver::{Service, config::Config};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// # let service = Service::builder(config).without_handler("orders").start().await?;
+///
+/// let health = service.health();
+/// let status = if health.ready { 200 } else { 503 };
+/// println!("{status} {}", serde_json::to_string(&health)?);
+/// assert_eq!(health.reasons, Vec::<String>::new());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Debug, Serialize)]
 pub struct Health {
     /// The process is worth keeping: false when only a restart can help.

@@ -45,6 +45,7 @@ pub type Handled = Result<(), Failure>;
 ///         })
 ///     }
 /// }
+/// # let _ = redeliver::IntoHandlers::into_handlers(|| Shipping);
 /// ```
 #[derive(Debug)]
 pub struct Delivery<T> {
@@ -80,6 +81,25 @@ impl<T: 'static> actix::Message for Delivery<T> {
 ///
 /// A handler of batches returns one [`Handled`] for each delivery, in the batch's order; what is
 /// missing at the end counts as a failure.
+///
+/// ```
+/// use actix::prelude::*;
+/// use redeliver::{Batch, Handled, in_batches};
+///
+/// struct Import;
+/// impl Actor for Import { type Context = Context<Self>; }
+///
+/// impl Handler<Batch<u32>> for Import {
+///     type Result = Vec<Handled>;
+///
+///     fn handle(&mut self, batch: Batch<u32>, _: &mut Context<Self>) -> Vec<Handled> {
+///         batch.deliveries.iter().map(|_| Ok(())).collect()
+///     }
+/// }
+///
+/// let handlers = in_batches(|| Import);
+/// # let _ = handlers;
+/// ```
 #[derive(Debug)]
 pub struct Batch<T> {
     /// The deliveries, in the order in which they were received.
@@ -91,6 +111,17 @@ impl<T: 'static> actix::Message for Batch<T> {
 }
 
 /// What is known about a delivery beside its payload.
+///
+/// ```
+/// use redeliver::{Delivery, Handled};
+///
+/// async fn ship(order: Delivery<serde_json::Value>) -> Handled {
+///     let id = order.id().unwrap_or("(no id)");
+///     println!("{id}, attempt {}, from {}", order.attempt(), order.subscription());
+///     Ok(())
+/// }
+/// # let _ = ship;
+/// ```
 #[derive(Clone)]
 pub struct Metadata {
     pub(crate) envelope: Arc<dyn Envelope>,
@@ -103,6 +134,21 @@ pub struct Metadata {
 }
 
 /// How a message's id was claimed, on subscriptions with `idempotency` or `lock`.
+///
+/// ```
+/// use redeliver::{ClaimStatus, Delivery, Handled};
+///
+/// async fn pay(payment: Delivery<u64>) -> Handled {
+///     if let Some(claim) = payment.claim() {
+///         if claim.status() == ClaimStatus::TakenOver {
+///             println!("somebody began with it: ask the bank before paying");
+///         }
+///         claim.keep("receipt 7");
+///     }
+///     Ok(())
+/// }
+/// # let _ = pay;
+/// ```
 #[derive(Debug)]
 pub struct Claim {
     status: ClaimStatus,

@@ -19,6 +19,19 @@ const SENDS_MAX: u32 = 3;
 const RESEND_DELAY: Duration = Duration::from_millis(100);
 
 /// Sends messages through one broker of the configuration. Cheap to clone.
+///
+/// ```
+/// # actix::System::new().block_on(async {
+/// # use redeliver::{Message, Service, config::Config};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// # let service = Service::builder(config).without_handler("orders").start().await?;
+///
+/// let publisher = service.publisher("main")?;
+/// let id = publisher.send(Message::bytes("{}").to_queue("orders").id("order-7")).await?;
+/// assert_eq!(id.as_str(), "order-7");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone)]
 pub struct Publisher {
     broker: Arc<dyn broker::Publisher>,
@@ -131,6 +144,22 @@ impl std::fmt::Display for MessageId {
 }
 
 /// A message that was not confirmed.
+///
+/// ```
+/// # actix::System::new().block_on(async {
+/// # use redeliver::{Message, Service, config::Config};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// # let service = Service::builder(config).without_handler("orders").start().await?;
+///
+/// use redeliver::broker::Fault;
+///
+/// let lost = service.publisher("main")?.send(Message::bytes("{}").to_queue("ordres")).await;
+/// let error = lost.expect_err("there is no such queue");
+/// assert_eq!(error.fault(), Fault::Unroutable);
+/// println!("send {} again under its id: {error}", error.id());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug, thiserror::Error)]
 #[error(
     "message `{id}` to {target} was not confirmed: {cause}; it may have arrived: send it again \

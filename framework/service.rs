@@ -31,6 +31,22 @@ pub use build::ServiceBuilder;
 /// A running service. Cheap to clone; usable from any thread and runtime.
 ///
 /// It runs on threads of its own until it is stopped, whether or not a handle is kept.
+///
+/// ```
+/// # actix::System::new().block_on(async {
+/// # use redeliver::{Message, Service, config::Config};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let service = Service::builder(config)
+///     .subscribe("orders", |_: redeliver::Delivery<serde_json::Value>| async { Ok(()) })
+///     .start()
+///     .await?;
+/// let publisher = service.publisher("main")?;
+/// publisher.send(Message::bytes("{}").to_queue("orders")).await?;
+/// assert!(service.health().live);
+/// assert_eq!(service.stop().await.left, 0);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone)]
 pub struct Service {
     inner: Arc<Inner>,
@@ -57,6 +73,20 @@ pub(crate) struct Subscription {
 }
 
 /// How a service ended.
+///
+/// ```
+/// # actix::System::new().block_on(async {
+/// # use redeliver::{Service, config::Config};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// # let service = Service::builder(config).without_handler("orders").start().await?;
+///
+/// let stop = service.stop().await;
+/// if stop.left > 0 {
+///     eprintln!("{} handlers were left running", stop.left);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stop {
     /// Handlers that were still running when `service.shutdown_grace` was over; their messages
@@ -92,6 +122,20 @@ impl Service {
 
     /// The locks of this store of the configuration.
     ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[stores.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let locks = service.locks("main")?;
+    /// let guard = locks.acquire("customer:42").await?;
+    /// println!("fence {} goes with every write", guard.fence());
+    /// guard.release().await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// There is no such store.
     pub fn locks(&self, store: &str) -> Result<Locks, Error> {
@@ -111,6 +155,20 @@ impl Service {
 
     /// Holds a subscription: what runs is finished (for at most the handlers' timeout), everything
     /// else goes back to the broker. Nothing is lost and no attempt is counted.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// service.pause("orders").await?;
+    /// assert!(service.health().ready, "somebody wants it so");
+    /// service.resume("orders").await?;
+    /// assert!(service.pause("ordres").await.is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// There is no such subscription, or the service has stopped.
@@ -142,6 +200,18 @@ impl Service {
     }
 
     /// Puts the retry tables of `config` in force.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let slower = format!("{}\n[retry.standard]\ndelay_min = \"1s\"", "[brokers.main]\nkind = \"memory\"");
+    /// service.reload_with(&Config::from_toml(&slower)?).await?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// As [`reload`](Self::reload).
@@ -175,6 +245,17 @@ impl Service {
 
     /// Every metric in the OpenMetrics text format, for Prometheus; asks the brokers how much
     /// waits, for at most a second.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// assert!(service.metrics().await.contains("redeliver_received_total{subscription=\"orders\"} 0"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn metrics(&self) -> String {
         let sample = self.sample();
         // What cannot be had in time stays as it was.
@@ -219,6 +300,17 @@ impl Service {
     }
 
     /// Everything that is declared, or has to be, for a subscription; a line each.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// assert_eq!(service.topology("orders")?, ["queue orders", "queue orders.dead"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// There is no such subscription.

@@ -222,6 +222,15 @@ fn number(value: HeaderValue<'_>) -> Option<i128> {
 }
 
 /// RFC 3339 in UTC with milliseconds.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use redeliver::wire::{format_time, parse_time};
+///
+/// let due = SystemTime::UNIX_EPOCH + Duration::from_millis(1_500);
+/// assert_eq!(format_time(due), "1970-01-01T00:00:01.500Z");
+/// assert_eq!(parse_time(&format_time(due)), Some(due));
+/// ```
 pub fn format_time(time: SystemTime) -> String {
     jiff::Timestamp::try_from(time)
         .map(|time| format!("{time:.3}"))
@@ -234,6 +243,10 @@ pub fn parse_time(text: &str) -> Option<SystemTime> {
 }
 
 /// Makes an error text fit for a header: one line, printable, at most [`ERROR_LENGTH_MAX`] bytes.
+///
+/// ```
+/// assert_eq!(redeliver::wire::sanitise("line 1\nline 2"), "line 1 line 2");
+/// ```
 pub fn sanitise(text: &str) -> String {
     let mut clean = String::with_capacity(text.len().min(ERROR_LENGTH_MAX));
     for character in text.chars() {

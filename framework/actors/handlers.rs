@@ -45,6 +45,15 @@ pub(crate) trait Host: Send + Sync {
 /// - [`with_codec`], [`in_batches`], [`blocking`], [`by_type`] for everything else
 ///
 /// `M` only tells the compiler which of these it is.
+///
+/// ```
+/// use redeliver::{Delivery, Handled, Handlers, IntoHandlers};
+///
+/// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+///
+/// let handlers: Handlers = ship.into_handlers();
+/// # let _ = handlers;
+/// ```
 pub trait IntoHandlers<M> {
     /// Makes the handlers.
     fn into_handlers(self) -> Handlers;
@@ -111,6 +120,19 @@ where
 
 /// An actor whose payloads are decoded by the first of several codecs that takes the message's
 /// content type.
+///
+/// ```
+/// use redeliver::{Codecs, Delivery, Handled, Json, with_codecs};
+/// # use actix::prelude::*;
+/// # struct Count;
+/// # impl Actor for Count { type Context = Context<Self>; }
+/// # impl Handler<Delivery<u32>> for Count {
+/// #     type Result = Handled;
+/// #     fn handle(&mut self, _: Delivery<u32>, _: &mut Context<Self>) -> Handled { Ok(()) }
+/// # }
+/// let handlers = with_codecs(Codecs::new(Json), || Count);
+/// # let _ = handlers;
+/// ```
 pub fn with_codecs<A, T, F>(codecs: Codecs<T>, factory: F) -> Handlers
 where
     F: Fn() -> A + Send + Sync + 'static,
@@ -123,6 +145,23 @@ where
 
 /// An actor that takes [`Batch`]es, as large and as long waited for as `batch = { size, wait }` of
 /// the subscription says, and answers for each delivery of a batch.
+///
+/// ```
+/// use redeliver::{Batch, Handled, in_batches};
+/// # use actix::prelude::*;
+/// # struct Import;
+/// # impl Actor for Import { type Context = Context<Self>; }
+/// impl Handler<Batch<u32>> for Import {
+///     type Result = Vec<Handled>;
+///
+///     fn handle(&mut self, batch: Batch<u32>, _: &mut Context<Self>) -> Vec<Handled> {
+///         println!("{} rows at once", batch.deliveries.len());
+///         batch.deliveries.iter().map(|_| Ok(())).collect()
+///     }
+/// }
+/// let handlers = in_batches(|| Import);
+/// # let _ = handlers;
+/// ```
 pub fn in_batches<A, T, F>(factory: F) -> Handlers
 where
     F: Fn() -> A + Send + Sync + 'static,
@@ -137,6 +176,26 @@ where
 ///
 /// A blocking handler cannot be aborted: one that exceeds its `timeout` is logged, keeps its
 /// permit until it returns, and what it returns then counts.
+///
+/// ```
+/// use actix::prelude::*;
+/// use redeliver::{Delivery, Handled, blocking};
+///
+/// struct Ledger;
+/// impl Actor for Ledger { type Context = SyncContext<Self>; }
+///
+/// impl Handler<Delivery<u32>> for Ledger {
+///     type Result = Handled;
+///
+///     fn handle(&mut self, entry: Delivery<u32>, _: &mut SyncContext<Self>) -> Handled {
+///         std::fs::write(std::env::temp_dir().join("redeliver-ledger"), entry.payload.to_string())?;
+///         Ok(())
+///     }
+/// }
+///
+/// let handlers = blocking(4, || Ledger);
+/// # let _ = handlers;
+/// ```
 pub fn blocking<A, T, F>(threads: usize, factory: F) -> Handlers
 where
     F: Fn() -> A + Send + Sync + 'static,

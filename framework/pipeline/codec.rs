@@ -46,6 +46,14 @@ pub type DecodeError = Box<dyn StdError + Send + Sync>;
 
 /// JSON by serde, for messages without a content type and of every JSON type (RFC 6838 `+json`
 /// included). Nesting deeper than 128 is refused (serde_json's limit).
+///
+/// ```
+/// use redeliver::{Codec, Json};
+///
+/// let ids: Vec<u32> = Json.decode(Some(b"[1, 2]"))?;
+/// assert_eq!(ids, [1, 2]);
+/// # Ok::<(), redeliver::DecodeError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Json;
 
@@ -83,6 +91,14 @@ fn without_quotes(error: serde_json::Error) -> DecodeError {
 }
 
 /// Bytes as they are, whatever the content type.
+///
+/// ```
+/// use redeliver::{Codec, Raw};
+///
+/// let bytes: Vec<u8> = Raw.decode(Some(b"\xff"))?;
+/// assert_eq!(bytes, [0xff]);
+/// # Ok::<(), redeliver::DecodeError>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Raw;
 
@@ -107,6 +123,26 @@ impl Codec<Vec<u8>> for Raw {
 }
 
 /// The codecs of one handler, asked in order.
+///
+/// ```
+/// use redeliver::{Codec, Codecs, DecodeError, Json};
+///
+/// /// A number in decimal.
+/// struct Text;
+///
+/// impl Codec<u32> for Text {
+///     fn accepts(&self, content_type: Option<&str>) -> bool {
+///         content_type == Some("text/plain")
+///     }
+///
+///     fn decode(&self, body: Option<&[u8]>) -> Result<u32, DecodeError> {
+///         Ok(std::str::from_utf8(body.unwrap_or_default())?.trim().parse()?)
+///     }
+/// }
+///
+/// let codecs: Codecs<u32> = Codecs::new(Json).or(Text);
+/// # let _ = codecs;
+/// ```
 pub struct Codecs<T> {
     codecs: Vec<Box<dyn Codec<T>>>,
 }

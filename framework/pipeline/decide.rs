@@ -112,6 +112,13 @@ impl Epitaph {
 }
 
 /// The reasons for dead letters, as they stand in the `redeliver-reason` header.
+///
+/// ```
+/// use redeliver::Reason;
+///
+/// assert_eq!(Reason::parse("exhausted"), Some(Reason::Exhausted));
+/// assert_eq!(Reason::TooLarge.as_str(), "too-large");
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[non_exhaustive]
 pub enum Reason {

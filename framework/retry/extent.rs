@@ -16,7 +16,6 @@ impl Policy {
     /// Lazy, because a slow schedule with many attempts has millions; take as many as you can use.
     ///
     /// ```
-    /// use std::{num::NonZeroU32, time::Duration};
     /// use redeliver::retry::{Backoff, Policy};
     ///
     /// let policy = Policy { backoff: Backoff::Fibonacci, ..Policy::default() };

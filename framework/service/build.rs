@@ -21,6 +21,21 @@ use crate::store::Locks;
 use crate::telemetry::{self, Metrics};
 
 /// A service in the making.
+///
+/// ```no_run
+/// use redeliver::{Delivery, Handled, Service};
+///
+/// async fn ship(order: Delivery<serde_json::Value>) -> Handled {
+///     Ok(println!("{}", order.payload))
+/// }
+///
+/// #[tokio::main]
+/// async fn main() -> Result<(), redeliver::Error> {
+///     let service = Service::from_file("config/orders.toml")?.subscribe("orders", ship).watch();
+///     let stop = service.run().await?; // until SIGTERM or Ctrl-C
+///     std::process::exit(i32::from(stop.left > 0))
+/// }
+/// ```
 pub struct ServiceBuilder {
     config: Config,
     handlers: BTreeMap<String, Handlers>,
