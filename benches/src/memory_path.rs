@@ -67,12 +67,8 @@ pub struct Loaded {
 /// Starts a service and publishes `messages` of 64 bytes, each with an id.
 pub async fn load(messages: u64, watch: Watch) -> Result<Loaded, Box<dyn std::error::Error>> {
     let (done, finished) = mpsc::channel();
-    let factory = move || Counter {
-        handled: 0,
-        messages,
-        watch: Arc::clone(&watch),
-        done: done.clone(),
-    };
+    let factory =
+        move || Counter { handled: 0, messages, watch: Arc::clone(&watch), done: done.clone() };
     let service = Service::builder(Config::from_toml(CONFIG)?)
         .subscribe("measured", with_codec(Nothing, factory))
         .signals(false)

@@ -2,8 +2,8 @@
 //! for the last COUNT messages of twice as many, so that what is made once is not counted.
 
 use std::alloc::System;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use redeliver_benches::memory_path;
 use stats_alloc::{INSTRUMENTED_SYSTEM, StatsAlloc};

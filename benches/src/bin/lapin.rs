@@ -24,9 +24,7 @@ use lapin::options::{
     ConfirmSelectOptions,
 };
 use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{
-    BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer,
-};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, ConnectionProperties, Consumer};
 use redeliver_benches::shared::gauge::Gauge;
 use redeliver_benches::shared::order::{self, Order, fails};
 use redeliver_benches::shared::task::Task;
@@ -42,7 +40,8 @@ type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
 
 fn main() -> Outcome {
     let task = Task::from_arguments().map_err(|error| error.to_string())?;
-    let single = task.style.ends_with("e-1") || task.style.ends_with("h-1") || task.style.ends_with("s-1");
+    let single =
+        task.style.ends_with("e-1") || task.style.ends_with("h-1") || task.style.ends_with("s-1");
     let mut builder = match single {
         true => tokio::runtime::Builder::new_current_thread(),
         false => tokio::runtime::Builder::new_multi_thread(),
@@ -78,8 +77,9 @@ async fn run(task: Task) -> Outcome {
         channel.basic_qos(task.prefetch, BasicQosOptions::default()).await?;
         let options = BasicConsumeOptions::default();
         let tag = queue.as_str().into();
-        let consumer =
-            channel.basic_consume(queue.as_str().into(), tag, options, FieldTable::default()).await?;
+        let consumer = channel
+            .basic_consume(queue.as_str().into(), tag, options, FieldTable::default())
+            .await?;
         let style = style.clone();
         loops.push(tokio::spawn(async move { drain(&style, channel, consumer, queue).await }));
     }
@@ -95,8 +95,7 @@ async fn drain(style: &str, channel: Channel, consumer: Consumer, tag: String) -
     match style {
         "each" => each(consumer).await?,
         "tasks" => {
-            let tasks: Vec<_> =
-                (0..16).map(|_| tokio::spawn(each(consumer.clone()))).collect();
+            let tasks: Vec<_> = (0..16).map(|_| tokio::spawn(each(consumer.clone()))).collect();
             for task in tasks {
                 task.await??;
             }
@@ -106,6 +105,7 @@ async fn drain(style: &str, channel: Channel, consumer: Consumer, tag: String) -
     }
     // The cancel goes through the queue, so that no acknowledgement before it is lost.
     channel.basic_cancel(tag.as_str().into(), BasicCancelOptions::default()).await?;
+    channel.close(200, "done".into()).await?;
     Ok(())
 }
 
@@ -196,16 +196,22 @@ async fn failing(connection: &Connection, task: &Task, tasks: usize, percent: u6
     for ended in loops {
         ended.await??;
     }
+    // Every copy's original is acknowledged before the cancel.
+    let _all = failing.copies.acquire_many(task.prefetch.into()).await?;
     channel.basic_cancel(name, BasicCancelOptions::default()).await?;
+    channel.close(200, "done".into()).await?;
+    failing.publish.close(200, "done".into()).await?;
     Ok(())
 }
 
 async fn drain_failing(mut consumer: Consumer, failing: Arc<Failing>) -> Outcome {
     while let Some(delivery) = next(&mut consumer).await? {
         let order: Order = serde_json::from_slice(&delivery.data)?;
-        let first = delivery.properties.headers().as_ref().is_none_or(|headers| {
-            !headers.inner().contains_key("attempt")
-        });
+        let first = delivery
+            .properties
+            .headers()
+            .as_ref()
+            .is_none_or(|headers| !headers.inner().contains_key("attempt"));
         if !(first && fails(black_box(&order).id, failing.percent)) {
             GAUGE.get().expect("set before anything is consumed").handled();
             delivery.ack(BasicAckOptions::default()).await?;
@@ -243,12 +249,7 @@ async fn carry(delivery: Delivery, failing: &Failing) -> Outcome {
     Ok(())
 }
 
-async fn publish(
-    connection: &Connection,
-    task: &Task,
-    gauge: &Gauge,
-    window: usize,
-) -> Outcome {
+async fn publish(connection: &Connection, task: &Task, gauge: &Gauge, window: usize) -> Outcome {
     let channel = connection.create_channel().await?;
     channel.confirm_select(ConfirmSelectOptions::default()).await?;
     let queue = ShortString::from(task.names().next().ok_or("there is no queue")?);
@@ -271,6 +272,7 @@ async fn publish(
         confirmed(Some(confirmation))?;
         gauge.handled();
     }
+    channel.close(200, "done".into()).await?;
     Ok(())
 }
 

@@ -60,7 +60,10 @@ impl Retried {
     fn new() -> Self {
         let now = wire::format_time(SystemTime::now());
         let headers = vec![
-            ("traceparent", String::from("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01")),
+            (
+                "traceparent",
+                String::from("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+            ),
             ("tenant", String::from("acme")),
             (wire::ID, String::from("order-1")),
             (wire::ATTEMPT, String::from("3")),

@@ -33,7 +33,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for queue in run.names() {
         let config =
             Config::default().queue(queue.as_str()).prefetch_count(run.prefetch).quorum(true);
-        let backend = AmqpBackend::<Order>::new_from_addr(&run.url)?.with_config(config);
+        let mut backend = AmqpBackend::<Order>::new_from_addr(&run.url)?.with_config(config);
+        // As released, its worker asks for a message before there is a consumer, and panics; so
+        // what it does at its start is done here: a channel, a consumer, ready.
+        let context = WorkerContext::new(&queue);
+        for _ in 0..3 {
+            std::future::poll_fn(|cx| Backend::poll_ready(&mut backend, cx, &context)).await?;
+        }
         let worker = WorkerBuilder::new(queue).backend(backend);
         if run.style == "parallel" {
             let worker = worker.parallelize(tokio::spawn).build(handle);

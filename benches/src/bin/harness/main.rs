@@ -1,4 +1,4 @@
-//! Runs the benchmark: `harness micro|rabbitmq|all [--quick] [--check] [--keep]`, started by
+//! Runs the benchmark: `harness micro|rabbitmq|all [--quick] [--check] [--keep] [--only GROUP]`, started by
 //! `./benches/run`.
 //!
 //! Standard output: one line of JSON a figure; what a human reads goes to standard error.
@@ -27,6 +27,8 @@ struct Asked {
     check: bool,
     /// Write the counts to `baseline.json`, the plots and the table of results to `docs/`.
     keep: bool,
+    /// Only the groups of figures whose name contains this.
+    only: Option<String>,
 }
 
 fn main() -> ExitCode {
@@ -56,19 +58,24 @@ fn run() -> Outcome<bool> {
 }
 
 fn read_arguments() -> Outcome<Asked> {
-    let mut asked = Asked { parts: Vec::new(), quick: false, check: false, keep: false };
-    for word in std::env::args().skip(1) {
+    let mut asked =
+        Asked { parts: Vec::new(), quick: false, check: false, keep: false, only: None };
+    let mut words = std::env::args().skip(1);
+    while let Some(word) = words.next() {
         match word.as_str() {
             "--quick" => asked.quick = true,
             "--check" => asked.check = true,
             "--keep" => asked.keep = true,
+            "--only" => asked.only = Some(words.next().ok_or("--only needs a name")?),
             // Kafka and Redis take their places here.
             "all" => asked.parts = vec![String::from("micro"), String::from("rabbitmq")],
             part => asked.parts.push(part.to_owned()),
         }
     }
     if asked.parts.is_empty() {
-        return Err("use: harness micro|rabbitmq|all [--quick] [--check] [--keep]".into());
+        return Err(
+            "use: harness micro|rabbitmq|all [--quick] [--check] [--keep] [--only GROUP]".into()
+        );
     }
     Ok(asked)
 }

@@ -46,8 +46,10 @@ fn count_all() -> Outcome<BTreeMap<String, f64>> {
         jobs.extend([(what, FEW), (what, MANY)]);
     }
     let counted = thread::scope(|scope| {
-        let running: Vec<_> =
-            jobs.iter().map(|(what, count)| scope.spawn(move || instructions(what, *count))).collect();
+        let running: Vec<_> = jobs
+            .iter()
+            .map(|(what, count)| scope.spawn(move || instructions(what, *count)))
+            .collect();
         running.into_iter().map(|job| job.join().expect("counting does not panic")).collect()
     });
     let counted: Vec<u64> = Result::<_, String>::from_iter::<Vec<Result<u64, String>>>(counted)?;
@@ -94,7 +96,9 @@ fn check(counts: &BTreeMap<String, f64>) -> Outcome<bool> {
         };
         if *now > before * TOLERANCE {
             good = false;
-            eprintln!("{name}: {now}, which is over the baseline of {before} by more than 5 percent");
+            eprintln!(
+                "{name}: {now}, which is over the baseline of {before} by more than 5 percent"
+            );
         }
     }
     if !good {

@@ -14,6 +14,9 @@ const PREFETCH: u16 = 256;
 /// The one wait of the failing path.
 const WAIT: &str = "wait.1000";
 
+/// Some figures that belong together.
+type Group = fn(&Server, &Size) -> Outcome<Vec<Plot>>;
+
 /// How much is run.
 struct Size {
     messages: u64,
@@ -46,12 +49,23 @@ pub(crate) fn run(asked: &Asked) -> Outcome {
     let size = if asked.quick { QUICK } else { FULL };
     let server = Server::connect()?;
     eprintln!("server: RabbitMQ {}, {}", server.version(), load());
-    let figures: [fn(&Server, &Size) -> Outcome<Vec<Plot>>; 7] =
-        [consuming, many_queues, failing, publishing, idle, lanes, waiting];
+    let groups: [(&str, Group); 7] = [
+        ("consuming", consuming),
+        ("queues", many_queues),
+        ("failing", failing),
+        ("publishing", publishing),
+        ("idle", idle),
+        ("lanes", lanes),
+        ("waiting", waiting),
+    ];
     let mut plots = Vec::new();
-    for figure in figures {
+    for (name, figure) in groups {
+        if asked.only.as_ref().is_some_and(|only| !name.contains(only)) {
+            continue;
+        }
         plots.extend(figure(&server, &size)?);
     }
+    server.close()?;
     if asked.keep {
         for plot in plots {
             plot.write()?;
@@ -117,8 +131,7 @@ fn consuming(server: &Server, size: &Size) -> Outcome<Vec<Plot>> {
     let setting = Setting { queues: 1, messages: size.messages, prefetch: PREFETCH };
     let streams = ["workers-1", "workers-16", "workers-64", "batch-64"]
         .map(|style| peer("RustStream", Program::RustStream, style));
-    let apalis =
-        ["plain", "parallel"].map(|style| peer("apalis-amqp", Program::Apalis, style));
+    let apalis = ["plain", "parallel"].map(|style| peer("apalis-amqp", Program::Apalis, style));
     let contenders = [
         ours("plain"),
         best_style(server, &["multiple", "multiple-1"].map(lapin), &setting)?,
@@ -186,9 +199,8 @@ fn many_queues(server: &Server, size: &Size) -> Outcome<Vec<Plot>> {
         let setting = Setting { queues, messages: size.messages, prefetch: PREFETCH };
         let raw = best_style(server, &["multiple", "multiple-1"].map(lapin), &setting)?;
         let all = contest(server, &[ours("plain"), raw], &setting, size.rounds)?;
-        let what = format!(
-            "RabbitMQ, {queues} queues: messages a second over the fastest raw lapin loop"
-        );
+        let what =
+            format!("RabbitMQ, {queues} queues: messages a second over the fastest raw lapin loop");
         compare(&what, &all[0], &all[1], rate, Goal::AtLeast(0.9)).print();
         let name = format!("rabbitmq-{queues}-queues");
         let title = format!("RabbitMQ, {queues} queues");

@@ -18,6 +18,7 @@ use redeliver_benches::shared::order;
 use tokio::runtime::Runtime;
 
 use super::Outcome;
+use super::machine;
 use super::micro::beside;
 
 /// No run takes longer than this.
@@ -138,11 +139,12 @@ impl Server {
                     .with_delivery_mode(2)
                     .with_content_type("application/json".into())
                     .with_message_id(format!("order-{number}").into());
+                let body = order::body(number);
                 let confirm = self.channel.basic_publish(
                     "".into(),
                     ShortString::from(name.as_str()),
                     BasicPublishOptions::default(),
-                    &order::body(number),
+                    &body,
                     properties,
                 );
                 unconfirmed.push(confirm.await?);
@@ -187,12 +189,16 @@ impl Server {
         })
     }
 
+    /// As its control command tells, where the run started the server itself.
     pub(crate) fn version(&self) -> String {
-        let properties = self.connection.server_properties();
-        match properties.inner().get("version") {
-            Some(AMQPValue::LongString(version)) => version.to_string(),
-            _ => String::from("unknown"),
-        }
+        let control = env::var("REDELIVER_RABBITMQCTL").unwrap_or_default();
+        let version = machine::said(&control, &["version"]);
+        if version.is_empty() { String::from("(not known)") } else { version }
+    }
+
+    pub(crate) fn close(&self) -> Outcome {
+        self.runtime.block_on(self.connection.close(200, "done".into()))?;
+        Ok(())
     }
 }
 
@@ -213,7 +219,11 @@ pub(crate) fn once(server: &Server, contender: &Contender, setting: &Setting) ->
 }
 
 /// Runs the contender's process to its end.
-pub(crate) fn start(server: &Server, contender: &Contender, setting: &Setting) -> Outcome<Measured> {
+pub(crate) fn start(
+    server: &Server,
+    contender: &Contender,
+    setting: &Setting,
+) -> Outcome<Measured> {
     let mut child = Command::new(contender.program.path())
         .arg(&server.url)
         .arg(setting.queues.to_string())
@@ -294,7 +304,9 @@ pub(crate) fn contest(
         let Contender { label, style, .. } = &series.contender;
         let rate = Spread::of(series.runs.iter().map(|run| run.rate));
         let cpu = Spread::of(series.runs.iter().map(|run| run.cpu));
-        eprintln!("  {label:<12} {style:<12} {rate:.0} messages a second, {cpu:.1} us of processor a message");
+        eprintln!(
+            "  {label:<12} {style:<12} {rate:.0} messages a second, {cpu:.1} us of processor a message"
+        );
     }
     Ok(all)
 }
