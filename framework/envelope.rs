@@ -83,3 +83,68 @@ pub enum HeaderValue<'a> {
     /// Something else; its type as the broker calls it.
     Other(&'static str),
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// As little of a message as there can be.
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct Bare {
+        pub(crate) id: String,
+        pub(crate) body: Vec<u8>,
+        pub(crate) redelivered: bool,
+    }
+
+    impl Envelope for Bare {
+        fn body(&self) -> &[u8] {
+            &self.body
+        }
+
+        fn header(&self, _: &str) -> Option<HeaderValue<'_>> {
+            None
+        }
+
+        fn visit_headers(&self, _: &mut dyn FnMut(&str, HeaderValue<'_>)) {}
+
+        fn has_headers(&self) -> bool {
+            false
+        }
+
+        fn id(&self) -> Option<&str> {
+            Some(&self.id)
+        }
+
+        fn content_type(&self) -> Option<&str> {
+            None
+        }
+
+        fn kind(&self) -> Option<&str> {
+            None
+        }
+
+        fn key(&self) -> Option<&[u8]> {
+            None
+        }
+
+        fn published_at(&self) -> Option<SystemTime> {
+            None
+        }
+
+        fn is_redelivered(&self) -> bool {
+            self.redelivered
+        }
+
+        fn returns(&self) -> u32 {
+            u32::from(self.redelivered)
+        }
+
+        fn origin(&self) -> String {
+            String::from("nowhere")
+        }
+
+        fn as_any(&self) -> &dyn Any {
+            self
+        }
+    }
+}

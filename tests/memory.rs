@@ -1,11 +1,14 @@
-//! The whole path on the memory broker, through the public API.
+//! The memory broker: the contract of the seam, and the whole path through the public API.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use actix::prelude::*;
-use redeliver::config::Config;
+use redeliver::broker::memory::MemoryBroker;
+use redeliver::broker::{Broker, Source, Target};
+use redeliver::config::{Config, Subscription};
+use redeliver::testing::broker_conformance::{self, Subject};
 use redeliver::{Delivery, Failure, Handled, Message, Service};
 
 #[derive(serde::Deserialize)]
@@ -88,4 +91,42 @@ fn messages_are_handled_retried_and_dead_lettered() {
         let stop = service.stop().await;
         assert_eq!(stop.left, 0);
     });
+}
+
+/// Sources of names of their own on one broker.
+struct Memory {
+    broker: MemoryBroker,
+    sources: AtomicU32,
+}
+
+impl Subject for Memory {
+    fn broker(&self) -> &dyn Broker {
+        &self.broker
+    }
+
+    fn source(&self, waits: &[Duration]) -> Arc<Source> {
+        let name = format!("source-{}", self.sources.fetch_add(1, Ordering::Relaxed));
+        let settings = Subscription { queue: Some(name.clone()), ..Subscription::default() };
+        Arc::new(Source {
+            name: name.into(),
+            settings: Arc::new(settings),
+            waits: waits.to_vec(),
+            service: "conformance".into(),
+        })
+    }
+
+    fn target(&self, source: &Source) -> Target {
+        Target::Queue(source.settings.queue.clone().unwrap())
+    }
+
+    fn nowhere(&self) -> Target {
+        Target::Queue("nowhere".to_owned())
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_memory_broker_keeps_every_sentence_of_the_contract() {
+    let memory = Memory { broker: MemoryBroker::new(), sources: AtomicU32::new(0) };
+    memory.broker.connect().await.unwrap();
+    broker_conformance::every_sentence(&memory).await;
 }

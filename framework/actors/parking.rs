@@ -68,3 +68,6 @@ impl Ord for Parked {
         (self.due, self.number).cmp(&(other.due, other.number))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -254,12 +254,14 @@ impl Lanes for MemoryLanes {
             let mut queues = self.shared.lock();
             Arc::clone(&queues.by_name.entry(queue.clone()).or_default().arrived)
         };
+        let generation = self.shared.generations.fetch_add(1, Ordering::Relaxed) + 1;
         let lane = MemoryLane {
             shared: Arc::clone(&self.shared),
             queue,
             arrived,
-            generation: self.shared.generations.fetch_add(1, Ordering::Relaxed) + 1,
-            first: 0,
+            generation,
+            // No token of one lane is ever one of another.
+            first: generation << 40,
             unsettled: VecDeque::new(),
         };
         LaneEvent::Opened(LaneId(number.to_string().into()), Box::new(lane))

@@ -231,6 +231,9 @@ fn again(
     now: SystemTime,
     chance: &mut dyn FnMut() -> f64,
 ) -> Verdict {
+    if wish == Wish::Reject {
+        return dead(Reason::Rejected, fault);
+    }
     let carried = &work.carried;
     let attempt = work.attempt(policy.attempts_max.get());
     let counted = !matches!(wish, Wish::Defer(_));
@@ -249,7 +252,6 @@ fn again(
             retries.wait_for(delay, policy, chance)
         }
         Wish::RetryAfter(delay) | Wish::Defer(delay) => retries.wait_at_least(delay, policy),
-        Wish::Reject => return dead(Reason::Rejected, fault),
     };
     if retries.forbids(waiting) {
         let error = format!("its wait would be longer than order_wait_max: {}", fault.error);
@@ -270,3 +272,6 @@ impl Fault {
         Self { error, class: Some(class.to_owned()) }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -189,3 +189,22 @@ impl Scope {
         self.retries.load().attempts_max()
     }
 }
+
+#[cfg(test)]
+impl Work {
+    /// A message that is in nobody's hands.
+    pub(crate) fn of(received: Received, slot: u32) -> Self {
+        Self {
+            carried: Luggage::read(received.envelope.as_ref()),
+            received,
+            id: None,
+            key: None,
+            lane: 0,
+            slot,
+            claim: None,
+            holding: None,
+            held: None,
+            is_probe: false,
+        }
+    }
+}

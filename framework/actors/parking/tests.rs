@@ -1,0 +1,47 @@
+//! Parking against a sorted list.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::broker::{Received, Token};
+use crate::envelope::tests::Bare;
+
+fn work(number: u32) -> Work {
+    let received = Received { envelope: Arc::new(Bare::default()), token: Token(number.into()) };
+    Work::of(received, number)
+}
+
+proptest! {
+    #[test]
+    fn what_is_due_comes_out_by_time_and_then_by_age_and_nothing_else_does(
+        dues in prop::collection::vec(0..50_u64, 0..60),
+        looks in prop::collection::vec(0..60_u64, 0..20),
+    ) {
+        let start = Instant::now();
+        let at = |ms: u64| start + Duration::from_millis(ms);
+        let mut parking = Parking::default();
+        let mut model: Vec<(u64, u32)> = Vec::new();
+        for (number, due) in dues.iter().enumerate() {
+            parking.park(work(number as u32), at(*due));
+            model.push((*due, number as u32));
+        }
+        model.sort();
+        for look in looks {
+            prop_assert_eq!(parking.next_due(), model.first().map(|(due, _)| at(*due)));
+            while let Some(work) = parking.take_due(at(look)) {
+                let (due, number) = model.remove(0);
+                prop_assert!(due <= look, "{} is not due at {}", due, look);
+                prop_assert_eq!(work.slot, number);
+            }
+            prop_assert!(model.first().is_none_or(|(due, _)| *due > look), "one was kept back");
+            prop_assert_eq!(parking.len(), model.len());
+        }
+        let mut rest: Vec<_> = parking.drain().map(|(work, due)| (due, work.slot)).collect();
+        rest.sort();
+        let model: Vec<_> = model.into_iter().map(|(due, number)| (at(due), number)).collect();
+        prop_assert_eq!(rest, model);
+    }
+}

@@ -1,0 +1,192 @@
+//! What must hold for every policy, every message and every answer there can be.
+
+use std::num::NonZeroU32;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::broker::{Received, Token};
+use crate::config::{Config, Retry, Rule as RuleTable, Subscription, Then};
+use crate::envelope::tests::Bare;
+use crate::retry::{Backoff, Jitter};
+
+fn now() -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_000_000)
+}
+
+fn work(attempts: u32, age: Option<Duration>, delay: Option<Duration>) -> Work {
+    let received = Received { envelope: Arc::new(Bare::default()), token: Token(1) };
+    let mut work = Work::of(received, 0);
+    work.carried.attempts = attempts;
+    work.carried.first_seen = age.map(|age| now() - age);
+    work.carried.delay = delay;
+    work
+}
+
+fn retries(table: Retry) -> Retries {
+    let retry = [(String::from("standard"), table)].into();
+    Retries::of(&Subscription::default(), &Config { retry, ..Config::default() })
+}
+
+fn ms(range: std::ops::Range<u64>) -> impl Strategy<Value = Duration> {
+    range.prop_map(Duration::from_millis)
+}
+
+prop_compose! {
+    fn table()(
+        backoff in prop::sample::select(vec![
+            Backoff::None, Backoff::Fixed, Backoff::Linear, Backoff::Exponential, Backoff::Fibonacci,
+        ]),
+        jitter in prop::sample::select(vec![
+            Jitter::None, Jitter::Equal, Jitter::Full, Jitter::Decorrelated,
+        ]),
+        delay_min in ms(0..20_000),
+        wider in ms(0..200_000),
+        attempts_max in 1..30_u32,
+        age_max in ms(1..1_000_000),
+        immediate in 0..6_u32,
+        in_process_max in ms(0..10_000),
+    ) -> Retry {
+        Retry {
+            backoff,
+            jitter,
+            delay_min,
+            delay_max: delay_min + wider,
+            attempts_max: NonZeroU32::new(attempts_max).expect("from 1"),
+            age_max,
+            immediate,
+            in_process_max,
+            ..Retry::default()
+        }
+    }
+}
+
+prop_compose! {
+    fn message()(
+        attempts in prop_oneof![0..40_u32, Just(u32::MAX), any::<u32>()],
+        age in prop::option::of(ms(0..2_000_000)),
+        delay in prop::option::of(ms(0..400_000)),
+    ) -> (u32, Option<Duration>, Option<Duration>) {
+        (attempts, age, delay)
+    }
+}
+
+fn wish() -> impl Strategy<Value = Wish> {
+    prop_oneof![
+        Just(Wish::Retry),
+        ms(0..90_000_000).prop_map(Wish::RetryAfter),
+        ms(0..90_000_000).prop_map(Wish::Defer),
+        Just(Wish::Reject),
+    ]
+}
+
+fn failure(wish: Wish) -> Failure {
+    match wish {
+        Wish::Retry => Failure::retry("no"),
+        Wish::RetryAfter(delay) => Failure::retry_after(delay, "no"),
+        Wish::Defer(delay) => Failure::defer(delay, "no"),
+        Wish::Reject => Failure::reject("no"),
+    }
+}
+
+fn decided(answer: Answer, work: &Work, table: Retry, chance: f64) -> Verdict {
+    decide(answer, work, None, &retries(table), now(), &mut || chance)
+}
+
+proptest! {
+    #[test]
+    fn the_caps_always_hold(
+        table in table(), (attempts, age, delay) in message(), wish in wish(), chance in 0.0..1.0,
+    ) {
+        let work = work(attempts, age, delay);
+        let (attempts_max, age_max) = (table.attempts_max.get(), table.age_max);
+        let verdict = decided(Answer::Failed(failure(wish)), &work, table, chance);
+        let made = attempts.saturating_add(1);
+        let aged = age.unwrap_or_default() >= age_max;
+        match verdict {
+            Verdict::Retry(..) => prop_assert!(made < attempts_max && !aged),
+            Verdict::Defer(_) => prop_assert!(!aged && matches!(wish, Wish::Defer(_))),
+            Verdict::Dead(epitaph) => {
+                let expected = match wish {
+                    Wish::Reject => Reason::Rejected,
+                    Wish::Retry | Wish::RetryAfter(_) if made >= attempts_max => Reason::Exhausted,
+                    Wish::Retry | Wish::RetryAfter(_) | Wish::Defer(_) => {
+                        prop_assert!(aged);
+                        Reason::Expired
+                    }
+                };
+                prop_assert_eq!(epitaph.reason, expected);
+                prop_assert!(epitaph.attempted);
+            }
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+
+    #[test]
+    fn no_wait_is_shorter_than_asked(
+        table in table(), (attempts, age, delay) in message(), wish in wish(), chance in 0.0..1.0,
+    ) {
+        let work = work(attempts, age, delay);
+        let (policy, jitter) = (table.policy(), table.jitter);
+        let attempt = work.attempt(table.attempts_max.get());
+        let verdict = decided(Answer::Failed(failure(wish)), &work, table, chance);
+        let (Verdict::Retry(waiting, _) | Verdict::Defer(waiting)) = verdict else { return Ok(()) };
+        let asked = match wish {
+            Wish::RetryAfter(delay) | Wish::Defer(delay) => delay,
+            // Where jitter is drawn, the delay is rounded by chance so that the mean is kept.
+            Wish::Retry if jitter == Jitter::None => {
+                policy.delay_before(attempt.next(), delay, chance)
+            }
+            Wish::Retry | Wish::Reject => Duration::ZERO,
+        };
+        prop_assert!(waiting.delay() >= asked, "{waiting:?} is shorter than {asked:?}");
+        if let Waiting::Here(delay) = waiting {
+            prop_assert!(delay <= policy.in_process_max);
+        }
+    }
+
+    #[test]
+    fn a_panic_and_a_timeout_count_as_a_failure_that_retries(
+        table in table(), (attempts, age, delay) in message(), chance in 0.0..1.0,
+    ) {
+        let work = work(attempts, age, delay);
+        let plain = decided(Answer::Failed(failure(Wish::Retry)), &work, table.clone(), chance);
+        let limit = Duration::from_secs(3);
+        for answer in [Answer::Panicked(String::from("no")), Answer::TimedOut(limit)] {
+            let verdict = decided(answer, &work, table.clone(), chance);
+            let same = match (&verdict, &plain) {
+                (Verdict::Retry(waits, _), Verdict::Retry(plain, _)) => waits == plain,
+                (Verdict::Dead(dead), Verdict::Dead(plain)) => dead.reason == plain.reason,
+                _ => false,
+            };
+            prop_assert!(same, "{verdict:?} is not like {plain:?}");
+        }
+    }
+
+    #[test]
+    fn a_rule_that_rejects_or_ignores_does_so_whatever_else_is_true(
+        table in table(), (attempts, age, delay) in message(), wish in wish(), chance in 0.0..1.0,
+        reject: bool,
+    ) {
+        let then = if reject { Then::Reject } else { Then::Ignore };
+        let class = Some(String::from("validation"));
+        let rules = vec![RuleTable { class, then, ..RuleTable::default() }];
+        let failed = Answer::Failed(failure(wish).class("validation"));
+        let work = work(attempts, age, delay);
+        match decided(failed, &work, Retry { rules, ..table }, chance) {
+            Verdict::Ignore(_) => prop_assert!(!reject),
+            Verdict::Dead(epitaph) => prop_assert!(reject && epitaph.reason == Reason::Rejected),
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_worked_is_done_and_what_nobody_knows_begins_again(
+        table in table(), (attempts, age, delay) in message(), chance in 0.0..1.0,
+    ) {
+        let work = work(attempts, age, delay);
+        prop_assert_eq!(decided(Answer::Handled, &work, table.clone(), chance), Verdict::Ack);
+        prop_assert_eq!(decided(Answer::Interrupted, &work, table, chance), Verdict::Again);
+    }
+}
