@@ -76,11 +76,16 @@ fn what_is_sent_on_carries_trace_cause_and_hops_and_keeps_what_the_user_set() {
     test.publish("orders", message);
     test.finish();
     let some = |text: &str| Some(text.to_owned());
+    let mut seen = seen.lock().unwrap();
+    // The same trace, in a span of its own.
+    let sent_on = seen[1][0].take().expect("it carries a trace");
+    assert_eq!(sent_on[..36], trace[..36]);
+    assert_ne!(sent_on, trace);
     assert_eq!(
-        *seen.lock().unwrap(),
+        *seen,
         [
             vec![some(trace), some("a=b"), None, None, None],
-            vec![some(trace), some("a=b"), some("7"), some("1"), some("acme")],
+            vec![None, some("a=b"), some("7"), some("1"), some("acme")],
         ]
     );
 }
