@@ -116,10 +116,13 @@ struct Desk<T> {
     life: Rc<Life>,
 }
 
+/// The way back to one lane's consumer, and what is about to take it.
+type Way = (mpsc::Sender<Vec<Outcome>>, Vec<Outcome>);
+
 /// Verdicts on their way back, by lane.
 #[derive(Default)]
 struct Outbox {
-    lanes: Vec<Option<(mpsc::Sender<Vec<Outcome>>, Vec<Outcome>)>>,
+    lanes: Vec<Option<Way>>,
 }
 
 impl Outbox {

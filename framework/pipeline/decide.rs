@@ -208,6 +208,8 @@ pub(crate) fn decide(
     match retries.rule_for(fault.class.as_deref(), kind) {
         Rule::Ignore => Verdict::Ignore(fault),
         Rule::Reject => dead(Reason::Rejected, fault),
+        // Before caps and ages are looked at: they are about trying again.
+        Rule::Retry(_) if wish == Wish::Reject => dead(Reason::Rejected, fault),
         Rule::Retry(policy) => again(wish, fault, work, policy, retries, now, chance),
     }
 }
@@ -231,9 +233,6 @@ fn again(
     now: SystemTime,
     chance: &mut dyn FnMut() -> f64,
 ) -> Verdict {
-    if wish == Wish::Reject {
-        return dead(Reason::Rejected, fault);
-    }
     let carried = &work.carried;
     let attempt = work.attempt(policy.attempts_max.get());
     let counted = !matches!(wish, Wish::Defer(_));
@@ -252,6 +251,7 @@ fn again(
             retries.wait_for(delay, policy, chance)
         }
         Wish::RetryAfter(delay) | Wish::Defer(delay) => retries.wait_at_least(delay, policy),
+        Wish::Reject => return dead(Reason::Rejected, fault),
     };
     if retries.forbids(waiting) {
         let error = format!("its wait would be longer than order_wait_max: {}", fault.error);

@@ -1,5 +1,7 @@
 //! What is promised to users, a sentence a test, on the memory broker and through the public API.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
 mod bench;
 
 mod answers;

@@ -92,7 +92,8 @@ fn what_is_sent_on_carries_trace_cause_and_hops_and_keeps_what_the_user_set() {
 
 #[test]
 fn id_trace_and_user_headers_survive_waits() {
-    let seen: Arc<Mutex<Vec<(Option<String>, u32, bool)>>> = Arc::default();
+    type Seen = Arc<Mutex<Vec<(Option<String>, u32, bool)>>>;
+    let seen = Seen::default();
     let sink = Arc::clone(&seen);
     let handler = move |delivery: Delivery<String>| {
         let trace = delivery.header("traceparent").is_some() && delivery.header("tenant").is_some();

@@ -40,7 +40,7 @@ pub(crate) async fn drained(service: &Service) {
 }
 
 async fn ship(delivery: Delivery<u32>) -> Handled {
-    if delivery.payload % 3 == 0 && delivery.attempt() == 1 {
+    if delivery.payload.is_multiple_of(3) && delivery.attempt() == 1 {
         return Err(redeliver::Failure::retry("not yet"));
     }
     Ok(())

@@ -20,7 +20,7 @@ async fn closed_connections_lose_nothing_and_the_same_process_goes_on() {
             handler.note(&delivery);
             async move {
                 sleep(Duration::from_millis(4)).await;
-                if delivery.payload % 10 == 0 && delivery.attempt() == 1 {
+                if delivery.payload.is_multiple_of(10) && delivery.attempt() == 1 {
                     return Err(Failure::retry("once"));
                 }
                 Ok(())

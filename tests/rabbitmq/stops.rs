@@ -124,7 +124,7 @@ async fn a_pause_holds_everything_and_counts_no_attempt() {
             handler.note(&delivery);
             async move {
                 sleep(Duration::from_millis(5)).await;
-                if delivery.payload % 7 == 0 && delivery.attempt() == 1 {
+                if delivery.payload.is_multiple_of(7) && delivery.attempt() == 1 {
                     return Err(Failure::retry("once"));
                 }
                 Ok(())
