@@ -252,6 +252,8 @@ fn again(
             retries.wait_for(delay, policy, chance)
         }
         Wish::RetryAfter(delay) | Wish::Defer(delay) => retries.wait_at_least(delay, policy),
+        // Answered above, before attempts and age are looked at.
+        Wish::Reject => return dead(Reason::Rejected, fault),
     };
     if retries.forbids(waiting) {
         let error = format!("its wait would be longer than order_wait_max: {}", fault.error);
