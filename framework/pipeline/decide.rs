@@ -251,6 +251,7 @@ fn again(
             retries.wait_for(delay, policy, chance)
         }
         Wish::RetryAfter(delay) | Wish::Defer(delay) => retries.wait_at_least(delay, policy),
+        // Answered above, before attempts and age are looked at.
         Wish::Reject => return dead(Reason::Rejected, fault),
     };
     if retries.forbids(waiting) {

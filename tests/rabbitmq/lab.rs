@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep};
 use crate::common::rabbitmq::{Raw, control, delete_queues, unique, url};
 
 /// How long anything may take before a test fails: long, because the machine may be busy with others.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
 /// How long nothing may be anywhere before it counts as worked off.
 const QUIET: Duration = Duration::from_millis(600);

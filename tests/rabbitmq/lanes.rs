@@ -63,13 +63,13 @@ async fn no_more_are_handled_at_once_than_are_allowed_in_all_lanes_together() {
                     running.0 += 1;
                     running.1 = running.1.max(running.0);
                 }
-                sleep(Duration::from_millis(10)).await;
+                sleep(Duration::from_millis(60)).await;
                 counter.lock().expect("no test panics in here").0 -= 1;
                 Ok(())
             }
         })
         .await;
-    lab.publish(0..300).await;
+    lab.publish(0..150).await;
     drained(&service).await;
     service.stop().await;
     let most = running.lock().expect("no test panics in here").1;

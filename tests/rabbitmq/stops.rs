@@ -149,3 +149,30 @@ async fn a_pause_holds_everything_and_counts_no_attempt() {
     }
     assert_eq!(seen.attempts().len(), 500);
 }
+
+#[tokio::test]
+async fn stops_in_quick_succession_condemn_no_message() {
+    let lab = Lab::new().await;
+    let toml = lab.toml("crashes_max = 1\n", "");
+    lab.prepare(&toml).await;
+    lab.publish(0..50).await;
+    let seen = Seen::default();
+    for _ in 0..15 {
+        let handler = seen.clone();
+        let service = lab
+            .start(&toml, move |delivery: Delivery<u32>| {
+                handler.note(&delivery);
+                async {
+                    sleep(Duration::from_millis(20)).await;
+                    Ok(())
+                }
+            })
+            .await;
+        service.stop().await;
+    }
+    // On most versions of the server a return counts like a crash: these are suspects now, and no more than that.
+    let service = lab.start(&toml, |_: Delivery<u32>| async { Ok(()) }).await;
+    drained(&service).await;
+    service.stop().await;
+    assert_eq!(lab.raw.count(&lab.dead()).await, 0, "nothing ended a process");
+}

@@ -121,7 +121,18 @@ impl Lanes for RabbitLanes {
         }));
     }
 
+    /// Lets what is being opened come to its end: dropped half way, it would leave a consumer at the server
+    /// that is delivered to and that nobody drains.
     async fn close(&mut self) {
+        let opened = async {
+            while let Some((_, opened)) = self.opening.next().await {
+                if let Ok(Some(mut lane)) = opened {
+                    let _ = lane.wind_down().await;
+                }
+            }
+        };
+        // Without an answer there is no connection that a consumer could be left on.
+        let _ = timeout(CLOSE_STEP_MAX, opened).await;
         self.opening.clear();
     }
 }
