@@ -231,6 +231,7 @@ fn again(
     now: SystemTime,
     chance: &mut dyn FnMut() -> f64,
 ) -> Verdict {
+    // Before the counts: rejected is what it is, also at the last attempt.
     if wish == Wish::Reject {
         return dead(Reason::Rejected, fault);
     }
@@ -252,6 +253,7 @@ fn again(
             retries.wait_for(delay, policy, chance)
         }
         Wish::RetryAfter(delay) | Wish::Defer(delay) => retries.wait_at_least(delay, policy),
+        Wish::Reject => return dead(Reason::Rejected, fault),
     };
     if retries.forbids(waiting) {
         let error = format!("its wait would be longer than order_wait_max: {}", fault.error);
