@@ -252,11 +252,14 @@ fn every_log_event_is_explained_with_its_level_and_no_other() {
     let logged: BTreeSet<String> = source
         .split("tracing::")
         .skip(1)
-        .map(|event| {
-            let (level, rest) = event.split_once("!(").expect("an event is a macro");
+        .filter_map(|event| {
+            let (level, rest) = event.split_once("!(")?;
+            if !["trace", "debug", "info", "warn", "error"].contains(&level) {
+                return None;
+            }
             let (arguments, _) = rest.split_once(");").expect("a macro ends");
             let text = arguments.rsplit('"').nth(1).expect("an event has a text");
-            format!("{} {text}", level.to_uppercase())
+            Some(format!("{} {text}", level.to_uppercase()))
         })
         .collect();
     assert!(logged.len() > 20, "only {} events", logged.len());

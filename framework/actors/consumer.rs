@@ -23,6 +23,9 @@ use crate::broker::{Lane, LaneEnd, LaneId};
 use crate::pipeline::Work;
 use crate::telemetry;
 
+/// How long a stopping process looks for a suspect that is on its way here.
+const TAKE_IN_MAX: Duration = Duration::from_millis(100);
+
 /// How long a stopping process may take to put back a suspect whose handler is not done.
 const PUT_BACK_MAX: Duration = Duration::from_secs(2);
 
@@ -183,6 +186,9 @@ async fn drain(
 
 /// Finishes what runs, as far as the time allows; the number of handlers that were left running.
 async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> usize {
+    if desk.suspects {
+        take_in_suspect(lane, desk).await;
+    }
     desk.winding_down = true;
     desk.send_parked_away();
     let mut left = loop {
@@ -207,6 +213,17 @@ async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> u
         telemetry::close_failed(desk.shared.scope.name(), &desk.lane, &end);
     }
     left
+}
+
+/// Takes in a suspect that was delivered and not looked at yet: returned unseen, it would look as
+/// if the process had died of it.
+async fn take_in_suspect(lane: &mut dyn Lane, desk: &mut Desk) {
+    if desk.room() > 0 {
+        let taken = tokio::time::timeout(TAKE_IN_MAX, lane.next(&mut desk.received, 1)).await;
+        if let Ok(Ok(())) = taken {
+            desk.receive();
+        }
+    }
 }
 
 /// Copies a suspect whose handler is not done to where it came from, so that nothing is held

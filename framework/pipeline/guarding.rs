@@ -63,20 +63,7 @@ fn answer_of(
     let metrics = &scope.metrics;
     match admission {
         Admission::Run(held) => {
-            work.carried.attempts = work.carried.attempts.max(held.attempts());
-            let status = match held.kind() {
-                Some(ClaimKind::TakenOver) => {
-                    metrics.possible_duplicates.inc();
-                    ClaimStatus::TakenOver
-                }
-                Some(ClaimKind::Fresh) | None => ClaimStatus::Fresh,
-            };
-            work.claim = Some(Arc::new(Claim::new(
-                status,
-                held.fence().map(|fence| fence.0),
-                held.takeovers(),
-                None,
-            )));
+            note_claim(&held, work, scope);
             Ok(Some(held))
         }
         Admission::Done { result } => {
@@ -116,6 +103,20 @@ fn answer_of(
             }
         },
     }
+}
+
+/// Tells the handler how its message was claimed, and counts with the larger count of attempts.
+fn note_claim(held: &Held, work: &mut Work, scope: &Scope) {
+    work.carried.attempts = work.carried.attempts.max(held.attempts());
+    let status = match held.kind() {
+        Some(ClaimKind::TakenOver) => {
+            scope.metrics.possible_duplicates.inc();
+            ClaimStatus::TakenOver
+        }
+        Some(ClaimKind::Fresh) | None => ClaimStatus::Fresh,
+    };
+    let fence = held.fence().map(|fence| fence.0);
+    work.claim = Some(Arc::new(Claim::new(status, fence, held.takeovers(), None)));
 }
 
 /// Comes back without an attempt counted; jittered, because others wait for the same moment.
