@@ -4,7 +4,7 @@
 
 use tokio::time::Instant;
 
-use crate::pipeline::{Epitaph, Reason, Scope, Verdict, Work};
+use crate::pipeline::{Scope, Verdict, Work};
 use crate::retry::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 use crate::telemetry;
 
@@ -106,18 +106,5 @@ impl Verdict {
     /// Rejects do not count: they are the message's own fault.
     fn is_judged(&self) -> bool {
         matches!(self, Self::Ack) || self.is_failure()
-    }
-
-    /// The handler failed in a way that may pass.
-    pub(super) fn is_failure(&self) -> bool {
-        match self {
-            Self::Retry(..) => true,
-            Self::Dead(Epitaph { reason, attempted, .. }) => {
-                *attempted && matches!(reason, Reason::Exhausted | Reason::Expired)
-            }
-            Self::Ack | Self::Ignore(_) | Self::Defer(_) | Self::StoreDown(_) | Self::Again => {
-                false
-            }
-        }
     }
 }

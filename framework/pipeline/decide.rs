@@ -74,6 +74,19 @@ impl Verdict {
         self.fault().map(|fault| fault.error.as_str())
     }
 
+    /// The handler failed in a way that may pass.
+    pub(crate) fn is_failure(&self) -> bool {
+        match self {
+            Self::Retry(..) => true,
+            Self::Dead(Epitaph { reason, attempted, .. }) => {
+                *attempted && matches!(reason, Reason::Exhausted | Reason::Expired)
+            }
+            Self::Ack | Self::Ignore(_) | Self::Defer(_) | Self::StoreDown(_) | Self::Again => {
+                false
+            }
+        }
+    }
+
     /// Whether the handler panicked, so that its actor's state may be broken.
     pub(crate) fn is_panic(&self) -> bool {
         self.fault().is_some_and(|fault| fault.class.as_deref() == Some(CLASS_PANIC))

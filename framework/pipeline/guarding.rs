@@ -15,7 +15,9 @@ use crate::store::{ClaimKind, Loss, Scope as Holding};
 use crate::telemetry;
 
 /// After so long another copy asks again whether the one that runs is done.
-const ASK_AGAIN_MAX: Duration = Duration::from_secs(30);
+const RUNNING_MAX: Duration = Duration::from_millis(500);
+/// After so long another copy asks again whether the one that waits has had its turn.
+const WAITING_MAX: Duration = Duration::from_secs(30);
 /// How soon a message comes back whose guard was lost.
 const LOST_DELAY: Duration = Duration::from_secs(1);
 
@@ -86,8 +88,12 @@ fn answer_of(
             telemetry::duplicate(scope.name(), work.id(), &reason);
             Err(Refusal::Verdict(Verdict::Ack))
         }
-        Admission::Running { remaining } => Err(later(remaining, "the same id is being handled")),
-        Admission::Waiting { remaining } => Err(later(remaining, "the same id waits for a retry")),
+        Admission::Running { remaining } => {
+            Err(later(remaining.min(RUNNING_MAX), "the same id is being handled"))
+        }
+        Admission::Waiting { remaining } => {
+            Err(later(remaining.min(WAITING_MAX), "the same id waits for a retry"))
+        }
         Admission::LockBusy { retry_in } => Err(later(retry_in, "its lock is held by another")),
         Admission::Mismatch => {
             let error = String::from("its id was used before with another payload");
@@ -120,9 +126,8 @@ fn note_claim(held: &Held, work: &mut Work, scope: &Scope) {
 }
 
 /// Comes back without an attempt counted; jittered, because others wait for the same moment.
-fn later(remaining: Duration, why: &'static str) -> Refusal {
-    let wait = remaining.min(ASK_AGAIN_MAX).max(Duration::from_millis(10));
-    let wait = wait.mul_f64(1.0 + fastrand::f64() * 0.2);
+fn later(wait: Duration, why: &'static str) -> Refusal {
+    let wait = wait.max(Duration::from_millis(10)).mul_f64(1.0 + fastrand::f64() * 0.2);
     Refusal::Answer(Answer::Failed(Failure::defer(wait, why)))
 }
 
@@ -153,7 +158,7 @@ pub(super) async fn conclude(
 ) -> Verdict {
     match &verdict {
         Verdict::Ack | Verdict::Ignore(_) => complete(held, verdict, work, scope).await,
-        Verdict::Retry(..) if work.is_probe => {
+        failed if work.is_probe && failed.is_failure() => {
             // A probe costs no attempt.
             let _ = held.release().await;
             verdict
