@@ -400,12 +400,16 @@ impl Publisher for MemoryPublisher {
                 .collect(),
         };
         if names.is_empty() {
-            let error = format!("no queue is bound to {}", outgoing.target);
+            let error =
+                format!("message `{}`: no queue is bound to {}", outgoing.id, outgoing.target);
             return Err(BrokerError::new(Fault::Unroutable, error));
         }
         for name in names {
             let message = Arc::new(stored(outgoing, &name, self.shared.clock.now()));
-            queues.push(&name, message)?;
+            queues.push(&name, message).map_err(|error| {
+                let text = format!("message `{}`: {error}", outgoing.id);
+                BrokerError::new(error.fault, text)
+            })?;
         }
         Ok(())
     }
