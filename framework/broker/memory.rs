@@ -400,17 +400,14 @@ impl Publisher for MemoryPublisher {
                 .collect(),
         };
         if names.is_empty() {
-            let error = format!(
-                "sending message `{}`: no queue is bound to {}",
-                outgoing.id, outgoing.target
-            );
+            let error =
+                format!("message `{}`: no queue is bound to {}", outgoing.id, outgoing.target);
             return Err(BrokerError::new(Fault::Unroutable, error));
         }
         for name in names {
             let message = Arc::new(stored(outgoing, &name, self.shared.clock.now()));
-            let pushed = queues.push(&name, message);
-            pushed.map_err(|error| {
-                let text = format!("sending message `{}`: {error}", outgoing.id);
+            queues.push(&name, message).map_err(|error| {
+                let text = format!("message `{}`: {error}", outgoing.id);
                 BrokerError::new(error.fault, text)
             })?;
         }

@@ -221,8 +221,6 @@ pub(crate) fn decide(
     match retries.rule_for(fault.class.as_deref(), kind) {
         Rule::Ignore => Verdict::Ignore(fault),
         Rule::Reject => dead(Reason::Rejected, fault),
-        // Before caps and ages are looked at: they are about trying again.
-        Rule::Retry(_) if wish == Wish::Reject => dead(Reason::Rejected, fault),
         Rule::Retry(policy) => again(wish, fault, work, policy, retries, now, chance),
     }
 }
@@ -246,6 +244,11 @@ fn again(
     now: SystemTime,
     chance: &mut dyn FnMut() -> f64,
 ) -> Verdict {
+    let asked = match wish {
+        Wish::Reject => return dead(Reason::Rejected, fault),
+        Wish::Retry => None,
+        Wish::RetryAfter(delay) | Wish::Defer(delay) => Some(delay),
+    };
     let carried = &work.carried;
     let attempt = work.attempt(policy.attempts_max.get());
     let counted = !matches!(wish, Wish::Defer(_));
@@ -258,14 +261,12 @@ fn again(
         let error = format!("older than age_max ({age_max:?}): {}", fault.error);
         return dead(Reason::Expired, Fault { error, class: fault.class });
     }
-    let waiting = match wish {
-        Wish::Retry => {
+    let waiting = match asked {
+        Some(delay) => retries.wait_at_least(delay, policy),
+        None => {
             let delay = policy.delay_before(attempt.next(), carried.delay, chance());
             retries.wait_for(delay, policy, chance)
         }
-        Wish::RetryAfter(delay) | Wish::Defer(delay) => retries.wait_at_least(delay, policy),
-        // Answered above, before attempts and age are looked at.
-        Wish::Reject => return dead(Reason::Rejected, fault),
     };
     if retries.forbids(waiting) {
         let error = format!("its wait would be longer than order_wait_max: {}", fault.error);
