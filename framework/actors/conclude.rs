@@ -129,6 +129,8 @@ impl Desk {
     /// comes back in its old place, if it comes back here at all.
     fn keep_fate(&mut self, mut work: Work, verdict: Verdict) {
         self.next_turn(&work);
+        // Whoever gets it now must not wait for us.
+        work.held = None;
         let verdict = match verdict {
             Verdict::Retry(..) if work.key.is_some() => {
                 let scope = &self.shared.scope;

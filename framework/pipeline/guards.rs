@@ -111,6 +111,24 @@ impl Guards {
         admitted.unwrap_or_else(Admission::StoreDown)
     }
 
+    /// Whether the store knows that an id was handled or given up, without claiming it. A higher
+    /// generation opens what was given up.
+    pub(crate) async fn is_over(
+        &self,
+        id: &str,
+        generation: u32,
+        payload: &[u8],
+    ) -> Result<bool, StoreError> {
+        let Some(claims) = &self.claims else { return Ok(false) };
+        let key = self.key(id, generation, payload);
+        let known = claims.store.store().peek(&key).await?;
+        Ok(known.is_some_and(|known| match known.state {
+            "done" => true,
+            "dead" => generation <= known.generation,
+            _ => false,
+        }))
+    }
+
     async fn admit_claim(
         &self,
         claims: &ClaimRules,
@@ -176,15 +194,19 @@ impl Guards {
     }
 
     fn asked(&self, claims: &ClaimRules, request: &AdmitRequest<'_>) -> Asked {
-        let key = ClaimKey {
-            scope: self.subscription.clone(),
-            id: request.id.into(),
-            fingerprint: Fingerprint::of(request.payload),
-            generation: request.generation,
-        };
+        let key = self.key(request.id, request.generation, request.payload);
         let asked_at = claims.store.store().clock().now();
         let (rules, owner) = (claims.clone(), Owner::new());
         Asked { rules, key, owner, asked_at, lock: None, is_open: true }
+    }
+
+    fn key(&self, id: &str, generation: u32, payload: &[u8]) -> ClaimKey {
+        ClaimKey {
+            scope: self.subscription.clone(),
+            id: id.into(),
+            fingerprint: Fingerprint::of(payload),
+            generation,
+        }
     }
 }
 
