@@ -14,8 +14,7 @@ use crate::{programs, worker};
 
 const PUBLISHERS: usize = 5;
 const PROCESSES: usize = 3;
-const GUARDED: &str =
-    "idempotency = { store = \"main\", lease = \"3s\", keep = \"1h\" }\ncrashes_max = 1000000\n\
+const GUARDED: &str = "idempotency = { store = \"main\", lease = \"3s\", keep = \"1h\" }\ncrashes_max = 1000000\n\
      breaker = { attempts_min = 1000000 }\nin_flight_max = 16\nparked_max = 16";
 
 /// Ids with how often they are in the input, each published once by each publisher.

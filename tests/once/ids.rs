@@ -69,10 +69,8 @@ async fn memory_does_not_grow_with_the_number_of_keys() {
                 idempotency = { store = \"main\", keep = \"2m\" }\nretry = \"short\"\n\
                 lock = { store = \"main\", key = \"/id\" }";
     let tables = "[retry.short]\nage_max = \"1s\"\nattempts_max = 1\n";
-    let service = lab.start(&lab.toml(keys, tables), |_: Delivery<Value>| async {
-        Handled::Ok(())
-    });
-    let service = service.await;
+    let toml = lab.toml(keys, tables);
+    let service = lab.start(&toml, |_: Delivery<Value>| async { Handled::Ok(()) }).await;
     let publish = async |numbers: std::ops::Range<u64>| {
         let publisher = service.publisher("main").expect("it is configured");
         let sends = numbers.map(|number| {

@@ -5,8 +5,7 @@ use serde_json::{Value, json};
 
 use crate::lab::{Lab, Log, SHORT_WAITS};
 
-const ORDERED: &str =
-    "ordering = \"key\"\nkey = \"/key\"\norder_on_long_wait = \"dead-letter\"\n\
+const ORDERED: &str = "ordering = \"key\"\nkey = \"/key\"\norder_on_long_wait = \"dead-letter\"\n\
      idempotency = { store = \"main\" }";
 
 /// Sixty messages over six keys; each seventh fails once, each eleventh defers once.

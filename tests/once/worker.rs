@@ -1,6 +1,6 @@
 //! A service as a process: it can be killed, and writes down what it did where that survives.
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -17,7 +17,7 @@ pub(crate) fn start(toml: &str, folder: &Path) -> Child {
         .env("REDELIVER_TEST_ONCE", toml)
         .env("REDELIVER_TEST_FOLDER", folder)
         .stdout(Stdio::null())
-        .stderr(Stdio::null())
+        .stderr(File::options().create(true).append(true).open(folder.join("log")).expect("a file"))
         .spawn()
         .expect("it starts itself")
 }
@@ -26,6 +26,8 @@ pub(crate) fn start(toml: &str, folder: &Path) -> Child {
 #[tokio::test(flavor = "multi_thread")]
 async fn worker() {
     let Ok(toml) = std::env::var("REDELIVER_TEST_ONCE") else { return };
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr);
+    log.with_max_level(tracing::Level::WARN).init();
     let folder = std::env::var("REDELIVER_TEST_FOLDER").expect("a folder");
     let config = Config::from_toml(&toml).expect("a configuration");
     let subscription = config.subscriptions.keys().next().expect("one").clone();
