@@ -232,7 +232,7 @@ async fn complete(held: Box<Held>, verdict: Verdict, work: &Work, scope: &Scope)
         }
         Err(error) => {
             // The completion goes on in the background; the message asks again whether it is done.
-            telemetry::held_for_store(scope.name(), &error);
+            telemetry::completion_delayed(scope.name(), work.id(), &error);
             Verdict::Defer(Waiting::Here(LOST_DELAY))
         }
     }

@@ -124,8 +124,15 @@ impl Lab {
     /// Waits until nothing is ready, waiting or in anybody's hands of this one service.
     pub(crate) async fn drained(&self, service: &Service) {
         self.eventually("an empty queue", async || {
-            let Ok(depth) = service.depth(&self.name).await else { return false };
-            [depth.ready, depth.unsettled, depth.waiting] == [Some(0); 3]
+            // The queues are asked one after another, and a message may move behind our back.
+            for _ in 0..20 {
+                let Ok(depth) = service.depth(&self.name).await else { return false };
+                if [depth.ready, depth.unsettled, depth.waiting] != [Some(0); 3] {
+                    return false;
+                }
+                sleep(Duration::from_millis(25)).await;
+            }
+            true
         })
         .await;
     }
