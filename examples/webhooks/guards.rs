@@ -1,6 +1,6 @@
 //! What `--idempotent` and `--lock` put into the configuration.
 
-use redeliver::config::{Config, Idempotency, KeySource, Lock, Store, StoreKind, Url};
+use redeliver::config::{Config, Idempotency, Lock, Store, StoreKind, Url};
 
 use crate::options::SUBSCRIPTION;
 
@@ -22,7 +22,7 @@ impl Guards {
             subscription.idempotency = Some(Idempotency { store, ..Idempotency::default() });
         }
         if self.lock {
-            let (store, key) = (STORE.to_owned(), KeySource::Pointer("/repository".into()));
+            let (store, key) = (STORE.to_owned(), "/repository".parse().expect("a pointer"));
             subscription.lock = Some(Lock { store, key, ..Lock::default() });
         }
         if self.idempotent || self.lock {

@@ -83,9 +83,11 @@ impl Desk {
 
     fn carry_out(&mut self, mut work: Work, verdict: Verdict) {
         let scope = Arc::clone(&self.shared.scope);
+        if !matches!(verdict, Verdict::StoreDown(_) | Verdict::Again) {
+            self.shared.store_is_back();
+        }
         match verdict {
             Verdict::Ack => {
-                self.shared.store_is_back();
                 scope.metrics.handled.inc();
                 scope.observe(&work, Event::Handled);
                 self.settle(work);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::store::{
     ClaimAnswer, ClaimAsk, ClaimKey, Fingerprint, Guard, Lease, LockAnswer, LockAsk, LockError,
-    LockPolicy, Locks, Moment, Owner, Scope, Store, StoreError,
+    LockPolicy, Locks, Moment, Owner, Scope, Store, StoreError, StoreState,
 };
 use held::{ClaimRenewal, End, HeldClaim, end_in_background};
 pub(crate) use held::{Held, Lost};
@@ -90,6 +90,13 @@ impl Guards {
     /// True where [`admit`](Self::admit) would ask nobody.
     pub(crate) fn is_empty(&self) -> bool {
         self.claims.is_none() && self.locks.is_none()
+    }
+
+    /// Whether the last call to each store was answered.
+    pub(crate) fn are_up(&self) -> bool {
+        let stores =
+            [self.claims.as_ref().map(|it| &it.store), self.locks.as_ref().map(|it| &it.0)];
+        stores.into_iter().flatten().all(|store| store.state() == StoreState::Up)
     }
 
     /// Asks for the claim and the lock of a delivery: in one round trip where they share a store.
