@@ -1,6 +1,6 @@
 //! What `--idempotent` and `--lock` put into the configuration.
 
-use redeliver::config::{Config, Idempotency, Lock, Store, StoreKind, Url};
+use redeliver::config::{Config, Idempotency, Lock, OnDuplicate, Store, StoreKind, Url};
 
 use crate::options::SUBSCRIPTION;
 
@@ -19,7 +19,12 @@ impl Guards {
         let Some(subscription) = config.subscriptions.get_mut(SUBSCRIPTION) else { return };
         if self.idempotent {
             let store = STORE.to_owned();
-            subscription.idempotency = Some(Idempotency { store, ..Idempotency::default() });
+            subscription.idempotency = Some(Idempotency {
+                store,
+                // An id that another process, or an earlier run, handled is accounted for too.
+                on_duplicate: OnDuplicate::Call,
+                ..Idempotency::default()
+            });
         }
         if self.lock {
             let (store, key) = (STORE.to_owned(), "/repository".parse().expect("a pointer"));

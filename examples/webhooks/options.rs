@@ -50,7 +50,8 @@ pub(crate) struct Options {
     /// How long nothing may be left to come before this ends.
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = units::duration_of)]
     idle_exit: Duration,
-    /// Handle each id once, whoever publishes it again.
+    /// Handle each id once, whoever publishes it again; what an earlier run handled or gave up
+    /// stays so for a week.
     #[arg(long)]
     idempotent: bool,
     /// Handle the webhooks of one repository one at a time.

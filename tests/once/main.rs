@@ -8,6 +8,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod deliveries;
+mod example;
 mod faults;
 mod fork;
 mod ids;

@@ -56,8 +56,8 @@ async fn a_single_active_consumer_keeps_the_order_of_each_key_over_failures() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn one_process_keeps_the_order_of_each_key_over_several_lanes() {
-    check("order_scope = \"process\"\nconsumers = 1").await;
+async fn one_process_keeps_the_order_of_each_key_on_a_queue_without_a_single_active_consumer() {
+    check("order_scope = \"process\"").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
