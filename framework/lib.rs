@@ -106,6 +106,7 @@ pub mod testing;
 mod trace;
 pub mod wire;
 
+pub use actors::lock_keeper;
 pub use actors::{
     ByActor, ByFunction, Handlers, IntoHandlers, IntoRunning, blocking, by_type, in_batches,
     with_codec, with_codecs,

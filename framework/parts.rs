@@ -43,6 +43,7 @@ impl Parts {
             holding: None,
             held: None,
             is_probe: false,
+            doom: None,
         };
         Self {
             policy: Policy::default(),

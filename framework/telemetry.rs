@@ -330,6 +330,11 @@ pub(crate) fn duplicate(subscription: &str, id: Option<&str>, state: &str) {
     tracing::debug!(subscription, id, state, "duplicate acknowledged");
 }
 
+/// A message was handled, and its claim could not be completed yet. The store itself is warned of.
+pub(crate) fn completion_delayed(subscription: &str, id: Option<&str>, error: &dyn Display) {
+    tracing::debug!(subscription, id, %error, "handled; its claim is completed in the background");
+}
+
 /// A message is handled without its guards, as configured.
 pub(crate) fn unguarded(subscription: &str, id: Option<&str>, error: &dyn Display) {
     tracing::debug!(subscription, id, %error, "handled without its guards");

@@ -35,6 +35,8 @@ examples! {
     reload: "2 attempts before, 5 after"
     publisher: "1999 paid because of order-1"
     dead_letters: "2 were redriven"
+    idempotent: "20 mails were sent, 80 were known already"
+    locks: "no payment is missing"
 }
 
 #[test]

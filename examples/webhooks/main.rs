@@ -15,6 +15,7 @@ mod chosen;
 mod deliveries;
 mod effects;
 mod end;
+mod guards;
 mod notifier;
 mod options;
 mod progress;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use actix::prelude::*;
-use redeliver::{Delivery, Failure, Handled};
+use redeliver::{Claim, ClaimStatus, Delivery, Failure, Handled};
 use serde::Deserialize;
 
 use crate::chosen::{Chosen, Fate};
@@ -43,6 +43,10 @@ impl Handler<Delivery<Notice>> for Notifier {
         let tally = Arc::clone(&self.tally);
         Box::pin(async move {
             let id = delivery.id().ok_or_else(|| Failure::reject("a webhook without an id"))?;
+            if delivery.claim().map(Claim::status) == Some(ClaimStatus::Done) {
+                tally.lock().insert(id.to_owned());
+                return Ok(());
+            }
             if delivery.attempt() > 1 {
                 tally.retried.fetch_add(1, Ordering::Relaxed);
             }

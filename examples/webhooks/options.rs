@@ -7,6 +7,7 @@ use clap::{Parser, ValueEnum};
 use redeliver::config::{BrokerKind, Config, Url, units};
 
 use crate::chosen::Chosen;
+use crate::guards::Guards;
 
 /// The one subscription of this program.
 pub(crate) const SUBSCRIPTION: &str = "webhooks";
@@ -49,6 +50,17 @@ pub(crate) struct Options {
     /// How long nothing may be left to come before this ends.
     #[arg(long, value_name = "TIME", default_value = "3s", value_parser = units::duration_of)]
     idle_exit: Duration,
+    /// Handle each id once, whoever publishes it again; what an earlier run handled or gave up
+    /// stays so for a week.
+    #[arg(long)]
+    idempotent: bool,
+    /// Handle the webhooks of one repository one at a time.
+    #[arg(long)]
+    lock: bool,
+    /// Where --idempotent and --lock keep what they know [default: redis://127.0.0.1:6379, or this
+    /// process where the broker is in memory].
+    #[arg(long, value_name = "URL")]
+    redis: Option<String>,
     /// A configuration with a subscription `webhooks`, instead of config/webhooks.toml.
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -100,6 +112,7 @@ impl Options {
             Some(file) => Config::load(file)?,
             None => Config::from_toml(include_str!("../../config/webhooks.toml"))?,
         };
+        let guards = Guards { idempotent: self.idempotent, lock: self.lock, redis: self.redis };
         let known = config.subscriptions.get_mut(SUBSCRIPTION);
         let subscription = known.ok_or("the configuration has no [subscriptions.webhooks]")?;
         let queue = self.name.or_else(|| subscription.queue.clone());
@@ -113,6 +126,7 @@ impl Options {
         if let Some(url) = self.url {
             broker.url = Some(Url::new(url));
         }
+        let is_in_memory = broker.kind == BrokerKind::Memory;
         match broker.kind {
             BrokerKind::Memory if self.part != Part::Run => {
                 return Err(
@@ -130,6 +144,7 @@ impl Options {
             BrokerKind::Memory | BrokerKind::Rabbitmq => {}
             BrokerKind::Kafka => return Err("this example does not speak Kafka".into()),
         }
+        guards.put_into(&mut config, is_in_memory);
         Ok(Job {
             part: self.part,
             config,

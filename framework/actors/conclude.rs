@@ -83,9 +83,11 @@ impl Desk {
 
     fn carry_out(&mut self, mut work: Work, verdict: Verdict) {
         let scope = Arc::clone(&self.shared.scope);
+        if !matches!(verdict, Verdict::StoreDown(_) | Verdict::Again) {
+            self.shared.store_is_back();
+        }
         match verdict {
             Verdict::Ack => {
-                self.shared.store_is_back();
                 scope.metrics.handled.inc();
                 scope.observe(&work, Event::Handled);
                 self.settle(work);
@@ -129,6 +131,8 @@ impl Desk {
     /// comes back in its old place, if it comes back here at all.
     fn keep_fate(&mut self, mut work: Work, verdict: Verdict) {
         self.next_turn(&work);
+        // Whoever gets it now must not wait for us.
+        work.held = None;
         let verdict = match verdict {
             Verdict::Retry(..) if work.key.is_some() => {
                 let scope = &self.shared.scope;

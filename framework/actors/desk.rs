@@ -251,7 +251,15 @@ impl Desk {
             // It was out on its own when the process that handled it ended.
             work.key = None;
             let error = format!("it ended {returns} process(es) that handled nothing else");
-            self.bury(work, Epitaph::new(Reason::Poison, error));
+            let epitaph = Epitaph::new(Reason::Poison, error);
+            match self.settings().idempotency {
+                // It may have ended the process after it was handled.
+                Some(_) => {
+                    work.doom = Some(epitaph);
+                    self.ready.push_back(work);
+                }
+                None => self.bury(work, epitaph),
+            }
         } else if !self.suspects && returns >= crashes_max {
             work.key = None;
             self.errands.push((work, Errand::Suspect));

@@ -4,7 +4,7 @@
 //! the mailbox through which actors ask for locks. What is held lives in the handles, not here: a
 //! keeper that died is made anew and nothing is lost.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -19,8 +19,11 @@ use crate::telemetry;
 /// How often a store is asked whether it is there.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
 
-/// Watches one store and answers for its locks.
-pub(crate) struct LockKeeper {
+/// The actor that watches one store and answers for its locks.
+///
+/// [`Service::lock_keeper`](crate::Service::lock_keeper) gives its address.
+#[allow(missing_debug_implementations, reason = "it is seen by its address alone")]
+pub struct LockKeeper {
     name: Arc<str>,
     locks: Locks,
     was_up: bool,
@@ -61,24 +64,24 @@ fn probe_later(ctx: &mut Context<LockKeeper>) {
 }
 
 /// Asks for a lock.
-#[derive(Message)]
+#[derive(Debug, Message)]
 #[rtype(result = "Result<Guard, LockError>")]
-pub(crate) struct AcquireLock {
+pub struct AcquireLock {
     /// What to lock.
-    pub(crate) key: String,
+    pub key: String,
     /// How.
-    pub(crate) policy: LockPolicy,
+    pub policy: LockPolicy,
 }
 
-/// Asks who holds a lock.
-#[derive(Message)]
+/// Asks who holds the lock of this key, since when, and how many wait.
+#[derive(Debug, Message)]
 #[rtype(result = "Result<Option<LockState>, StoreError>")]
-pub(crate) struct InspectLock(pub(crate) String);
+pub struct InspectLock(pub String);
 
-/// Takes a lock from whoever holds it.
-#[derive(Message)]
+/// Takes the lock of this key from whoever holds it; false if nobody did.
+#[derive(Debug, Message)]
 #[rtype(result = "Result<bool, StoreError>")]
-pub(crate) struct ForceRelease(pub(crate) String);
+pub struct ForceRelease(pub String);
 
 impl Handler<AcquireLock> for LockKeeper {
     type Result = ResponseFuture<Result<Guard, LockError>>;
@@ -110,7 +113,7 @@ impl Handler<ForceRelease> for LockKeeper {
 pub(crate) struct KeeperSeat {
     name: Arc<str>,
     locks: Locks,
-    keeper: Addr<LockKeeper>,
+    keeper: Mutex<Addr<LockKeeper>>,
     /// `None` in a test service, where everything shares one thread.
     arbiter: Option<Arbiter>,
 }
@@ -137,7 +140,7 @@ impl KeeperSeat {
             telemetry::store_warning(name, &warning);
         }
         let name: Arc<str> = name.into();
-        let keeper = seated(&name, &locks, arbiter.as_ref());
+        let keeper = Mutex::new(seated(&name, &locks, arbiter.as_ref()));
         Ok(Self { name, locks, keeper, arbiter })
     }
 
@@ -146,20 +149,40 @@ impl KeeperSeat {
         &self.locks
     }
 
-    /// The keeper's address; a keeper that died is made anew.
-    pub(crate) fn keeper(&mut self) -> &Addr<LockKeeper> {
-        if !self.keeper.connected() {
-            telemetry::keeper_restarted(&self.name);
-            self.keeper = seated(&self.name, &self.locks, self.arbiter.as_ref());
+    /// The keeper's address; on a thread of its own, a keeper that died is made anew at once.
+    pub(crate) fn keeper(&self) -> Addr<LockKeeper> {
+        if self.arbiter.is_some() {
+            self.attend();
         }
-        &self.keeper
+        self.current().clone()
+    }
+
+    /// Makes a keeper that died anew.
+    fn attend(&self) {
+        let mut keeper = self.current();
+        if !keeper.connected() {
+            telemetry::keeper_restarted(&self.name);
+            *keeper = seated(&self.name, &self.locks, self.arbiter.as_ref());
+        }
+    }
+
+    fn current(&self) -> MutexGuard<'_, Addr<LockKeeper>> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Ends the thread; what is still held is free when its lease ends.
-    pub(crate) fn stop(self) {
-        if let Some(arbiter) = self.arbiter {
+    pub(crate) fn stop(&self) {
+        if let Some(arbiter) = &self.arbiter {
             arbiter.stop();
         }
+    }
+}
+
+/// Looks after the keepers for as long as it is polled.
+pub(crate) async fn attend_all(seats: Vec<Arc<KeeperSeat>>) {
+    loop {
+        tokio::time::sleep(PROBE_EVERY).await;
+        seats.iter().for_each(|seat| seat.attend());
     }
 }
 
@@ -199,8 +222,8 @@ mod tests {
 
     #[actix::test]
     async fn an_actor_is_given_a_lock_through_the_mailbox() {
-        let mut seat = seat().await;
-        let keeper = seat.keeper().clone();
+        let seat = seat().await;
+        let keeper = seat.keeper();
         let guard = keeper.send(ask("a", Duration::ZERO)).await.expect("alive").expect("free");
         let state = keeper.send(InspectLock("a".into())).await.expect("alive").expect("an answer");
         assert_eq!(state.expect("a holder").fence, guard.fence());
@@ -255,8 +278,8 @@ mod tests {
                 panic!("on purpose");
             }
         }
-        let mut seat = seat().await;
-        let keeper = seat.keeper().clone();
+        let seat = seat().await;
+        let keeper = seat.keeper();
         let guard = keeper.send(ask("a", Duration::ZERO)).await.expect("alive").expect("free");
         keeper.send(Panic).await.expect_err("it died");
         while keeper.connected() {

@@ -34,8 +34,7 @@ mod keys;
 mod ledger;
 mod life;
 mod links;
-#[cfg_attr(not(test), allow(dead_code))] // until the service starts one for each store
-mod lock_keeper;
+pub mod lock_keeper;
 mod panics;
 mod parking;
 mod pump;
@@ -52,7 +51,6 @@ pub use handlers::{
 };
 #[cfg(feature = "__bench")]
 pub(crate) use ledger::Ledger;
-#[allow(unused_imports)] // as above
-pub(crate) use lock_keeper::KeeperSeat;
+pub(crate) use lock_keeper::{KeeperSeat, attend_all};
 pub(crate) use root::{InspectAll, Pause, ResumeOne, Root, StopAll};
 pub(crate) use supervisor::{Halt, Holding, Inspect, Plan, Resume, Supervisor};

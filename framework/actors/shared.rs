@@ -50,9 +50,11 @@ impl Shared {
         }
     }
 
-    /// The store of the guards answered.
+    /// A message's guards were had, but perhaps before their store went away.
     pub(super) fn store_is_back(&self) {
-        if self.store_down_until.take().is_some() {
+        let is_held = self.store_down_until.get().is_some();
+        if is_held && self.scope.guards.are_up() {
+            self.store_down_until.set(None);
             self.scope.note_store(false);
             self.health.update(|health| health.store = None);
         }

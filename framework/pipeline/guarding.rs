@@ -3,21 +3,21 @@
 //! Owns when a claim or a lock is asked for, and how it ends. How they work is the store's.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::sync::atomic;
+use std::time::{Duration, SystemTime};
 
 use super::guards::{Admission, AdmitRequest, Held, Lost};
 use super::work::find_key;
 use super::{Answer, Epitaph, Reason, Scope, Verdict, Waiting, Work};
-use crate::config::{OnDuplicate, OnStoreDown};
+use crate::config::{OnDuplicate, OnStoreDown, Ordering};
 use crate::message::{Claim, ClaimStatus, Failure};
 use crate::store::{ClaimKind, Loss, Scope as Holding};
 use crate::telemetry;
 
 /// After so long another copy asks again whether the one that runs is done.
-const RUNNING_MAX: Duration = Duration::from_millis(500);
-/// After so long another copy asks again whether the one that waits has had its turn.
-const WAITING_MAX: Duration = Duration::from_secs(30);
+const ASK_AGAIN_MAX: Duration = Duration::from_secs(30);
+/// The soonest that another copy asks again.
+const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
 /// How soon a message comes back whose guard was lost.
 const LOST_DELAY: Duration = Duration::from_secs(1);
 
@@ -89,12 +89,15 @@ fn answer_of(
             Err(Refusal::Verdict(Verdict::Ack))
         }
         Admission::Running { remaining } => {
-            Err(later(remaining.min(RUNNING_MAX), "the same id is being handled"))
+            let wait = remaining.min(ask_again_after(work, scope.clock.now()));
+            Err(later(wait, "the same id is being handled", scope))
         }
         Admission::Waiting { remaining } => {
-            Err(later(remaining.min(WAITING_MAX), "the same id waits for a retry"))
+            Err(later(remaining, "the same id waits for a retry", scope))
         }
-        Admission::LockBusy { retry_in } => Err(later(retry_in, "its lock is held by another")),
+        Admission::LockBusy { retry_in } => {
+            Err(later(retry_in, "its lock is held by another", scope))
+        }
         Admission::Mismatch => {
             let error = String::from("its id was used before with another payload");
             let epitaph = Epitaph::new(Reason::Mismatch, error);
@@ -126,9 +129,35 @@ fn note_claim(held: &Held, work: &mut Work, scope: &Scope) {
 }
 
 /// Comes back without an attempt counted; jittered, because others wait for the same moment.
-fn later(wait: Duration, why: &'static str) -> Refusal {
-    let wait = wait.max(Duration::from_millis(10)).mul_f64(1.0 + fastrand::f64() * 0.2);
+fn later(wait: Duration, why: &'static str, scope: &Scope) -> Refusal {
+    let wait = wait.min(ASK_AGAIN_MAX).max(Duration::from_millis(10));
+    let wait = wait.mul_f64(1.0 + fastrand::f64() * 0.2);
+    // A wait of ours is never so long that the message would leave its order.
+    let wait = match scope.settings.ordering {
+        Ordering::None => wait,
+        Ordering::Key | Ordering::Lane => wait.min(scope.settings.order_wait_max),
+    };
     Refusal::Answer(Answer::Failed(Failure::defer(wait, why)))
+}
+
+/// Soon at first, because most handlers are quick; then half as long again each time, because a
+/// slow one must not be asked for every moment.
+fn ask_again_after(work: &Work, now: SystemTime) -> Duration {
+    let age = work.carried.first_seen.and_then(|seen| now.duration_since(seen).ok());
+    (age.unwrap_or_default() / 2).max(ASK_AGAIN_MIN)
+}
+
+/// Whether a message that would be given up unseen was handled, or given up, before. `Err`: the
+/// store does not answer.
+pub(super) async fn is_over(work: &Work, scope: &Scope) -> Result<bool, Verdict> {
+    let Some(id) = work.id() else { return Ok(false) };
+    let generation = work.carried.generation;
+    let body = work.received.envelope.body();
+    match (scope.guards.is_over(id, generation, body).await, scope.settings.on_store_down) {
+        (Ok(is_over), _) => Ok(is_over),
+        (Err(error), OnStoreDown::Pause) => Err(Verdict::StoreDown(error.to_string())),
+        (Err(_), OnStoreDown::Run) => Ok(false),
+    }
 }
 
 /// What the loss of a guard means to the handler that ran under it.
@@ -151,12 +180,17 @@ pub(super) fn answer_to_loss(lost: Lost) -> Answer {
 /// Ends the guards as the verdict asks; those of a message that is to be copied first stay with
 /// it, and end when the copy is confirmed.
 pub(super) async fn conclude(
-    held: Box<Held>,
+    mut held: Box<Held>,
     verdict: Verdict,
     work: &mut Work,
     scope: &Scope,
 ) -> Verdict {
     match &verdict {
+        // Nobody knows what was done: who runs it next is told.
+        Verdict::Again => {
+            let _ = held.abandon().await;
+            verdict
+        }
         Verdict::Ack | Verdict::Ignore(_) => complete(held, verdict, work, scope).await,
         failed if work.is_probe && failed.is_failure() => {
             // A probe costs no attempt.
@@ -173,12 +207,17 @@ pub(super) async fn conclude(
             let _ = held.release().await;
             verdict
         }
-        Verdict::Retry(Waiting::Broker(_), _) | Verdict::Dead(_) => {
+        Verdict::Retry(Waiting::Broker(delay), _) => {
+            // The attempt is over, whether or not there is ever a copy of it.
+            held.failed_if_dropped(*delay, work.attempt(scope.attempts_max()).get());
             work.held = Some(held);
             verdict
         }
-        // Nobody knows what was done: who runs it next is told.
-        Verdict::Again => verdict,
+        Verdict::Dead(_) => {
+            held.released_if_dropped();
+            work.held = Some(held);
+            verdict
+        }
     }
 }
 
@@ -193,7 +232,7 @@ async fn complete(held: Box<Held>, verdict: Verdict, work: &Work, scope: &Scope)
         }
         Err(error) => {
             // The completion goes on in the background; the message asks again whether it is done.
-            telemetry::held_for_store(scope.name(), &error);
+            telemetry::completion_delayed(scope.name(), work.id(), &error);
             Verdict::Defer(Waiting::Here(LOST_DELAY))
         }
     }
@@ -202,6 +241,6 @@ async fn complete(held: Box<Held>, verdict: Verdict, work: &Work, scope: &Scope)
 impl Scope {
     /// Notes that the store answers, or not; true if that is news.
     pub(crate) fn note_store(&self, is_down: bool) -> bool {
-        self.store_is_down.swap(is_down, Ordering::Relaxed) != is_down
+        self.store_is_down.swap(is_down, atomic::Ordering::Relaxed) != is_down
     }
 }

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::store::{
     ClaimAnswer, ClaimAsk, ClaimKey, Fingerprint, Guard, Lease, LockAnswer, LockAsk, LockError,
-    LockPolicy, Locks, Moment, Owner, Scope, Store, StoreError,
+    LockPolicy, Locks, Moment, Owner, Scope, Store, StoreError, StoreState,
 };
 use held::{ClaimRenewal, End, HeldClaim, end_in_background};
 pub(crate) use held::{Held, Lost};
@@ -92,6 +92,13 @@ impl Guards {
         self.claims.is_none() && self.locks.is_none()
     }
 
+    /// Whether the last call to each store was answered.
+    pub(crate) fn are_up(&self) -> bool {
+        let stores =
+            [self.claims.as_ref().map(|it| &it.store), self.locks.as_ref().map(|it| &it.0)];
+        stores.into_iter().flatten().all(|store| store.state() == StoreState::Up)
+    }
+
     /// Asks for the claim and the lock of a delivery: in one round trip where they share a store.
     ///
     /// # Cancel safety
@@ -109,6 +116,24 @@ impl Guards {
             (None, None) => Ok(held(None, None)),
         };
         admitted.unwrap_or_else(Admission::StoreDown)
+    }
+
+    /// Whether the store knows that an id was handled or given up, without claiming it. A higher
+    /// generation opens what was given up.
+    pub(crate) async fn is_over(
+        &self,
+        id: &str,
+        generation: u32,
+        payload: &[u8],
+    ) -> Result<bool, StoreError> {
+        let Some(claims) = &self.claims else { return Ok(false) };
+        let key = self.key(id, generation, payload);
+        let known = claims.store.store().peek(&key).await?;
+        Ok(known.is_some_and(|known| match known.state {
+            "done" => true,
+            "dead" => generation <= known.generation,
+            _ => false,
+        }))
     }
 
     async fn admit_claim(
@@ -176,15 +201,19 @@ impl Guards {
     }
 
     fn asked(&self, claims: &ClaimRules, request: &AdmitRequest<'_>) -> Asked {
-        let key = ClaimKey {
-            scope: self.subscription.clone(),
-            id: request.id.into(),
-            fingerprint: Fingerprint::of(request.payload),
-            generation: request.generation,
-        };
+        let key = self.key(request.id, request.generation, request.payload);
         let asked_at = claims.store.store().clock().now();
         let (rules, owner) = (claims.clone(), Owner::new());
         Asked { rules, key, owner, asked_at, lock: None, is_open: true }
+    }
+
+    fn key(&self, id: &str, generation: u32, payload: &[u8]) -> ClaimKey {
+        ClaimKey {
+            scope: self.subscription.clone(),
+            id: id.into(),
+            fingerprint: Fingerprint::of(payload),
+            generation,
+        }
     }
 }
 

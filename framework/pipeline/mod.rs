@@ -35,7 +35,7 @@ use crate::config::TypeSource;
 use crate::message::{Delivery, Failure, Handled};
 use crate::telemetry;
 use guarding::Refusal;
-use guards::Held;
+use guards::{Held, Lost};
 
 /// Takes one message from its receipt to the verdict on it.
 ///
@@ -47,17 +47,29 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
     codecs: &Codecs<T>,
     call: &C,
 ) -> Verdict {
+    if let Some(epitaph) = work.doom.clone() {
+        return match guarding::is_over(work, scope).await {
+            Ok(true) => Verdict::Ack,
+            Ok(false) => judge(Answer::Refused(epitaph), work, scope),
+            Err(verdict) => verdict,
+        };
+    }
     let held = match guarding::admit(work, scope).await {
         Ok(held) => held,
         Err(Refusal::Verdict(verdict)) => return verdict,
         Err(Refusal::Answer(answer)) => return judge(answer, work, scope),
     };
+    let mut is_lost = false;
     let answer = match screen(work, scope).and_then(|()| decode(work, scope, codecs)) {
         Ok(delivery) => {
             telemetry::handling(scope.name(), work.id(), delivery.attempt());
             let began = Instant::now();
             let handled = handle(delivery, work, scope, call);
             let answer = unless_lost(handled, held.as_deref(), call.can_abort()).await;
+            let answer = answer.unwrap_or_else(|lost| {
+                is_lost = true;
+                guarding::answer_to_loss(lost)
+            });
             scope.metrics.handler_time.observe(began.elapsed().as_secs_f64());
             answer
         }
@@ -71,6 +83,11 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
         answer => judge(answer, work, scope),
     };
     match held {
+        // It was cut off in the middle: whoever runs it next is told.
+        Some(held) if is_lost && matches!(verdict, Verdict::Defer(_)) => {
+            let _ = held.abandon().await;
+            verdict
+        }
         Some(held) => guarding::conclude(held, verdict, work, scope).await,
         None => verdict,
     }
@@ -81,14 +98,14 @@ async fn unless_lost(
     handled: impl Future<Output = Answer>,
     held: Option<&Held>,
     can_abort: bool,
-) -> Answer {
+) -> Result<Answer, Lost> {
     match held {
         Some(held) if can_abort => tokio::select! {
             biased;
-            answer = handled => answer,
-            lost = held.lost() => guarding::answer_to_loss(lost),
+            answer = handled => Ok(answer),
+            lost = held.lost() => Err(lost),
         },
-        _ => handled.await,
+        _ => Ok(handled.await),
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 
 use super::guards::{Guards, Held};
-use super::{Observer, Retries, Verdict, lookup};
+use super::{Epitaph, Observer, Retries, Verdict, lookup};
 use crate::broker::{Received, Source};
 use crate::clock::Clock;
 use crate::config::{self, IdSource, KeySource, Ordering};
@@ -41,6 +41,8 @@ pub(crate) struct Work {
     pub(crate) held: Option<Box<Held>>,
     /// Handed out to learn whether a dependency is back.
     pub(crate) is_probe: bool,
+    /// It is to be given up unseen, unless it was handled before.
+    pub(crate) doom: Option<Epitaph>,
 }
 
 impl Work {
@@ -63,6 +65,7 @@ impl Work {
             holding: None,
             held: None,
             is_probe: false,
+            doom: None,
         }
     }
 
@@ -124,7 +127,10 @@ fn find_id(envelope: &dyn Envelope, source: &IdSource) -> Option<Arc<str>> {
         IdSource::Pointer(pointer) => lookup::pointer(envelope, pointer),
         IdSource::Payload => Some(lookup::fingerprint(envelope)),
     };
-    found.filter(|id| !id.is_empty() && id.len() <= ID_LENGTH_MAX).map(Into::into)
+    let found = found.filter(|id| !id.is_empty())?;
+    // Too long for a header: its SHA-256 is as good, and the same for every copy.
+    let is_long = found.len() > ID_LENGTH_MAX;
+    Some(if is_long { lookup::hash(found.as_bytes()).into() } else { found.into() })
 }
 
 /// What orders a message: nothing, its lane, or its key. Without the key it is in no order.

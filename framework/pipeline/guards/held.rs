@@ -112,6 +112,28 @@ impl Held {
         self.end(End::Release).await
     }
 
+    /// Cut off while it ran: whoever runs it next is told. False: somebody took over.
+    ///
+    /// # Errors
+    /// As [`complete`](Self::complete).
+    pub(crate) async fn abandon(self) -> Result<bool, StoreError> {
+        self.end(End::Abandon).await
+    }
+
+    /// From here on a drop says that an attempt failed, and that no copy of it is known.
+    pub(crate) fn failed_if_dropped(&mut self, due_in: Duration, attempts: u32) {
+        if let Some(claim) = &mut self.claim {
+            claim.on_drop = End::Failed { attempts, due_in, is_copied: false };
+        }
+    }
+
+    /// From here on a drop gives the claim back.
+    pub(crate) fn released_if_dropped(&mut self) {
+        if let Some(claim) = &mut self.claim {
+            claim.on_drop = End::Release;
+        }
+    }
+
     async fn end(self, end: End) -> Result<bool, StoreError> {
         let lock = match self.lock {
             Some(guard) => guard.ending().await,

@@ -1,0 +1,76 @@
+//! A service as a process: it can be killed, and writes down what it did where that survives.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use redeliver::config::Config;
+use redeliver::{ClaimStatus, Delivery, Failure, Handled, Service};
+use serde_json::Value;
+
+/// Starts one with this configuration; its effects go to `folder`.
+pub(crate) fn start(toml: &str, folder: &Path) -> Child {
+    Command::new(std::env::current_exe().expect("a path"))
+        .args(["--exact", "worker::worker", "--nocapture"])
+        .env("REDELIVER_TEST_ONCE", toml)
+        .env("REDELIVER_TEST_FOLDER", folder)
+        .stdout(Stdio::null())
+        .stderr(File::options().create(true).append(true).open(folder.join("log")).expect("a file"))
+        .spawn()
+        .expect("it starts itself")
+}
+
+/// Not a test of its own: what the processes run until they are told to stop.
+#[tokio::test(flavor = "multi_thread")]
+async fn worker() {
+    let Ok(toml) = std::env::var("REDELIVER_TEST_ONCE") else { return };
+    let log = tracing_subscriber::fmt().with_ansi(false).with_writer(std::io::stderr);
+    log.with_max_level(tracing::Level::WARN).init();
+    let folder = std::env::var("REDELIVER_TEST_FOLDER").expect("a folder");
+    let config = Config::from_toml(&toml).expect("a configuration");
+    let subscription = config.subscriptions.keys().next().expect("one").clone();
+    let effects = OpenOptions::new().create(true).append(true).open(format!("{folder}/effects"));
+    let effects = std::sync::Arc::new(effects.expect("a file"));
+    let handler = move |delivery: Delivery<Value>| {
+        let effects = std::sync::Arc::clone(&effects);
+        async move { handle(&delivery, &effects).await }
+    };
+    let service = Service::builder(config).subscribe(subscription, handler);
+    let service = service.start().await.expect("the servers are there");
+    let metrics = format!("{folder}/metrics.{}", std::process::id());
+    loop {
+        tokio::select! {
+            _ = service.stopped() => return,
+            () = tokio::time::sleep(Duration::from_millis(100)) => {}
+        }
+        std::fs::write(&metrics, service.metrics().await).expect("a file");
+    }
+}
+
+/// An effect a message, and every fifth id fails on its first attempt.
+async fn handle(delivery: &Delivery<Value>, mut effects: &std::fs::File) -> Handled {
+    let id = delivery.id().ok_or_else(|| Failure::reject("no id"))?;
+    let sum = id.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
+    tokio::time::sleep(Duration::from_millis(u64::from(sum % 7) * 5)).await;
+    if sum % 5 == 0 && delivery.attempt() == 1 {
+        return Err(Failure::retry("every fifth fails once"));
+    }
+    let taken = delivery.claim().map(redeliver::Claim::status) == Some(ClaimStatus::TakenOver);
+    let mark = if taken { "taken" } else { "fresh" };
+    // One write, so that no kill leaves half a line.
+    let line = format!("{id} {} {} {mark}\n", delivery.attempt(), std::process::id());
+    effects.write_all(line.as_bytes())?;
+    Ok(())
+}
+
+/// What a line of the effects says: the id, and whether its handler was told of a takeover.
+pub(crate) fn effects(folder: &Path) -> Vec<(String, bool)> {
+    let text = std::fs::read_to_string(folder.join("effects")).unwrap_or_default();
+    let line = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        (words[0].to_owned(), words[3] == "taken")
+    };
+    text.lines().map(line).collect()
+}
