@@ -46,6 +46,8 @@ use crate::wire::Stamps;
 
 pub use crate::envelope::{Envelope, HeaderValue};
 
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod memory;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;

@@ -1,0 +1,5 @@
+//! Apache Kafka through rdkafka.
+#![allow(dead_code)]
+
+mod marks;
+mod offsets;
