@@ -103,7 +103,7 @@ impl Offsets {
     /// that was deleted and created again, or a log that was cut, has another one there.
     fn prove(&mut self, offset: i64, time: i64) {
         let Some(mark) = self.unproven.take() else { return };
-        if offset != mark.base || mark.base_time.is_some_and(|base_time| base_time != time) {
+        if mark.base_time.is_some_and(|base_time| (offset, time) != (mark.base, base_time)) {
             return;
         }
         let in_flight = mark.in_flight().take(SUSPECTS_MAX);
@@ -196,7 +196,8 @@ impl Offsets {
             joins = entry.state == State::Done;
         }
         let next = self.next.unwrap_or(base);
-        done.extend(self.ahead.iter().filter(|run| run.last >= next).copied());
+        let unread = self.ahead.iter().filter(|run| run.last >= next);
+        done.extend(unread.map(|run| Run { first: run.first.max(next), last: run.last }));
         let unfinished = self.window.iter().filter(|entry| entry.state != State::Done);
         let held = unfinished.filter(|entry| entry.crashes > 0);
         let crashes = held.map(|entry| (entry.offset, entry.crashes));

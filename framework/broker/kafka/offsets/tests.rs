@@ -128,7 +128,9 @@ struct World {
     committed: (Option<i64>, String),
     out: BTreeSet<i64>,
     handled: BTreeMap<i64, u32>,
-    /// Handled, and known to the last commit.
+    /// Finished, as the present owner knows.
+    known: BTreeSet<i64>,
+    /// Those of them that the last commit says.
     safe: BTreeSet<i64>,
     position: i64,
 }
@@ -145,6 +147,7 @@ impl World {
             committed: (None, String::new()),
             out: BTreeSet::new(),
             handled: BTreeMap::new(),
+            known: BTreeSet::new(),
             safe: BTreeSet::new(),
             position: 0,
         }
@@ -201,6 +204,7 @@ impl World {
         self.out.remove(&offset);
         assert!(self.state.finish(offset), "it was out");
         *self.handled.entry(offset).or_default() += 1;
+        self.known.insert(offset);
     }
 
     fn commit(&mut self, is_clean: bool) -> Result<(), TestCaseError> {
@@ -209,7 +213,7 @@ impl World {
         let unhandled = self.log.iter().find(|offset| !self.handled.contains_key(*offset));
         prop_assert!(unhandled.is_none_or(|first| mark.base <= *first), "{} passed it", mark.base);
         if mark.fits() {
-            self.safe = self.handled.keys().copied().collect();
+            self.safe = self.known.clone();
         }
         self.committed = (Some(mark.base), mark.to_text(&HERE));
         Ok(())
@@ -220,6 +224,7 @@ impl World {
         let mark = base.and_then(|base| Mark::from_text(text, base, &HERE));
         self.state = Offsets::new(*base, mark);
         self.out.clear();
+        self.known = self.safe.clone();
         self.position = base.unwrap_or(0);
     }
 }
