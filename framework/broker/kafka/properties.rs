@@ -30,7 +30,10 @@ const CONSUMER: [(&str, &str); 6] = [
 ];
 
 /// What producers are told unless the user says otherwise. The size is the broker's to limit.
-const PRODUCER: [(&str, &str); 5] = [
+///
+/// `topic.metadata.propagation.max.ms`: how long a topic that nobody knows may still turn up.
+const PRODUCER: [(&str, &str); 6] = [
+    ("topic.metadata.propagation.max.ms", "5000"),
     ("message.timeout.ms", "60000"),
     ("message.max.bytes", "104857600"),
     ("partitioner", "murmur2_random"),
