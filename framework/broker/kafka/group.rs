@@ -209,6 +209,8 @@ fn consumer(member: &Arc<Member>) -> Result<Arc<Consumer>, KafkaError> {
         config.set("queued.max.messages.kbytes", "1024");
         config.set("queued.min.messages", "1000");
         config.set("auto.offset.reset", "earliest");
+        // Waits that are made later, by a reload or a pattern, are found within this.
+        config.set("topic.metadata.refresh.interval.ms", "10000");
     }
     let context = Context {
         watch: Arc::clone(&member.cluster.watch),

@@ -18,7 +18,7 @@ use super::fault;
 use super::group::Kind;
 use super::topology::{Names, Use, refuse_names};
 use crate::broker::{BrokerError, Fault, Source};
-use crate::config::Topology;
+use crate::config::{DeliveryGuarantee, Topology};
 
 /// How long a topic that was created may take until it has a leader.
 const LEADER_MAX: Duration = Duration::from_secs(15);
@@ -58,6 +58,15 @@ pub(super) async fn prepare(
     source: &Source,
     durability: Durability,
 ) -> Result<Vec<String>, BrokerError> {
+    if source.settings.delivery_guarantee == DeliveryGuarantee::Transactional {
+        return Err(BrokerError::new(
+            Fault::Other,
+            format!(
+                "subscription `{}`: delivery_guarantee = \"transactional\" is not there yet; remove it, and use idempotency where a repetition would do harm",
+                source.name
+            ),
+        ));
+    }
     let names = Names::of(&source.settings);
     let ours = names.ours(&names.topics, &source.waits);
     let all = names.topics.iter().cloned().chain(ours.iter().map(|(name, _)| name.clone()));

@@ -14,11 +14,12 @@ use tokio::task::spawn_blocking;
 
 use super::connection::{Cluster, Quiet};
 use super::envelope::{CONTENT_TYPE, KafkaEnvelope, TYPE};
-use super::fault;
 use super::topology::Names;
+use super::{fault, prepare};
 use crate::broker::{
     BrokerError, Copy, Envelope, Fault, HeaderValue, Outgoing, Place, Publisher, Target,
 };
+use crate::config::Topology;
 use crate::wire::{self, ORIGINAL_PREFIX, PREFIX};
 
 /// The header that keeps a record's own timestamp: with it a copy would be as old, and deleted as early.
@@ -56,6 +57,25 @@ impl KafkaPublisher {
         let made = Client::from_config_and_context(&config, context)
             .map_err(|error| fault::fault(&format!("publishing to {}", self.cluster), &error))?;
         Ok(self.client.get_or_init(|| made))
+    }
+
+    async fn copy_to(
+        &self,
+        topic: &str,
+        original: &KafkaEnvelope,
+        copy: &Copy,
+    ) -> Result<(), BrokerError> {
+        let attempt =
+            format!("subscription `{}`: copying a message to topic `{topic}`", copy.source.name);
+        let record = original.record();
+        let mut made = FutureRecord::to(topic).headers(headers_of_copy(original, copy));
+        if let Some(payload) = record.payload() {
+            made = made.payload(payload);
+        }
+        if let Some(key) = record.key() {
+            made = made.key(key);
+        }
+        self.publish(&attempt, made).await
     }
 
     async fn publish(
@@ -116,16 +136,17 @@ impl Publisher for KafkaPublisher {
             Place::Source => names.redrive(&source),
             Place::Suspects => names.suspects(),
         };
-        let attempt =
-            format!("subscription `{}`: copying a message to topic `{topic}`", copy.source.name);
-        let mut made = FutureRecord::to(&topic).headers(headers_of_copy(original, copy));
-        if let Some(payload) = record.payload() {
-            made = made.payload(payload);
+        match self.copy_to(&topic, original, copy).await {
+            // A pattern finds topics that were not there at the start, and topics are deleted by mistake.
+            Err(error)
+                if error.fault == Fault::Missing
+                    && copy.source.settings.topology == Topology::Declare =>
+            {
+                prepare::create_around(&self.cluster, &copy.source, &source).await?;
+                self.copy_to(&topic, original, copy).await
+            }
+            copied => copied,
         }
-        if let Some(key) = record.key() {
-            made = made.key(key);
-        }
-        self.publish(&attempt, made).await
     }
 }
 
