@@ -5,6 +5,8 @@
 #![cfg(feature = "kafka")]
 
 mod lab;
+mod process;
+mod rebalances;
 mod service;
 
 use redeliver::testing::broker_conformance;
