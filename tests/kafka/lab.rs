@@ -35,6 +35,15 @@ pub(crate) async fn create(topic: &str, partitions: i32) {
     let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
     let created = admin().create_topics([&new], &AdminOptions::new()).await;
     created.expect("the broker answers").remove(0).expect("the topic is created");
+    loop {
+        let known = admin().inner().fetch_metadata(Some(topic), Duration::from_secs(10));
+        let known = known.expect("the broker answers");
+        let found = known.topics().iter().flat_map(|topic| topic.partitions());
+        if found.filter(|partition| partition.leader() >= 0).count() == partitions as usize {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
 }
 
 /// A broker of ours.

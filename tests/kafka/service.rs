@@ -43,9 +43,9 @@ pub(crate) fn config(topic: &str, subscription: &str, retry: &str) -> Config {
 
 /// Waits until `condition` holds.
 pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(120);
     while !condition().await {
-        assert!(Instant::now() < deadline, "{what}: not within a minute");
+        assert!(Instant::now() < deadline, "{what}: not within two minutes");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }

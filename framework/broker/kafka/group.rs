@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::connection::{ANSWER_MAX, Cluster, Context};
 use super::fault;
-use super::lane::{KafkaLane, Pace};
+use super::lane::{Care, KafkaLane, Pace};
 use super::marks::Place;
 use super::partition::{Consumer, LaneState, Name, Partition};
 use super::rebalance::Assignment;
@@ -29,7 +29,7 @@ use crate::broker::{BrokerError, LaneEvent, LaneId, Source};
 use crate::retry::Schedule;
 
 /// How long one poll waits; commands and due commits wait as long at the most.
-const POLL_MAX: Duration = Duration::from_millis(50);
+const POLL_MAX: Duration = Duration::from_millis(20);
 /// When more is finished and not committed, the interval is not waited for.
 const UNCOMMITTED_MAX: u64 = 10_000;
 /// A lane that nobody could take is offered again after this.
@@ -104,8 +104,12 @@ impl Member {
             Kind::Source | Kind::Suspects => Pace::Now,
             Kind::Waits => self.names.wait_of(&partition.name.topic).map_or(Pace::Now, Pace::After),
         };
-        let (commands, is_careful) = (self.commands.clone(), self.kind == Kind::Suspects);
-        let lane = KafkaLane::new(Arc::clone(partition), generation, pace, commands, is_careful);
+        let care = match self.kind {
+            Kind::Suspects => Care::Always,
+            Kind::Source | Kind::Waits => Care::First,
+        };
+        let commands = self.commands.clone();
+        let lane = KafkaLane::new(Arc::clone(partition), generation, pace, commands, care);
         let opened = LaneEvent::Opened(partition.id.clone(), Box::new(lane));
         // A full channel, or one that nobody reads any more, drops the lane, which is then offered again.
         let _ = self.events.try_send(opened);

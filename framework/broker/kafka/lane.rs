@@ -30,6 +30,8 @@ const BATCH_BYTES_MAX: usize = 1 << 20;
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// At most so many finished records may be uncommitted; a crash repeats them.
 const UNCOMMITTED_MAX: u64 = 50_000;
+/// How long after a death every batch is recorded before it is handed out.
+const CARE_AFTER_DEATH: Duration = Duration::from_secs(10);
 /// A token is a generation and a distance from the lane's first offset: 20 bits and 44.
 const DISTANCE_BITS: u32 = 44;
 
@@ -42,6 +44,18 @@ pub(super) enum Pace {
     After(Duration),
 }
 
+/// For how long it matters which record is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Care {
+    /// Each is handled alone.
+    Always,
+    /// Nothing has been handed out yet.
+    First,
+    /// The last owner died.
+    Until(Instant),
+    Over,
+}
+
 /// One partition.
 pub(super) struct KafkaLane {
     partition: Arc<Partition>,
@@ -52,8 +66,10 @@ pub(super) struct KafkaLane {
     held: VecDeque<(Arc<Batch>, usize)>,
     /// The offset that tokens count from.
     origin: Option<i64>,
-    /// Noted and not handed out before that is committed: where a death must not go uncounted.
-    pending: Option<Vec<Received>>,
+    /// Noted, and not handed out before that is committed.
+    pending: Vec<Received>,
+    /// Whether a death must be counted whatever it costs.
+    care: Care,
 }
 
 impl KafkaLane {
@@ -62,7 +78,7 @@ impl KafkaLane {
         generation: u64,
         pace: Pace,
         commands: SyncSender<Command>,
-        is_careful: bool,
+        care: Care,
     ) -> Self {
         Self {
             partition,
@@ -71,16 +87,21 @@ impl KafkaLane {
             commands,
             held: VecDeque::new(),
             origin: None,
-            pending: is_careful.then(Vec::new),
+            pending: Vec::new(),
+            care,
         }
     }
 
     /// As [`take`](Self::take), after what is taken was committed as being in flight.
-    async fn take_carefully(&mut self, batch: &mut Vec<Received>) -> Result<bool, LaneEnd> {
-        let mut pending = self.pending.take().unwrap_or_default();
-        let taken = if pending.is_empty() { self.take(&mut pending, 1) } else { Ok(true) };
+    async fn take_carefully(
+        &mut self,
+        batch: &mut Vec<Received>,
+        limit: usize,
+    ) -> Result<bool, LaneEnd> {
         // Kept in the lane while it waits: a cancelled call loses nothing.
-        self.pending = Some(pending);
+        let mut pending = std::mem::take(&mut self.pending);
+        let taken = if pending.is_empty() { self.take(&mut pending, limit) } else { Ok(true) };
+        self.pending = pending;
         if !taken? {
             return Ok(false);
         }
@@ -100,8 +121,21 @@ impl KafkaLane {
                 () = sleep(LOOK_MAX) => {}
             }
         }
-        batch.append(self.pending.get_or_insert_default());
+        let count = self.pending.len().min(limit.max(1));
+        batch.extend(self.pending.drain(..count));
         Ok(true)
+    }
+
+    /// Whether what is handed out must be known to the group first.
+    ///
+    /// A message that ends the process at once would otherwise do so for ever: nobody would know that it was in
+    /// flight. So the first batch after an opening is recorded, and after a death every batch for a while.
+    fn is_careful(&self) -> bool {
+        match self.care {
+            Care::Always | Care::First => true,
+            Care::Until(end) => Instant::now() < end,
+            Care::Over => !self.pending.is_empty(),
+        }
     }
 
     /// Appends what is there; false if that is nothing.
@@ -159,7 +193,6 @@ impl KafkaLane {
         if state.lane != LaneState::Open(self.generation) {
             return Err(LaneEnd::Revoked);
         }
-        let first = self.origin.is_none();
         for (records, index) in self.held.drain(..count) {
             let record = &records.borrow_dependent()[index];
             let offset = record.offset();
@@ -172,8 +205,12 @@ impl KafkaLane {
             let envelope = Arc::new(KafkaEnvelope { batch: records, index, crashes, again });
             batch.push(Received { envelope, token: token(self.generation, offset - origin) });
         }
-        // Committed at once: a death soon after this one is counted too.
-        state.is_urgent |= first;
+        if self.care == Care::First {
+            self.care = match state.offsets.follows_a_death() {
+                true => Care::Until(Instant::now() + CARE_AFTER_DEATH),
+                false => Care::Over,
+            };
+        }
         Ok(())
     }
 
@@ -244,9 +281,9 @@ impl Lane for KafkaLane {
             if self.partition.lock().lane != LaneState::Open(self.generation) {
                 return Err(LaneEnd::Revoked);
             }
-            let taken = match self.pending {
-                Some(_) => self.take_carefully(batch).await?,
-                None => self.take(batch, limit)?,
+            let taken = match self.is_careful() {
+                true => self.take_carefully(batch, limit).await?,
+                false => self.take(batch, limit)?,
             };
             if taken {
                 return Ok(());
@@ -284,7 +321,7 @@ impl Lane for KafkaLane {
 
     async fn close(&mut self) -> Result<(), LaneEnd> {
         self.held.clear();
-        self.pending.as_mut().map(Vec::clear);
+        self.pending.clear();
         self.partition.close(self.generation, LaneState::Closed);
         Ok(())
     }

@@ -25,6 +25,7 @@ pub(super) struct Offsets {
     /// What an earlier owner left, until the first record shows that it was about this log.
     unproven: Option<Mark>,
     unfinished: usize,
+    follows_a_death: bool,
     finished_count: u64,
 }
 
@@ -107,6 +108,7 @@ impl Offsets {
             return;
         }
         let in_flight = mark.in_flight().take(SUSPECTS_MAX);
+        self.follows_a_death = !mark.is_clean;
         let died = u32::from(!mark.is_clean);
         self.crashes = mark.crashes.iter().copied().collect();
         for offset in in_flight {
@@ -174,9 +176,9 @@ impl Offsets {
         self.finished_count
     }
 
-    /// Whether there are records that were in flight when a process died.
-    pub(super) fn has_suspects(&self) -> bool {
-        !self.crashes.is_empty() || self.window.iter().any(|entry| entry.crashes > 0)
+    /// Whether the last owner died with records in flight.
+    pub(super) fn follows_a_death(&self) -> bool {
+        self.follows_a_death
     }
 
     /// What to commit; `is_clean` when nobody works on what is not finished.

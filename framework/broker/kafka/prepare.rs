@@ -184,6 +184,10 @@ async fn describe(
         Ok(known)
     });
     let mut known = metadata.await?;
+    if known.is_empty() {
+        // A question about nothing is an error to the client.
+        return Ok(known);
+    }
     let admin = admin(cluster)?;
     let resources: Vec<_> = known.keys().map(|name| ResourceSpecifier::Topic(name)).collect();
     let described = admin.describe_configs(&resources, &options()).await;

@@ -161,7 +161,7 @@ impl Assignment {
 
     /// The partition's own queue: split off before anything is fetched into the common one.
     fn queue(&self, consumer: &Arc<Consumer>, name: &Name) -> Option<Arc<Queue>> {
-        let mut split = || consumer.split_partition_queue(&name.topic, name.number);
+        let split = || consumer.split_partition_queue(&name.topic, name.number);
         let alarm = Arc::clone(lock(&self.alarms).entry(name.clone()).or_default());
         let (records, bell) = (split()?, split()?);
         alarm.hang(bell);
