@@ -4,6 +4,7 @@
 //! `tests/servers/kafka.sh`.
 #![cfg(feature = "kafka")]
 
+mod brokers;
 mod crashes;
 mod lab;
 mod process;

@@ -4,18 +4,16 @@
 //! own, whose committed offset and mark say which records are gone. The records themselves stay for as long as the
 //! topic keeps them.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
-use std::sync::OnceLock;
 use tokio::task::spawn_blocking;
-
-use rdkafka::config::FromClientConfigAndContext;
 
 use super::connection::{ANSWER_MAX, Cluster, Context};
 use super::envelope::{Batch, KafkaEnvelope, millis};
@@ -189,7 +187,6 @@ impl KafkaDeadLetters {
             let mut elem = list.add_partition(&name.topic, name.number);
             elem.set_offset(Offset::Offset(mark.base))?;
             elem.set_metadata(&text);
-            drop(elem);
             consumer.commit(&list, CommitMode::Sync)
         });
         match committed.await {

@@ -13,7 +13,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use rdkafka::message::Message;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::envelope::{Batch, KafkaEnvelope, millis};
 use super::group::Command;
@@ -28,6 +28,8 @@ const BATCH_MAX: usize = 256;
 const BATCH_BYTES_MAX: usize = 1 << 20;
 /// How long a lane trusts that it is told about records (librdkafka tells only of an empty queue that fills).
 const LOOK_MAX: Duration = Duration::from_secs(1);
+/// How long a commit that is waited for may have been missed.
+const LOOK_SOON: Duration = Duration::from_millis(50);
 /// At most so many finished records may be uncommitted; a crash repeats them.
 const UNCOMMITTED_MAX: u64 = 50_000;
 /// How long after a death every batch is recorded before it is handed out.
@@ -105,25 +107,23 @@ impl KafkaLane {
         if !taken? {
             return Ok(false);
         }
-        loop {
-            let committed = self.partition.committed.notified();
-            let mut state = self.partition.lock();
-            if state.lane != LaneState::Open(self.generation) {
-                return Err(LaneEnd::Revoked);
-            }
-            if state.recorded_to >= state.offsets.next() {
-                break;
-            }
-            state.is_urgent = true;
-            drop(state);
-            tokio::select! {
-                () = committed => {}
-                () = sleep(LOOK_MAX) => {}
-            }
+        while !self.is_recorded()? {
+            let _ = timeout(LOOK_SOON, self.partition.committed.notified()).await;
         }
         let count = self.pending.len().min(limit.max(1));
         batch.extend(self.pending.drain(..count));
         Ok(true)
+    }
+
+    /// Whether the last commit knew of all that was noted; if not, asks for one.
+    fn is_recorded(&self) -> Result<bool, LaneEnd> {
+        let mut state = self.partition.lock();
+        if state.lane != LaneState::Open(self.generation) {
+            return Err(LaneEnd::Revoked);
+        }
+        let is_recorded = state.recorded_to >= state.offsets.next();
+        state.is_urgent |= !is_recorded;
+        Ok(is_recorded)
     }
 
     /// Whether what is handed out must be known to the group first.
@@ -228,21 +228,15 @@ impl KafkaLane {
         }
     }
 
-    /// Waits while more is finished and not committed than a crash should repeat.
-    async fn wait_for_commit(&self) {
-        loop {
-            let committed = self.partition.committed.notified();
-            let mut state = self.partition.lock();
-            if state.uncommitted() < UNCOMMITTED_MAX || state.lane == LaneState::Gone {
-                return;
-            }
-            state.is_urgent = true;
-            drop(state);
-            tokio::select! {
-                () = committed => {}
-                () = sleep(LOOK_MAX) => {}
-            }
+    /// Whether a crash would repeat less than it may; if not, asks for a commit.
+    fn is_committed(&self) -> Result<bool, LaneEnd> {
+        let mut state = self.partition.lock();
+        if state.lane != LaneState::Open(self.generation) {
+            return Err(LaneEnd::Revoked);
         }
+        let is_committed = state.uncommitted() < UNCOMMITTED_MAX;
+        state.is_urgent |= !is_committed;
+        Ok(is_committed)
     }
 
     fn offset_of(&self, token: Token) -> Option<i64> {
@@ -277,9 +271,9 @@ fn read(queue: &Queue, limit: usize) -> Result<Vec<rdkafka::message::BorrowedMes
 impl Lane for KafkaLane {
     async fn next(&mut self, batch: &mut Vec<Received>, limit: usize) -> Result<(), LaneEnd> {
         loop {
-            self.wait_for_commit().await;
-            if self.partition.lock().lane != LaneState::Open(self.generation) {
-                return Err(LaneEnd::Revoked);
+            while !self.is_committed()? {
+                // Looked at again after a while: the commit may have come in between.
+                let _ = timeout(LOOK_SOON, self.partition.committed.notified()).await;
             }
             let taken = match self.is_careful() {
                 true => self.take_carefully(batch, limit).await?,

@@ -24,7 +24,6 @@ pub(super) struct Offsets {
     crashes: BTreeMap<i64, u32>,
     /// What an earlier owner left, until the first record shows that it was about this log.
     unproven: Option<Mark>,
-    unfinished: usize,
     follows_a_death: bool,
     finished_count: u64,
 }
@@ -86,7 +85,6 @@ impl Offsets {
             return Receipt::Skip;
         }
         self.window.push_back(Entry { offset, time, crashes, state: State::Out });
-        self.unfinished += 1;
         Receipt::Deliver { crashes, again: false }
     }
 
@@ -135,7 +133,6 @@ impl Offsets {
             return false;
         };
         entry.state = State::Done;
-        self.unfinished -= 1;
         self.finished_count += 1;
         while self.window.front().is_some_and(|entry| entry.state == State::Done) {
             self.window.pop_front();
@@ -164,11 +161,6 @@ impl Offsets {
     /// Behind the highest that was received.
     pub(super) fn next(&self) -> Option<i64> {
         self.next
-    }
-
-    /// How many were received and are not finished.
-    pub(super) fn unfinished(&self) -> usize {
-        self.unfinished
     }
 
     /// How many were finished since the assignment.
