@@ -19,7 +19,7 @@ use super::links::Links;
 use super::retrier::Errand;
 use super::shared::Shared;
 use super::supervisor::Holding;
-use crate::broker::{Lane, LaneEnd, LaneId};
+use crate::broker::{Lane, LaneEnd, LaneId, Recall};
 use crate::pipeline::Work;
 use crate::telemetry;
 
@@ -147,6 +147,7 @@ async fn drain(
 ) -> (Desk, Option<Down>) {
     desk.open(lane.generation());
     let shared = Rc::clone(&desk.shared);
+    let mut recalled = lane.recalled();
     let end = loop {
         desk.hand_out();
         desk.show();
@@ -162,6 +163,12 @@ async fn drain(
                 desk.lose();
                 let _ = reply.send(left);
                 return (desk, None);
+            }
+            recall = &mut recalled => {
+                if let Recall::Until(deadline) = recall {
+                    wind_down(lane.as_mut(), &mut desk, deadline).await;
+                }
+                break Down::Ended(LaneEnd::Revoked);
             }
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(work) = desk.carried.recv() => desk.is_carried(work),

@@ -20,6 +20,8 @@
 //! 7. Settling a message never waits for another message that is slower.
 //! 8. [`Lane::close`] leaves nothing unsettled: what was settled is known to the broker before the
 //!    lane is gone, what was not goes back.
+//!    A broker that moves lanes between consumers asks for one back through [`Lane::recalled`] and
+//!    waits for its close until the moment it names; what closes later is as lost as by a crash.
 //! 9. [`Publisher::send`] and [`Publisher::copy`] return `Ok` only when the broker has confirmed
 //!    that the message is stored in at least one queue or log.
 //! 10. A copy carries body, key, content type and the user's headers byte for byte, the stamps it
@@ -40,12 +42,16 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::config;
 use crate::wire::Stamps;
 
 pub use crate::envelope::{Envelope, HeaderValue};
 
+#[cfg(feature = "kafka")]
+pub mod kafka;
 pub mod memory;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
@@ -163,8 +169,22 @@ pub trait Lane: Send {
         true
     }
 
+    /// Resolves when the broker asks for the lane back; never where a broker does not ask.
+    fn recalled(&self) -> BoxFuture<'static, Recall> {
+        Box::pin(std::future::pending())
+    }
+
     /// Raised each time the lane is opened again; part of what makes a redelivery recognisable.
     fn generation(&self) -> u64;
+}
+
+/// A broker wants a lane back, to give it to another consumer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Recall {
+    /// What is settled and closed by then is not delivered again.
+    Until(Instant),
+    /// It is with somebody else already: no settlement counts any more.
+    Gone,
 }
 
 /// Why a lane delivers no more.

@@ -1,10 +1,11 @@
 //! The tables `[brokers.NAME]`: connections to brokers.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Properties, Secret, Url};
+use super::{Properties, Secret, Url, units};
 
 /// One connection to a broker.
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
@@ -22,6 +23,12 @@ pub struct Broker {
     pub password_file: Option<PathBuf>,
     /// Certificates; without it the system's roots serve `amqps` and `ssl`.
     pub tls: Option<Tls>,
+    /// How many replicas the topics must have (Kafka); 2, and on a loopback address a warning if there are fewer.
+    #[serde(deserialize_with = "units::count_option")]
+    pub replication_min: Option<NonZeroUsize>,
+    /// What `min.insync.replicas` of the topics must be (Kafka); 2, and on a loopback address a warning.
+    #[serde(deserialize_with = "units::count_option")]
+    pub in_sync_min: Option<NonZeroUsize>,
     /// librdkafka's own settings (Kafka). A name that ends in `_file` is the file that holds the value.
     pub properties: Properties,
 }

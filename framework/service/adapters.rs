@@ -92,6 +92,14 @@ fn broker_of(
                 broker.map_err(|error| Error::Broker(format!("broker `{name}`: {error}")))?;
             Ok(Arc::new(broker))
         }
+        #[cfg(feature = "kafka")]
+        BrokerKind::Kafka => {
+            let service = &config.service.name;
+            let broker = crate::broker::kafka::KafkaBroker::new(name, settings, service);
+            let broker =
+                broker.map_err(|error| Error::Broker(format!("broker `{name}`: {error}")))?;
+            Ok(Arc::new(broker))
+        }
         #[allow(unreachable_patterns)]
         kind => Err(Error::Mismatch(format!(
             "broker `{name}` is of kind {kind:?}, which this build does not contain; enable the \

@@ -18,11 +18,21 @@ pub(super) fn check(check: &mut Check<'_>) {
                 check,
                 &table,
                 "memory",
-                &["url", "url_file", "password", "password_file", "tls", "properties"],
+                &[
+                    "url",
+                    "url_file",
+                    "password",
+                    "password_file",
+                    "tls",
+                    "replication_min",
+                    "in_sync_min",
+                    "properties",
+                ],
             ),
             BrokerKind::Rabbitmq => {
                 address(check, &table, url, &["amqp", "amqps"], "amqp://USER@HOST:5672/%2f");
-                foreign(check, &table, "rabbitmq", &["properties"]);
+                let keys = &["replication_min", "in_sync_min", "properties"];
+                foreign(check, &table, "rabbitmq", keys);
             }
             BrokerKind::Kafka => {
                 bootstrap(check, &table, url);

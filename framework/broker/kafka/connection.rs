@@ -1,0 +1,225 @@
+//! The clients of one cluster, and what they say about it.
+//!
+//! Owns how clients are made, whether the cluster can be reached, and how librdkafka's blocking questions are
+//! asked without blocking anybody. librdkafka reconnects by itself, for ever.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::time::Duration;
+
+use rdkafka::client::ClientContext;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::types::RDKafkaRespErr;
+use tokio::task::spawn_blocking;
+
+use super::fault;
+use super::partition::Consumer;
+use super::properties::Clients;
+use super::rebalance::Assignment;
+use crate::broker::{BrokerError, BrokerState, Fault};
+
+/// How long a question to the cluster may take.
+pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// One cluster.
+#[derive(Clone)]
+pub(super) struct Cluster {
+    pub(super) clients: Arc<Clients>,
+    pub(super) watch: Arc<Watch>,
+    /// Its servers, as they are shown.
+    pub(super) shown: Arc<str>,
+    /// For questions: a consumer without a group.
+    asker: Arc<OnceLock<Arc<BaseConsumer<Quiet>>>>,
+    id: Arc<OnceLock<String>>,
+}
+
+impl Cluster {
+    pub(super) fn new(clients: Clients, shown: &str) -> Self {
+        Self {
+            clients: Arc::new(clients),
+            watch: Arc::default(),
+            shown: shown.into(),
+            asker: Arc::default(),
+            id: Arc::default(),
+        }
+    }
+
+    /// Asks for what the cluster knows of itself.
+    pub(super) async fn connect(&self) -> Result<(), BrokerError> {
+        let attempt = format!("connecting to {}", self.shown);
+        let id = self.ask(&attempt, |client| {
+            client.fetch_metadata(Some("__consumer_offsets"), ANSWER_MAX)?;
+            Ok(client.client().fetch_cluster_id(ANSWER_MAX).unwrap_or_default())
+        });
+        match id.await {
+            Ok(id) => {
+                let _ = self.id.set(id);
+                self.watch.reached();
+                Ok(())
+            }
+            Err(error) => {
+                // What librdkafka heard last says more than that nobody answered in time.
+                let error = self.watch.refusal().unwrap_or(error);
+                self.watch.lost(&error.text);
+                Err(error)
+            }
+        }
+    }
+
+    /// The cluster's id, once it was connected to.
+    pub(super) fn id(&self) -> &str {
+        self.id.get().map_or("", String::as_str)
+    }
+
+    /// Asks a blocking question on a thread for those.
+    pub(super) async fn ask<T: Send + 'static>(
+        &self,
+        attempt: &str,
+        question: impl FnOnce(&BaseConsumer<Quiet>) -> KafkaResult<T> + Send + 'static,
+    ) -> Result<T, BrokerError> {
+        let client = self.asker().map_err(|error| fault::fault(attempt, &error))?;
+        let answered = spawn_blocking(move || {
+            // Serves what it has to say, above all why it cannot connect.
+            let answer = question(&client);
+            let _ = client.poll(Duration::ZERO);
+            answer
+        });
+        match answered.await {
+            Ok(answer) => answer.map_err(|error| fault::fault(attempt, &error)),
+            Err(error) => Err(BrokerError::new(Fault::Other, format!("{attempt}: {error}"))),
+        }
+    }
+
+    fn asker(&self) -> KafkaResult<Arc<BaseConsumer<Quiet>>> {
+        if let Some(client) = self.asker.get() {
+            return Ok(Arc::clone(client));
+        }
+        let config = self.clients.plain();
+        let made = BaseConsumer::from_config_and_context(&config, Quiet(Arc::clone(&self.watch)))?;
+        Ok(Arc::clone(self.asker.get_or_init(|| Arc::new(made))))
+    }
+}
+
+impl fmt::Display for Cluster {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.shown)
+    }
+}
+
+/// Whether the cluster can be reached, by what its clients hear.
+pub(super) struct Watch {
+    state: Mutex<Heard>,
+}
+
+struct Heard {
+    lost: Option<String>,
+    refusal: Option<BrokerError>,
+}
+
+impl Default for Watch {
+    fn default() -> Self {
+        let lost = Some("not connected yet".to_owned());
+        Self { state: Mutex::new(Heard { lost, refusal: None }) }
+    }
+}
+
+impl Watch {
+    pub(super) fn state(&self) -> BrokerState {
+        match &self.lock().lost {
+            Some(why) => BrokerState::Disconnected(why.clone()),
+            None => BrokerState::Connected,
+        }
+    }
+
+    /// Something was answered.
+    pub(super) fn reached(&self) {
+        let mut heard = self.lock();
+        if heard.lost.is_some() {
+            *heard = Heard { lost: None, refusal: None };
+        }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.lock().lost.is_some()
+    }
+
+    pub(super) fn lost(&self, why: &str) {
+        self.lock().lost = Some(why.to_owned());
+    }
+
+    /// Takes note of what librdkafka says by itself.
+    fn hear(&self, error: &KafkaError, reason: &str) {
+        let known = fault::fault(reason, error);
+        match (known.fault, error.rdkafka_error_code()) {
+            (Fault::Refused, _) => {
+                let mut heard = self.lock();
+                heard.lost = Some(known.text.clone());
+                heard.refusal = Some(known);
+            }
+            (_, Some(RDKafkaErrorCode::AllBrokersDown)) => self.lost(reason),
+            _ => {}
+        }
+        tracing::debug!(error = %fault::said(error), reason, "kafka client");
+    }
+
+    fn refusal(&self) -> Option<BrokerError> {
+        self.lock().refusal.take()
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Heard> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Hears what a client says that belongs to no group.
+#[derive(Clone)]
+pub(super) struct Quiet(pub(super) Arc<Watch>);
+
+impl ClientContext for Quiet {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.0.hear(&error, reason);
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+/// Hears what a member of a group is told.
+pub(super) struct Context {
+    pub(super) watch: Arc<Watch>,
+    pub(super) assignment: Assignment,
+    /// The consumer this belongs to.
+    pub(super) consumer: OnceLock<Weak<Consumer>>,
+}
+
+impl Context {
+    /// Takes note of an error that came instead of a record.
+    pub(super) fn note_error(&self, error: &KafkaError) {
+        self.watch.hear(error, "consuming");
+    }
+}
+
+impl ClientContext for Context {
+    fn error(&self, error: KafkaError, reason: &str) {
+        self.watch.hear(&error, reason);
+    }
+}
+
+impl ConsumerContext for Context {
+    fn rebalance(
+        &self,
+        _: &BaseConsumer<Self>,
+        what: RDKafkaRespErr,
+        partitions: &mut TopicPartitionList,
+    ) {
+        let Some(consumer) = self.consumer.get().and_then(Weak::upgrade) else { return };
+        match what {
+            RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
+                self.assignment.assign(&consumer, partitions);
+            }
+            _ => self.assignment.revoke(&consumer, partitions),
+        }
+    }
+}

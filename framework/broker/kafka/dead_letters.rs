@@ -1,0 +1,244 @@
+//! Reads the dead letters of a source and leaves them where they are.
+//!
+//! A log lets nothing be taken out of its middle. So what was removed is noted as offsets are: by a group of its
+//! own, whose committed offset and mark say which records are gone. The records themselves stay for as long as the
+//! topic keeps them.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::error::{KafkaError, KafkaResult};
+use rdkafka::message::Message;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use tokio::task::spawn_blocking;
+
+use super::connection::{ANSWER_MAX, Cluster, Context};
+use super::envelope::{Batch, KafkaEnvelope, millis};
+use super::fault;
+use super::group::{Kind, Member};
+use super::marks::{Mark, Place};
+use super::offsets::{Offsets, Receipt};
+use super::partition::{Alarm, Consumer, Name, Queue};
+use super::rebalance::Assignment;
+use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, Token};
+
+/// How long one look for the next record may take.
+const READ_MAX: Duration = Duration::from_secs(10);
+
+/// A reader of all topics of dead letters of a subscription.
+pub(super) struct KafkaDeadLetters {
+    cluster: Cluster,
+    consumer: Arc<Consumer>,
+    group: String,
+    logs: Vec<Log>,
+    /// What was read, by token: which log, and its offset.
+    read: Vec<(usize, i64)>,
+}
+
+/// One partition.
+struct Log {
+    name: Name,
+    queue: Arc<Queue>,
+    offsets: Offsets,
+    /// Behind the last record there was when reading began.
+    end: i64,
+    position: i64,
+}
+
+/// Opens a reader that begins at the first dead letter that was not removed.
+pub(super) async fn open(
+    cluster: &Cluster,
+    member: Arc<Member>,
+    topics: Vec<String>,
+) -> Result<KafkaDeadLetters, BrokerError> {
+    let attempt = format!("reading the dead letters in {}", topics.join(", "));
+    let (cluster, said) = (cluster.clone(), attempt.clone());
+    let opened = spawn_blocking(move || read_logs(&cluster, member, &topics));
+    match opened.await {
+        Ok(opened) => opened.map_err(|error| fault::fault(&said, &error)),
+        Err(error) => Err(BrokerError::new(Fault::Other, format!("{attempt}: {error}"))),
+    }
+}
+
+fn read_logs(
+    cluster: &Cluster,
+    member: Arc<Member>,
+    topics: &[String],
+) -> KafkaResult<KafkaDeadLetters> {
+    let group = format!("{}.dead", member.names.group_of(Kind::Source));
+    let mut config = cluster.clients.consumer(&group);
+    config.set("auto.offset.reset", "earliest");
+    config.remove("group.instance.id");
+    config.remove("group.protocol");
+    let context = Context {
+        watch: Arc::clone(&cluster.watch),
+        assignment: Assignment::new(member, Duration::ZERO),
+        consumer: OnceLock::new(),
+    };
+    let consumer = Arc::new(Consumer::from_config_and_context(&config, context)?);
+    let mut list = TopicPartitionList::new();
+    for topic in topics {
+        let metadata = consumer.fetch_metadata(Some(topic), ANSWER_MAX)?;
+        for partition in metadata.topics().iter().flat_map(|topic| topic.partitions()) {
+            list.add_partition(topic, partition.id());
+        }
+    }
+    let list = consumer.committed_offsets(list, ANSWER_MAX)?;
+    let mut start = TopicPartitionList::new();
+    let mut logs = Vec::new();
+    for elem in list.elements() {
+        let name = Name { topic: elem.topic().into(), number: elem.partition() };
+        let (low, end) = consumer.fetch_watermarks(&name.topic, name.number, ANSWER_MAX)?;
+        let committed = match elem.offset() {
+            Offset::Offset(offset) if offset >= low => Some(offset),
+            _ => None,
+        };
+        let place = Place {
+            cluster: cluster.id(),
+            group: &group,
+            topic: &name.topic,
+            partition: name.number,
+        };
+        let mark = committed.and_then(|base| Mark::from_text(elem.metadata(), base, &place));
+        let position = committed.unwrap_or(low);
+        let split = consumer.split_partition_queue(&name.topic, name.number);
+        let Some(records) = split else { continue };
+        let queue = Queue::new(Arc::clone(consumer.context()), records, Arc::new(Alarm::default()));
+        start.add_partition_offset(&name.topic, name.number, Offset::Offset(position))?;
+        let offsets = Offsets::new(Some(position), mark);
+        logs.push(Log { name, queue: Arc::new(queue), offsets, end, position });
+    }
+    consumer.assign(&start)?;
+    Ok(KafkaDeadLetters { cluster: cluster.clone(), consumer, group, logs, read: Vec::new() })
+}
+
+impl KafkaDeadLetters {
+    fn attempt(&self) -> String {
+        format!("reading the dead letters of group `{}`", self.group)
+    }
+
+    /// The next record of a log that was not removed; `None` at its end.
+    async fn next_of(&mut self, index: usize) -> Result<Option<Received>, BrokerError> {
+        loop {
+            let log = &self.logs[index];
+            if log.position >= log.end {
+                return Ok(None);
+            }
+            let (queue, consumer) = (Arc::clone(&log.queue), Arc::clone(&self.consumer));
+            let read = spawn_blocking(move || {
+                let _ = consumer.poll(Duration::ZERO);
+                Batch::try_new(queue, |queue| match queue.records().poll(READ_MAX) {
+                    Some(record) => record.map(|record| vec![record]),
+                    None => Err(KafkaError::NoMessageReceived),
+                })
+            });
+            let read = read.await.map_err(|error| {
+                BrokerError::new(Fault::Other, format!("{}: {error}", self.attempt()))
+            })?;
+            let batch = match read {
+                Ok(batch) => Arc::new(batch),
+                // Only the markers of transactions, or records that were deleted meanwhile.
+                Err(KafkaError::NoMessageReceived) => return Ok(None),
+                Err(error) => return Err(fault::fault(&self.attempt(), &error)),
+            };
+            let log = &mut self.logs[index];
+            let record = &batch.borrow_dependent()[0];
+            let (offset, time) = (record.offset(), millis(record).unwrap_or(-1));
+            log.position = offset + 1;
+            if offset >= log.end {
+                return Ok(None);
+            }
+            if log.offsets.receive(offset, time) == Receipt::Skip {
+                continue;
+            }
+            let token = Token(self.read.len() as u64);
+            self.read.push((index, offset));
+            let envelope = Arc::new(KafkaEnvelope { batch, index: 0, crashes: 0, again: false });
+            return Ok(Some(Received { envelope, token }));
+        }
+    }
+
+    /// Notes what was removed, so that every other reader knows.
+    async fn commit(&self, index: usize) -> Result<(), BrokerError> {
+        let log = &self.logs[index];
+        let Some(mark) = log.offsets.mark(true) else { return Ok(()) };
+        if !mark.fits() {
+            return Err(BrokerError::new(
+                Fault::Other,
+                format!(
+                    "{}: too many single ones are removed between others; remove or redrive older ones first",
+                    self.attempt()
+                ),
+            ));
+        }
+        let place = Place {
+            cluster: self.cluster.id(),
+            group: &self.group,
+            topic: &log.name.topic,
+            partition: log.name.number,
+        };
+        let text = mark.to_text(&place);
+        let (consumer, name) = (Arc::clone(&self.consumer), log.name.clone());
+        let committed = spawn_blocking(move || {
+            let mut list = TopicPartitionList::new();
+            let mut elem = list.add_partition(&name.topic, name.number);
+            elem.set_offset(Offset::Offset(mark.base))?;
+            elem.set_metadata(&text);
+            consumer.commit(&list, CommitMode::Sync)
+        });
+        match committed.await {
+            Ok(committed) => committed.map_err(|error| fault::fault(&self.attempt(), &error)),
+            Err(error) => {
+                Err(BrokerError::new(Fault::Other, format!("{}: {error}", self.attempt())))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl DeadLetterReader for KafkaDeadLetters {
+    async fn next(&mut self) -> Result<Option<Received>, BrokerError> {
+        for index in 0..self.logs.len() {
+            if let Some(received) = self.next_of(index).await? {
+                return Ok(Some(received));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn remove(&mut self, token: Token) -> Result<(), BrokerError> {
+        let found = usize::try_from(token.0).ok().and_then(|index| self.read.get(index)).copied();
+        let removed = found.filter(|(index, offset)| self.logs[*index].offsets.finish(*offset));
+        match removed {
+            Some((index, _)) => self.commit(index).await,
+            None => Err(BrokerError::new(
+                Fault::Other,
+                format!(
+                    "{}: this one is not held by the reader, or was removed before",
+                    self.attempt()
+                ),
+            )),
+        }
+    }
+
+    async fn close(&mut self) -> Result<(), BrokerError> {
+        let (consumer, logs) = (Arc::clone(&self.consumer), std::mem::take(&mut self.logs));
+        // On a thread that may wait: ending a consumer takes a moment.
+        let closed = spawn_blocking(move || {
+            drop(logs);
+            let closed = consumer.unassign();
+            drop(consumer);
+            closed
+        });
+        match closed.await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(error)) => Err(fault::fault(&self.attempt(), &error)),
+            Err(error) => {
+                Err(BrokerError::new(Fault::Other, format!("{}: {error}", self.attempt())))
+            }
+        }
+    }
+}

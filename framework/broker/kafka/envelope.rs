@@ -1,0 +1,146 @@
+//! A record as librdkafka holds it, answered without copying.
+//!
+//! Owns how Kafka's records read as messages. A batch of records travels with the queue it was read from, whose
+//! memory it lies in; one record that is held keeps its batch, and the batch the fetched buffers.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rdkafka::Timestamp;
+use rdkafka::message::{BorrowedMessage, Headers, Message};
+use self_cell::self_cell;
+
+use super::partition::Queue;
+use crate::envelope::{Envelope, HeaderValue};
+use crate::wire::{self, ID_LENGTH_MAX};
+
+/// The header that holds the content type.
+pub(super) const CONTENT_TYPE: &str = "content-type";
+/// The header that holds the type.
+pub(super) const TYPE: &str = "type";
+
+type Records<'a> = Vec<BorrowedMessage<'a>>;
+
+self_cell! {
+    /// Records with the queue whose memory they lie in.
+    pub(super) struct Batch {
+        owner: Arc<Queue>,
+        #[covariant]
+        dependent: Records,
+    }
+}
+
+/// One record of a batch.
+pub(super) struct KafkaEnvelope {
+    pub(super) batch: Arc<Batch>,
+    pub(super) index: usize,
+    /// How many processes died while they had it.
+    pub(super) crashes: u32,
+    /// It was delivered to this process before.
+    pub(super) again: bool,
+}
+
+impl KafkaEnvelope {
+    pub(super) fn record(&self) -> &BorrowedMessage<'_> {
+        &self.batch.borrow_dependent()[self.index]
+    }
+
+    /// When its producer or the broker wrote it, in milliseconds.
+    pub(super) fn millis(&self) -> Option<i64> {
+        millis(self.record())
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        match self.header(name)? {
+            HeaderValue::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+}
+
+/// A record's timestamp in milliseconds since 1970.
+pub(super) fn millis(record: &BorrowedMessage<'_>) -> Option<i64> {
+    match record.timestamp() {
+        Timestamp::CreateTime(millis) | Timestamp::LogAppendTime(millis) => Some(millis),
+        Timestamp::NotAvailable => None,
+    }
+}
+
+/// What a header holds. One without a value is an empty text.
+pub(super) fn value(bytes: Option<&[u8]>) -> HeaderValue<'_> {
+    let bytes = bytes.unwrap_or_default();
+    std::str::from_utf8(bytes).map_or(HeaderValue::Bytes(bytes), HeaderValue::Text)
+}
+
+impl Envelope for KafkaEnvelope {
+    fn body(&self) -> &[u8] {
+        self.record().payload().unwrap_or_default()
+    }
+
+    fn is_tombstone(&self) -> bool {
+        self.record().payload().is_none()
+    }
+
+    fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
+        let headers = self.record().headers()?;
+        headers.iter().find(|header| header.key == name).map(|header| value(header.value))
+    }
+
+    fn visit_headers(&self, visit: &mut dyn FnMut(&str, HeaderValue<'_>)) {
+        for header in self.record().headers().into_iter().flat_map(Headers::iter) {
+            visit(header.key, value(header.value));
+        }
+    }
+
+    fn has_headers(&self) -> bool {
+        self.record().headers().is_some()
+    }
+
+    fn id(&self) -> Option<&str> {
+        None
+    }
+
+    fn content_type(&self) -> Option<&str> {
+        self.text(CONTENT_TYPE)
+    }
+
+    fn kind(&self) -> Option<&str> {
+        self.text(TYPE)
+    }
+
+    fn key(&self) -> Option<&[u8]> {
+        self.record().key()
+    }
+
+    fn published_at(&self) -> Option<SystemTime> {
+        let millis = u64::try_from(self.millis()?).ok()?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
+    }
+
+    fn is_redelivered(&self) -> bool {
+        self.again || self.crashes > 0
+    }
+
+    fn returns(&self) -> u32 {
+        self.crashes
+    }
+
+    fn origin(&self) -> String {
+        let record = self.record();
+        format!("{}/{}/{}", record.topic(), record.partition(), record.offset())
+    }
+
+    /// A copy carries the id that its original had, wherever it lies itself.
+    fn position(&self) -> Option<String> {
+        let carried = self.text(wire::ID);
+        match carried.filter(|id| !id.is_empty() && id.len() <= ID_LENGTH_MAX) {
+            Some(_) => None,
+            None => Some(self.origin()),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}

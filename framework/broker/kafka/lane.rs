@@ -1,0 +1,347 @@
+//! Lanes: a partition drained straight from librdkafka's queue of it.
+//!
+//! Owns what is handed out, and how settlements become offsets. Polls no broker and commits nothing: the owner of
+//! the group does. Back-pressure is not to read on: librdkafka stops fetching when its queue of the partition is
+//! full, nothing is paused and nothing that was fetched is thrown away.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::mpsc::SyncSender;
+use std::time::{Duration, Instant, SystemTime};
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use rdkafka::message::Message;
+use tokio::time::{sleep, timeout};
+
+use super::envelope::{Batch, KafkaEnvelope, millis};
+use super::group::Command;
+use super::offsets::Receipt;
+use super::partition::{LaneState, Partition, Queue};
+use crate::broker::{Envelope, Lane, LaneEnd, Recall, Received, Settlement, Token};
+use crate::wire::Carried;
+
+/// At most so many records are read at once.
+const BATCH_MAX: usize = 256;
+/// A batch of at least so many bytes is long enough.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// How long a lane trusts that it is told about records (librdkafka tells only of an empty queue that fills).
+const LOOK_MAX: Duration = Duration::from_secs(1);
+/// How long a commit that is waited for may have been missed.
+const LOOK_SOON: Duration = Duration::from_millis(50);
+/// At most so many finished records may be uncommitted; a crash repeats them.
+const UNCOMMITTED_MAX: u64 = 50_000;
+/// How long after a death every batch is recorded before it is handed out.
+const CARE_AFTER_DEATH: Duration = Duration::from_secs(10);
+/// A token is a generation and a distance from the lane's first offset: 20 bits and 44.
+const DISTANCE_BITS: u32 = 44;
+
+/// How a lane's records become due.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// At once.
+    Now,
+    /// This long after they were written, or when their header says, if that is earlier.
+    After(Duration),
+}
+
+/// For how long it matters which record is in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Care {
+    /// Each is handled alone.
+    Always,
+    /// Nothing has been handed out yet.
+    First,
+    /// The last owner died.
+    Until(Instant),
+    Over,
+}
+
+/// One partition.
+pub(super) struct KafkaLane {
+    partition: Arc<Partition>,
+    generation: u64,
+    pace: Pace,
+    commands: SyncSender<Command>,
+    /// Read and not due yet; no offset of them is noted.
+    held: VecDeque<(Arc<Batch>, usize)>,
+    /// The offset that tokens count from.
+    origin: Option<i64>,
+    /// Noted, and not handed out before that is committed.
+    pending: Vec<Received>,
+    /// Whether a death must be counted whatever it costs.
+    care: Care,
+}
+
+impl KafkaLane {
+    pub(super) fn new(
+        partition: Arc<Partition>,
+        generation: u64,
+        pace: Pace,
+        commands: SyncSender<Command>,
+        care: Care,
+    ) -> Self {
+        Self {
+            partition,
+            generation,
+            pace,
+            commands,
+            held: VecDeque::new(),
+            origin: None,
+            pending: Vec::new(),
+            care,
+        }
+    }
+
+    /// As [`take`](Self::take), after what is taken was committed as being in flight.
+    async fn take_carefully(
+        &mut self,
+        batch: &mut Vec<Received>,
+        limit: usize,
+    ) -> Result<bool, LaneEnd> {
+        // Kept in the lane while it waits: a cancelled call loses nothing.
+        let mut pending = std::mem::take(&mut self.pending);
+        let taken = if pending.is_empty() { self.take(&mut pending, limit) } else { Ok(true) };
+        self.pending = pending;
+        if !taken? {
+            return Ok(false);
+        }
+        while !self.is_recorded()? {
+            let _ = timeout(LOOK_SOON, self.partition.committed.notified()).await;
+        }
+        let count = self.pending.len().min(limit.max(1));
+        batch.extend(self.pending.drain(..count));
+        Ok(true)
+    }
+
+    /// Whether the last commit knew of all that was noted; if not, asks for one.
+    fn is_recorded(&self) -> Result<bool, LaneEnd> {
+        let mut state = self.partition.lock();
+        if state.lane != LaneState::Open(self.generation) {
+            return Err(LaneEnd::Revoked);
+        }
+        let is_recorded = state.recorded_to >= state.offsets.next();
+        state.is_urgent |= !is_recorded;
+        Ok(is_recorded)
+    }
+
+    /// Whether what is handed out must be known to the group first.
+    ///
+    /// A message that ends the process at once would otherwise do so for ever: nobody would know that it was in
+    /// flight. So the first batch after an opening is recorded, and after a death every batch for a while.
+    fn is_careful(&self) -> bool {
+        match self.care {
+            Care::Always | Care::First => true,
+            Care::Until(end) => Instant::now() < end,
+            Care::Over => !self.pending.is_empty(),
+        }
+    }
+
+    /// Appends what is there; false if that is nothing.
+    fn take(&mut self, batch: &mut Vec<Received>, limit: usize) -> Result<bool, LaneEnd> {
+        let before = batch.len();
+        while batch.len() == before {
+            if self.held.is_empty() && !self.read(limit) {
+                return Ok(false);
+            }
+            let count = self.due(limit);
+            if count == 0 {
+                return Ok(false);
+            }
+            self.hand_out(batch, count)?;
+        }
+        Ok(true)
+    }
+
+    /// Reads records; false if there are none.
+    fn read(&mut self, limit: usize) -> bool {
+        let limit = limit.clamp(1, BATCH_MAX);
+        let queue = Arc::clone(&self.partition.queue);
+        let Ok(batch) = Batch::try_new(queue, |queue| read(queue, limit)) else { return false };
+        let batch = Arc::new(batch);
+        let count = batch.borrow_dependent().len();
+        self.held.extend((0..count).map(|index| (Arc::clone(&batch), index)));
+        true
+    }
+
+    /// How many of those that are held may be handed out.
+    fn due(&self, limit: usize) -> usize {
+        let count = self.held.len().min(limit.max(1));
+        match self.pace {
+            Pace::Now => count,
+            Pace::After(_) => {
+                let now = SystemTime::now();
+                self.held.iter().take(count).take_while(|held| self.due_at(held) <= now).count()
+            }
+        }
+    }
+
+    fn due_at(&self, (batch, index): &(Arc<Batch>, usize)) -> SystemTime {
+        let Pace::After(wait) = self.pace else { return SystemTime::UNIX_EPOCH };
+        let envelope =
+            KafkaEnvelope { batch: Arc::clone(batch), index: *index, crashes: 0, again: false };
+        let written = envelope.published_at().unwrap_or(SystemTime::UNIX_EPOCH);
+        let nominal = written + wait;
+        // A header may shorten the wait, as a crash between two steps does, but never make it longer.
+        Carried::read(&envelope).due.map_or(nominal, |due| due.min(nominal))
+    }
+
+    /// Notes the first `count` of those that are held, and hands out those that are not finished.
+    fn hand_out(&mut self, batch: &mut Vec<Received>, count: usize) -> Result<(), LaneEnd> {
+        let mut state = self.partition.lock();
+        if state.lane != LaneState::Open(self.generation) {
+            return Err(LaneEnd::Revoked);
+        }
+        for (records, index) in self.held.drain(..count) {
+            let record = &records.borrow_dependent()[index];
+            let offset = record.offset();
+            let time = millis(record).unwrap_or(-1);
+            let Receipt::Deliver { crashes, again } = state.offsets.receive(offset, time) else {
+                continue;
+            };
+            let origin = *self.origin.get_or_insert_with(|| state.offsets.base().unwrap_or(offset));
+            let again = again || offset < state.seen_to;
+            let envelope = Arc::new(KafkaEnvelope { batch: records, index, crashes, again });
+            batch.push(Received { envelope, token: token(self.generation, offset - origin) });
+        }
+        if self.care == Care::First {
+            self.care = match state.offsets.follows_a_death() {
+                true => Care::Until(Instant::now() + CARE_AFTER_DEATH),
+                false => Care::Over,
+            };
+        }
+        Ok(())
+    }
+
+    /// Waits until there may be more.
+    async fn wait(&self) {
+        let mut look = LOOK_MAX;
+        if let Some(head) = self.held.front() {
+            let left = self.due_at(head).duration_since(SystemTime::now()).unwrap_or_default();
+            // Timers of the runtime are a millisecond coarse; and a clock that is set is noticed within a second.
+            look = look.min(left + Duration::from_millis(1));
+        }
+        tokio::select! {
+            () = self.partition.queue.arrived() => {}
+            () = sleep(look) => {}
+        }
+    }
+
+    /// Whether a crash would repeat less than it may; if not, asks for a commit.
+    fn is_committed(&self) -> Result<bool, LaneEnd> {
+        let mut state = self.partition.lock();
+        if state.lane != LaneState::Open(self.generation) {
+            return Err(LaneEnd::Revoked);
+        }
+        let is_committed = state.uncommitted() < UNCOMMITTED_MAX;
+        state.is_urgent |= !is_committed;
+        Ok(is_committed)
+    }
+
+    fn offset_of(&self, token: Token) -> Option<i64> {
+        let distance = i64::try_from(token.0 & ((1 << DISTANCE_BITS) - 1)).ok()?;
+        let ours = self::token(self.generation, distance) == token;
+        self.origin.filter(|_| ours).map(|origin| origin + distance)
+    }
+}
+
+fn token(generation: u64, distance: i64) -> Token {
+    Token(generation << DISTANCE_BITS | distance.cast_unsigned() & ((1 << DISTANCE_BITS) - 1))
+}
+
+/// Reads what is in the queue, without waiting.
+fn read(queue: &Queue, limit: usize) -> Result<Vec<rdkafka::message::BorrowedMessage<'_>>, ()> {
+    let mut records = Vec::new();
+    let mut bytes = 0;
+    while records.len() < limit && bytes < BATCH_BYTES_MAX {
+        match queue.records().poll(Duration::ZERO) {
+            Some(Ok(record)) => {
+                bytes += record.payload_len() + record.key_len();
+                records.push(record);
+            }
+            Some(Err(error)) => queue.context.note_error(&error),
+            None => break,
+        }
+    }
+    if records.is_empty() { Err(()) } else { Ok(records) }
+}
+
+#[async_trait(?Send)]
+impl Lane for KafkaLane {
+    async fn next(&mut self, batch: &mut Vec<Received>, limit: usize) -> Result<(), LaneEnd> {
+        loop {
+            while !self.is_committed()? {
+                // Looked at again after a while: the commit may have come in between.
+                let _ = timeout(LOOK_SOON, self.partition.committed.notified()).await;
+            }
+            let taken = match self.is_careful() {
+                true => self.take_carefully(batch, limit).await?,
+                false => self.take(batch, limit)?,
+            };
+            if taken {
+                return Ok(());
+            }
+            self.wait().await;
+        }
+    }
+
+    async fn settle(&mut self, settlements: &mut Vec<Settlement>) -> Result<(), LaneEnd> {
+        if settlements.is_empty() {
+            return Ok(());
+        }
+        let mut state = self.partition.lock();
+        if state.lane != LaneState::Open(self.generation) {
+            return Err(LaneEnd::Revoked);
+        }
+        let mut is_returned = false;
+        for settlement in settlements.drain(..) {
+            let (Settlement::Ack(token) | Settlement::Return(token)) = settlement;
+            let Some(offset) = self.offset_of(token) else { continue };
+            match settlement {
+                Settlement::Ack(_) => {
+                    state.offsets.finish(offset);
+                }
+                Settlement::Return(_) => is_returned |= state.offsets.give_back(offset),
+            }
+        }
+        drop(state);
+        if is_returned {
+            self.held.clear();
+            let _ = self.commands.try_send(Command::Rewind(self.partition.id.clone()));
+        }
+        Ok(())
+    }
+
+    async fn close(&mut self) -> Result<(), LaneEnd> {
+        self.held.clear();
+        self.pending.clear();
+        self.partition.close(self.generation, LaneState::Closed);
+        Ok(())
+    }
+
+    /// Silence cannot be told from an empty partition by the depth of the whole source; the owner of the group
+    /// looks for lanes that stall.
+    fn is_active(&self) -> bool {
+        false
+    }
+
+    fn recalled(&self) -> BoxFuture<'static, Recall> {
+        let mut recalls = self.partition.recalls();
+        async move {
+            let recall = recalls.wait_for(Option::is_some).await;
+            recall.ok().and_then(|recall| *recall).unwrap_or(Recall::Gone)
+        }
+        .boxed()
+    }
+
+    fn generation(&self) -> u64 {
+        self.generation
+    }
+}
+
+impl Drop for KafkaLane {
+    fn drop(&mut self) {
+        self.partition.close(self.generation, LaneState::Dropped(Instant::now()));
+    }
+}

@@ -1,0 +1,134 @@
+//! Apache Kafka through rdkafka.
+//!
+//! ```text
+//! KafkaLanes ── one for each group ──> a thread of its own: polls, commits, opens lanes      group.rs
+//!   source: the subscription's topics      rebalance.rs: what is dealt anew, drained and committed first
+//!   waits:  TOPIC.GROUP.wait.MS, .redrive  partition.rs: one assignment of one partition
+//!   suspects: one partition                lane.rs: drains librdkafka's queue of it, on its consumer's thread
+//! KafkaPublisher ── one producer: acks=all, idempotent                                       publisher.rs
+//! ```
+//!
+//! Knows no policy. `offsets.rs` (what is finished) and `marks.rs` (what is written beside a committed offset) are
+//! pure; everything that promises something about offsets is there.
+
+mod connection;
+mod dead_letters;
+mod depth;
+mod envelope;
+mod fault;
+mod group;
+mod lane;
+mod lanes;
+mod marks;
+mod offsets;
+mod partition;
+mod prepare;
+mod properties;
+mod publisher;
+mod rebalance;
+mod topology;
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+
+use async_trait::async_trait;
+
+use self::connection::Cluster;
+use self::lanes::KafkaLanes;
+use self::prepare::Durability;
+use self::properties::Clients;
+use self::publisher::KafkaPublisher;
+use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Publisher, Source};
+use crate::config;
+
+/// A Kafka cluster.
+pub struct KafkaBroker {
+    cluster: Cluster,
+    durability: Durability,
+    publisher: Arc<KafkaPublisher>,
+    generations: Arc<AtomicU64>,
+    depths: depth::Depths,
+}
+
+impl KafkaBroker {
+    /// Reads the table `[brokers.name]` for the service `service`; connects to nothing yet.
+    ///
+    /// # Errors
+    /// No url, or a property that would lose messages; every one of them.
+    pub fn new(name: &str, settings: &config::Broker, service: &str) -> Result<Self, BrokerError> {
+        let clients = Clients::read(name, settings, service)?;
+        let url = settings.url.as_ref().map(|url| url.expose().to_owned()).unwrap_or_default();
+        let cluster = Cluster::new(clients, &url);
+        let count = |told: Option<std::num::NonZeroUsize>| {
+            told.map(|told| u32::try_from(told.get()).unwrap_or(u32::MAX))
+        };
+        Ok(Self {
+            durability: Durability {
+                replication_min: count(settings.replication_min),
+                in_sync_min: count(settings.in_sync_min),
+                is_loopback: url.split(',').all(is_loopback),
+            },
+            publisher: Arc::new(KafkaPublisher::new(cluster.clone())),
+            generations: Arc::default(),
+            depths: depth::Depths::default(),
+            cluster,
+        })
+    }
+}
+
+/// Whether a server of the url is on this machine.
+fn is_loopback(server: &str) -> bool {
+    let host = server.trim().rsplit_once(':').map_or(server, |(host, _)| host);
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let is_address = |host: &str| host.parse::<std::net::IpAddr>().is_ok_and(|it| it.is_loopback());
+    host == "localhost" || is_address(host)
+}
+
+#[async_trait]
+impl Broker for KafkaBroker {
+    fn kind(&self) -> &'static str {
+        "kafka"
+    }
+
+    async fn connect(&self) -> Result<(), BrokerError> {
+        self.cluster.connect().await
+    }
+
+    async fn prepare(&self, source: &Source) -> Result<Vec<String>, BrokerError> {
+        prepare::prepare(&self.cluster, source, self.durability).await
+    }
+
+    fn topology(&self, source: &Source) -> Vec<String> {
+        prepare::lines(source)
+    }
+
+    fn lanes(&self, source: Arc<Source>) -> Box<dyn Lanes> {
+        let generations = Arc::clone(&self.generations);
+        Box::new(KafkaLanes::new(self.cluster.clone(), source, generations))
+    }
+
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        self.publisher.clone()
+    }
+
+    async fn dead_letters(
+        &self,
+        source: Arc<Source>,
+    ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
+        let member = lanes::onlooker(&self.cluster, source);
+        let topics = member.names.topics.iter().map(|topic| member.names.dead(topic)).collect();
+        Ok(Box::new(dead_letters::open(&self.cluster, member, topics).await?))
+    }
+
+    async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
+        self.depths.of(&self.cluster, source).await
+    }
+
+    fn state(&self) -> BrokerState {
+        self.cluster.watch.state()
+    }
+
+    async fn close(&self) {
+        self.publisher.close().await;
+    }
+}

@@ -1,0 +1,222 @@
+//! Which records of one partition are done with, and from where its group would have to begin again.
+//!
+//! Pure: knows offsets and no consumer. Only offsets that were really received are held, so that the gaps of
+//! compaction and of transaction markers cost nothing; the offset to commit is the lowest that is not finished,
+//! whatever is finished above it.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::marks::{Mark, Run};
+
+/// At most so many records are remembered as having been in flight when a process died.
+const SUSPECTS_MAX: usize = 1024;
+
+/// The offsets of one partition, from its assignment to its loss.
+#[derive(Debug, Default)]
+pub(super) struct Offsets {
+    /// What was received, ascending, from the lowest that is not finished.
+    window: VecDeque<Entry>,
+    /// Behind the highest that was received; `None` until there is any.
+    next: Option<i64>,
+    /// Finished by an earlier owner, and not received here yet; ascending.
+    ahead: VecDeque<Run>,
+    /// How many processes died while they had a record, for those that are not received here yet.
+    crashes: BTreeMap<i64, u32>,
+    /// What an earlier owner left, until the first record shows that it was about this log.
+    unproven: Option<Mark>,
+    follows_a_death: bool,
+    finished_count: u64,
+}
+
+#[derive(Debug)]
+struct Entry {
+    offset: i64,
+    time: i64,
+    crashes: u32,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    /// Somebody has it.
+    Out,
+    /// Given back: to be delivered when it is read again.
+    Back,
+    Done,
+}
+
+/// What to do with a record that was read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Receipt {
+    /// Deliver it.
+    Deliver {
+        /// How many processes died while they had it.
+        crashes: u32,
+        /// It was out before, from this assignment.
+        again: bool,
+    },
+    /// It is finished, or out already.
+    Skip,
+}
+
+impl Offsets {
+    /// Begins at the committed offset `base`, with what was written beside it.
+    pub(super) fn new(base: Option<i64>, mark: Option<Mark>) -> Self {
+        Self {
+            next: base,
+            unproven: mark.filter(|mark| base == Some(mark.base)),
+            ..Self::default()
+        }
+    }
+
+    /// Notes a record that was read; `time` is its timestamp.
+    pub(super) fn receive(&mut self, offset: i64, time: i64) -> Receipt {
+        self.prove(offset, time);
+        if self.next.is_some_and(|next| offset < next) {
+            return self.receive_again(offset);
+        }
+        self.next = Some(offset + 1);
+        let crashes = self.crashes.remove(&offset).unwrap_or(0);
+        if self.was_finished(offset) {
+            // Nothing to hold: it moves the base if nothing below it is open, and else counts as finished.
+            if !self.window.is_empty() {
+                self.window.push_back(Entry { offset, time, crashes, state: State::Done });
+            }
+            return Receipt::Skip;
+        }
+        self.window.push_back(Entry { offset, time, crashes, state: State::Out });
+        Receipt::Deliver { crashes, again: false }
+    }
+
+    /// A record that was read before: after a seek, or because the log was cut and written again.
+    fn receive_again(&mut self, offset: i64) -> Receipt {
+        let Some(entry) = self.entry(offset) else { return Receipt::Skip };
+        if entry.state != State::Back {
+            return Receipt::Skip;
+        }
+        entry.state = State::Out;
+        Receipt::Deliver { crashes: entry.crashes, again: true }
+    }
+
+    /// What an earlier owner left is about this log only if the record at its base is the one it saw: a topic
+    /// that was deleted and created again, or a log that was cut, has another one there.
+    fn prove(&mut self, offset: i64, time: i64) {
+        let Some(mark) = self.unproven.take() else { return };
+        if mark.base_time.is_some_and(|base_time| (offset, time) != (mark.base, base_time)) {
+            return;
+        }
+        let in_flight = mark.in_flight().take(SUSPECTS_MAX);
+        self.follows_a_death = !mark.is_clean;
+        let died = u32::from(!mark.is_clean);
+        self.crashes = mark.crashes.iter().copied().collect();
+        for offset in in_flight {
+            let crashes = self.crashes.get(&offset).copied().unwrap_or(0) + died;
+            if crashes > 0 {
+                self.crashes.insert(offset, crashes);
+            }
+        }
+        self.ahead = mark.done.into();
+    }
+
+    fn was_finished(&mut self, offset: i64) -> bool {
+        while self.ahead.front().is_some_and(|run| run.last < offset) {
+            self.ahead.pop_front();
+        }
+        // Those in between are not there any more.
+        self.crashes = self.crashes.split_off(&offset);
+        self.ahead.front().is_some_and(|run| run.first <= offset)
+    }
+
+    /// Notes that a record is done with. False if it is not out.
+    pub(super) fn finish(&mut self, offset: i64) -> bool {
+        let Some(entry) = self.entry(offset).filter(|entry| entry.state == State::Out) else {
+            return false;
+        };
+        entry.state = State::Done;
+        self.finished_count += 1;
+        while self.window.front().is_some_and(|entry| entry.state == State::Done) {
+            self.window.pop_front();
+        }
+        true
+    }
+
+    /// Notes that a record that is out was given back. False if it is not out.
+    pub(super) fn give_back(&mut self, offset: i64) -> bool {
+        let entry = self.entry(offset).filter(|entry| entry.state == State::Out);
+        entry.map(|entry| entry.state = State::Back).is_some()
+    }
+
+    /// Everything that is out was given back.
+    pub(super) fn give_back_all(&mut self) {
+        for entry in self.window.iter_mut().filter(|entry| entry.state == State::Out) {
+            entry.state = State::Back;
+        }
+    }
+
+    /// The offset to commit, and to read from after a seek: the lowest that is not finished.
+    pub(super) fn base(&self) -> Option<i64> {
+        self.window.front().map(|entry| entry.offset).or(self.next)
+    }
+
+    /// Behind the highest that was received.
+    pub(super) fn next(&self) -> Option<i64> {
+        self.next
+    }
+
+    /// How many were finished since the assignment.
+    pub(super) fn finished_count(&self) -> u64 {
+        self.finished_count
+    }
+
+    /// Whether the last owner died with records in flight.
+    pub(super) fn follows_a_death(&self) -> bool {
+        self.follows_a_death
+    }
+
+    /// What to commit; `is_clean` when nobody works on what is not finished.
+    pub(super) fn mark(&self, is_clean: bool) -> Option<Mark> {
+        let base = self.base()?;
+        if let Some(unproven) = &self.unproven {
+            return Some(unproven.clone());
+        }
+        let mut done: Vec<Run> = Vec::new();
+        let mut joins = false;
+        for entry in &self.window {
+            match (entry.state, done.last_mut()) {
+                (State::Done, Some(run)) if joins => run.last = entry.offset,
+                (State::Done, _) => done.push(Run { first: entry.offset, last: entry.offset }),
+                (State::Out | State::Back, _) => {}
+            }
+            joins = entry.state == State::Done;
+        }
+        let next = self.next.unwrap_or(base);
+        let unread = self.ahead.iter().filter(|run| run.last >= next);
+        done.extend(unread.map(|run| Run { first: run.first.max(next), last: run.last }));
+        let unfinished = self.window.iter().filter(|entry| entry.state != State::Done);
+        let held = unfinished.filter(|entry| entry.crashes > 0);
+        let crashes = held.map(|entry| (entry.offset, entry.crashes));
+        let crashes = crashes.chain(self.crashes.iter().map(|(offset, count)| (*offset, *count)));
+        Some(Mark {
+            base,
+            base_time: self.window.front().map(|entry| entry.time),
+            next,
+            is_clean,
+            done,
+            crashes: crashes.collect(),
+        })
+    }
+
+    /// Constant work where the log has no gaps, and a binary search where it has.
+    fn entry(&mut self, offset: i64) -> Option<&mut Entry> {
+        let first = self.window.front()?.offset;
+        let guess = usize::try_from(offset.checked_sub(first)?).ok()?;
+        let index = match self.window.get(guess) {
+            Some(entry) if entry.offset == offset => guess,
+            _ => self.window.binary_search_by_key(&offset, |entry| entry.offset).ok()?,
+        };
+        self.window.get_mut(index)
+    }
+}
+
+#[cfg(test)]
+mod tests;

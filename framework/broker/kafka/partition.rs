@@ -1,0 +1,240 @@
+//! One assigned partition: what its lane and the owner of its group share.
+//!
+//! Owns the offsets from assignment to loss, and the signals between the two sides: records arrived, give it back
+//! until then, it is gone. Made anew at every assignment, so that nothing done for an earlier one can reach it.
+
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use rdkafka::consumer::base_consumer::{BaseConsumer, PartitionQueue};
+use tokio::sync::{Notify, watch};
+
+use super::connection::Context;
+use super::marks::Mark;
+use super::offsets::Offsets;
+use crate::broker::{LaneId, Recall};
+
+/// A consumer of a group.
+pub(super) type Consumer = BaseConsumer<Context>;
+
+/// Names a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(super) struct Name {
+    pub(super) topic: Arc<str>,
+    pub(super) number: i32,
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.topic, self.number)
+    }
+}
+
+/// An assigned partition.
+pub(super) struct Partition {
+    pub(super) name: Name,
+    pub(super) id: LaneId,
+    pub(super) queue: Arc<Queue>,
+    state: Mutex<State>,
+    /// Told when its lane has closed.
+    closed: Condvar,
+    recall: watch::Sender<Option<Recall>>,
+    /// Told after each commit, for a lane that had to wait for one.
+    pub(super) committed: Notify,
+}
+
+/// What both sides change.
+pub(super) struct State {
+    pub(super) offsets: Offsets,
+    pub(super) lane: LaneState,
+    /// The offset and text that were committed last.
+    pub(super) committed: Option<(i64, String)>,
+    /// What was finished when they were.
+    pub(super) finished_at_commit: u64,
+    /// Behind the highest offset that the last commit knew of.
+    pub(super) recorded_to: Option<i64>,
+    /// Should be committed without waiting for the interval.
+    pub(super) is_urgent: bool,
+    /// Records below this were delivered to this process in an earlier assignment.
+    pub(super) seen_to: i64,
+}
+
+/// What has become of the lane.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum LaneState {
+    /// Open, under this generation.
+    Open(u64),
+    /// Closed by whoever had it; opened again when that is asked for.
+    Closed,
+    /// Dropped by somebody who could not take it; offered again.
+    Dropped(Instant),
+    /// The partition is not ours any more.
+    Gone,
+}
+
+impl Partition {
+    pub(super) fn new(
+        name: Name,
+        id: LaneId,
+        queue: Arc<Queue>,
+        offsets: Offsets,
+        seen_to: i64,
+    ) -> Self {
+        Self {
+            name,
+            id,
+            queue,
+            state: Mutex::new(State {
+                committed: None,
+                offsets,
+                lane: LaneState::Closed,
+                finished_at_commit: 0,
+                recorded_to: None,
+                is_urgent: false,
+                seen_to,
+            }),
+            closed: Condvar::new(),
+            recall: watch::Sender::new(None),
+            committed: Notify::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whoever waits for the partition to be asked back.
+    pub(super) fn recalls(&self) -> watch::Receiver<Option<Recall>> {
+        self.recall.subscribe()
+    }
+
+    /// Asks the lane to close until `deadline`.
+    pub(super) fn recall(&self, deadline: Instant) {
+        self.recall.send_replace(Some(Recall::Until(deadline.into())));
+        self.queue.alarm.arrived.notify_one();
+    }
+
+    /// It belongs to somebody else from now on.
+    pub(super) fn lose(&self) {
+        self.lock().lane = LaneState::Gone;
+        self.recall.send_replace(Some(Recall::Gone));
+        self.queue.alarm.arrived.notify_one();
+        self.committed.notify_waiters();
+    }
+
+    /// Its lane of this generation is done with it.
+    pub(super) fn close(&self, generation: u64, left: LaneState) {
+        let mut state = self.lock();
+        if state.lane == LaneState::Open(generation) {
+            state.lane = left;
+            state.offsets.give_back_all();
+            self.closed.notify_all();
+        }
+    }
+
+    /// Waits until its lane is closed; false if it is still open at the deadline.
+    pub(super) fn wait_closed(&self, deadline: Instant) -> bool {
+        let mut state = self.lock();
+        while matches!(state.lane, LaneState::Open(_)) {
+            let Some(left) = deadline.checked_duration_since(Instant::now()) else { return false };
+            let waited = self.closed.wait_timeout(state, left);
+            state = waited.unwrap_or_else(PoisonError::into_inner).0;
+        }
+        true
+    }
+}
+
+impl State {
+    /// What should be committed now.
+    pub(super) fn mark(&self) -> Option<Mark> {
+        self.offsets.mark(!matches!(self.lane, LaneState::Open(_)))
+    }
+
+    /// How much a crash would repeat, beside what is in flight.
+    pub(super) fn uncommitted(&self) -> u64 {
+        self.offsets.finished_count() - self.finished_at_commit
+    }
+}
+
+/// The queue that librdkafka puts a partition's records into.
+pub(super) struct Queue {
+    pub(super) context: Arc<Context>,
+    records: PartitionQueue<Context>,
+    // After `records`: fields are dropped in this order.
+    alarm: Rearming,
+}
+
+impl Queue {
+    pub(super) fn new(
+        context: Arc<Context>,
+        records: PartitionQueue<Context>,
+        alarm: Arc<Alarm>,
+    ) -> Self {
+        Self { context, records, alarm: Rearming(alarm) }
+    }
+
+    pub(super) fn records(&self) -> &PartitionQueue<Context> {
+        &self.records
+    }
+
+    /// Waits until records have arrived since this was called last.
+    pub(super) async fn arrived(&self) {
+        self.alarm.arrived.notified().await;
+    }
+}
+
+/// Sets the alarm again.
+///
+/// All queues of a partition are one queue to librdkafka. A batch that is held keeps the one it was read from,
+/// which may belong to an earlier assignment; when it goes at last, it takes the alarm of its successor along.
+struct Rearming(Arc<Alarm>);
+
+impl std::ops::Deref for Rearming {
+    type Target = Alarm;
+
+    fn deref(&self) -> &Alarm {
+        &self.0
+    }
+}
+
+impl Drop for Rearming {
+    fn drop(&mut self) {
+        self.0.set();
+    }
+}
+
+/// Tells when records arrive in a partition's queue; as long-lived as the consumer.
+#[derive(Default)]
+pub(super) struct Alarm {
+    arrived: Arc<Notify>,
+    /// A queue of its own, because only its owner can set what it calls.
+    bell: Mutex<Option<PartitionQueue<Context>>>,
+}
+
+impl Alarm {
+    /// Hangs up the bell of the present assignment.
+    pub(super) fn hang(&self, bell: PartitionQueue<Context>) {
+        // The old one goes first: going silences the queue.
+        *self.lock() = None;
+        *self.lock() = Some(bell);
+        self.set();
+    }
+
+    /// Takes it down for good: it keeps the consumer alive.
+    pub(super) fn take_down(&self) {
+        *self.lock() = None;
+    }
+
+    fn set(&self) {
+        if let Some(bell) = &mut *self.lock() {
+            let arrived = Arc::clone(&self.arrived);
+            bell.set_nonempty_callback(move || arrived.notify_one());
+            self.arrived.notify_one();
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<PartitionQueue<Context>>> {
+        self.bell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,403 @@
+//! Creates or verifies a subscription's topics, and looks at what could lose messages before any is consumed.
+//!
+//! Looks at everything before it gives up, so that all findings are reported at once. Never deletes and never
+//! changes what is there.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewTopic, ResourceSpecifier, TopicReplication,
+};
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::consumer::Consumer as _;
+use rdkafka::error::RDKafkaErrorCode;
+
+use super::connection::{ANSWER_MAX, Cluster, Quiet};
+use super::fault;
+use super::group::Kind;
+use super::topology::{Names, Use, refuse_names};
+use crate::broker::{BrokerError, Fault, Source};
+use crate::config::{DeliveryGuarantee, Topology};
+
+/// How long a topic that was created may take until it has a leader.
+const LEADER_MAX: Duration = Duration::from_secs(15);
+/// The largest record of a topic that does not say.
+const RECORD_MAX: u64 = 1_048_588;
+
+/// What the cluster must have at least.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Durability {
+    pub(super) replication_min: Option<u32>,
+    pub(super) in_sync_min: Option<u32>,
+    /// Only for trying out: nothing is required that nobody asked for.
+    pub(super) is_loopback: bool,
+}
+
+/// Required unless told otherwise, where the cluster is not on this machine.
+const COPIES_MIN: u32 = 2;
+
+/// What is wrong, and what should be looked at.
+#[derive(Default)]
+struct Findings {
+    wrong: Vec<(Fault, String)>,
+    warnings: Vec<String>,
+}
+
+/// A topic as it is.
+#[derive(Clone, Debug)]
+struct Facts {
+    partitions: i32,
+    replication: u32,
+    settings: BTreeMap<String, String>,
+}
+
+/// Declares or verifies what `source` needs. Returns warnings.
+pub(super) async fn prepare(
+    cluster: &Cluster,
+    source: &Source,
+    durability: Durability,
+) -> Result<Vec<String>, BrokerError> {
+    if source.settings.delivery_guarantee == DeliveryGuarantee::Transactional {
+        return Err(BrokerError::new(
+            Fault::Other,
+            format!(
+                "subscription `{}`: delivery_guarantee = \"transactional\" is not there yet; remove it, and use idempotency where a repetition would do harm",
+                source.name
+            ),
+        ));
+    }
+    let names = Names::of(&source.settings);
+    let ours = names.ours(&names.topics, &source.waits);
+    let all = names.topics.iter().cloned().chain(ours.iter().map(|(name, _)| name.clone()));
+    refuse_names(source, all)?;
+    let mut findings = Findings::default();
+    let mut facts = BTreeMap::new();
+    let known = describe(cluster, all_names(&names, &ours), &mut findings).await?;
+    for topic in &names.topics {
+        match known.get(topic) {
+            None => findings.wrong.push((
+                Fault::Missing,
+                format!("topic `{topic}` is missing; create it with the partitions and replicas it needs (kafka-topics.sh --create --topic {topic} --partitions 6)"),
+            )),
+            Some(found) => {
+                look_at_source(topic, found, durability, source, &mut findings);
+                facts.insert(topic.clone(), found.clone());
+            }
+        }
+    }
+    look_at_group(cluster, &names, &mut findings).await?;
+    let missing: Vec<_> = ours.iter().filter(|(name, _)| !known.contains_key(name)).collect();
+    for (name, role) in ours.iter().filter(|(name, _)| known.contains_key(name)) {
+        look_at_ours(name, role, &known[name], &mut findings);
+    }
+    match source.settings.topology {
+        Topology::None => {}
+        Topology::Verify => findings.wrong.extend(missing.iter().map(|(name, role)| {
+            (Fault::Missing, format!("topic `{name}` is missing; create it beforehand ({}), or use `topology = \"declare\"`", line(role, facts.get(role.topic()))))
+        })),
+        Topology::Declare if findings.wrong.is_empty() => {
+            let wanted = missing.into_iter().filter_map(|(name, role)| {
+                Some((name.clone(), role.clone(), facts.get(role.topic())?.clone()))
+            });
+            create(cluster, source, wanted.collect()).await?;
+        }
+        Topology::Declare => {}
+    }
+    findings.into_result(source)
+}
+
+/// Creates what is missing around one topic: a pattern finds topics that were not there at the start.
+pub(super) async fn create_around(
+    cluster: &Cluster,
+    source: &Source,
+    topic: &str,
+) -> Result<(), BrokerError> {
+    let names = Names::of(&source.settings);
+    let ours = names.ours(&[topic.to_owned()], &source.waits);
+    let all = ours.iter().map(|(name, _)| name.clone()).chain([topic.to_owned()]).collect();
+    let known = describe(cluster, all, &mut Findings::default()).await?;
+    let Some(facts) = known.get(topic) else { return Ok(()) };
+    let missing = ours.into_iter().filter(|(name, _)| !known.contains_key(name));
+    let wanted = missing.map(|(name, role)| (name, role, facts.clone())).collect();
+    create(cluster, source, wanted).await
+}
+
+/// A line for each topic that would be created.
+pub(super) fn lines(source: &Source) -> Vec<String> {
+    let names = Names::of(&source.settings);
+    let topics = names.topics.iter().map(|topic| format!("topic `{topic}`: must exist"));
+    let ours = names.ours(&names.topics, &source.waits);
+    topics
+        .chain(ours.iter().map(|(name, role)| format!("topic `{name}`: {}", line(role, None))))
+        .collect()
+}
+
+fn line(role: &Use, facts: Option<&Facts>) -> String {
+    let (size, in_sync) =
+        facts.map_or((RECORD_MAX, 1), |facts| (facts.record_max(), facts.in_sync()));
+    let shape = match facts {
+        Some(facts) => {
+            format!("{} partitions, {} replicas", partitions(role, facts), facts.replication)
+        }
+        None => format!("partitions and replicas of `{}`", role.topic()),
+    };
+    let settings = role.settings(size, in_sync);
+    settings.iter().fold(shape, |line, (name, value)| format!("{line}, {name}={value}"))
+}
+
+fn partitions(role: &Use, facts: &Facts) -> i32 {
+    match role {
+        // One at a time, over all of them.
+        Use::Suspects(_) => 1,
+        Use::Dead(_) | Use::Redrive(_) | Use::Wait(..) => facts.partitions,
+    }
+}
+
+fn all_names(names: &Names, ours: &[(String, Use)]) -> Vec<String> {
+    names.topics.iter().cloned().chain(ours.iter().map(|(name, _)| name.clone())).collect()
+}
+
+/// Those of these topics that are there, as they are.
+async fn describe(
+    cluster: &Cluster,
+    topics: Vec<String>,
+    findings: &mut Findings,
+) -> Result<BTreeMap<String, Facts>, BrokerError> {
+    let attempt = format!("looking for topics at {cluster}");
+    let metadata = cluster.ask(&attempt, move |client| {
+        let mut known = BTreeMap::new();
+        for name in topics {
+            let metadata = client.fetch_metadata(Some(&name), ANSWER_MAX)?;
+            let Some(topic) = metadata.topics().first().filter(|topic| topic.error().is_none())
+            else {
+                continue;
+            };
+            let replicas = topic.partitions().iter().map(|partition| partition.replicas().len());
+            let facts = Facts {
+                partitions: topic.partitions().len() as i32,
+                replication: replicas.min().unwrap_or(0) as u32,
+                settings: BTreeMap::new(),
+            };
+            known.insert(name, facts);
+        }
+        Ok(known)
+    });
+    let mut known = metadata.await?;
+    if known.is_empty() {
+        // A question about nothing is an error to the client.
+        return Ok(known);
+    }
+    let admin = admin(cluster)?;
+    let resources: Vec<_> = known.keys().map(|name| ResourceSpecifier::Topic(name)).collect();
+    let described = admin.describe_configs(&resources, &options()).await;
+    let described = described.map_err(|error| fault::fault(&attempt, &error))?;
+    for (name, resource) in known.keys().cloned().collect::<Vec<_>>().into_iter().zip(described) {
+        match (resource, known.get_mut(&name)) {
+            (Ok(resource), Some(facts)) => facts.settings = settings(resource),
+            (Err(code), _) => findings.warnings.push(format!(
+                "the settings of topic `{name}` could not be read ({code}), so nobody looked at them"
+            )),
+            (Ok(_), None) => {}
+        }
+    }
+    Ok(known)
+}
+
+fn settings(resource: ConfigResource) -> BTreeMap<String, String> {
+    let entries = resource.entries.into_iter();
+    entries.filter_map(|entry| Some((entry.name, entry.value?))).collect()
+}
+
+fn admin(cluster: &Cluster) -> Result<AdminClient<Quiet>, BrokerError> {
+    let context = Quiet(cluster.watch.clone());
+    AdminClient::from_config_and_context(&cluster.clients.plain(), context)
+        .map_err(|error| fault::fault(&format!("connecting to {cluster}"), &error))
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().request_timeout(Some(ANSWER_MAX)).operation_timeout(Some(ANSWER_MAX))
+}
+
+async fn create(
+    cluster: &Cluster,
+    source: &Source,
+    wanted: Vec<(String, Use, Facts)>,
+) -> Result<(), BrokerError> {
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    let attempt = format!("subscription `{}`: creating topics", source.name);
+    let settings: Vec<_> = wanted
+        .iter()
+        .map(|(_, role, facts)| role.settings(facts.record_max(), facts.in_sync()))
+        .collect();
+    let topics: Vec<_> = wanted
+        .iter()
+        .zip(&settings)
+        .map(|((name, role, facts), settings)| {
+            let replication = TopicReplication::Fixed(facts.replication as i32);
+            let topic = NewTopic::new(name, partitions(role, facts), replication);
+            settings.iter().fold(topic, |topic, (name, value)| topic.set(name, value))
+        })
+        .collect();
+    let created = admin(cluster)?.create_topics(&topics, &options()).await;
+    let created = created.map_err(|error| fault::fault(&attempt, &error))?;
+    let refused: Vec<String> = created
+        .into_iter()
+        .filter_map(Result::err)
+        // Another process of the service was faster.
+        .filter(|(_, code)| *code != RDKafkaErrorCode::TopicAlreadyExists)
+        .map(|(name, code)| fault::fault_of_code(&format!("{attempt}: `{name}`"), code).text)
+        .collect();
+    if !refused.is_empty() {
+        return Err(BrokerError::new(Fault::Other, refused.join("\n")));
+    }
+    let names: Vec<String> = wanted.into_iter().map(|(name, ..)| name).collect();
+    wait_for_leaders(cluster, &attempt, names).await
+}
+
+async fn wait_for_leaders(
+    cluster: &Cluster,
+    attempt: &str,
+    names: Vec<String>,
+) -> Result<(), BrokerError> {
+    let deadline = tokio::time::Instant::now() + LEADER_MAX;
+    for name in names {
+        loop {
+            let topic = name.clone();
+            let ready = cluster.ask(attempt, move |client| {
+                let metadata = client.fetch_metadata(Some(&topic), ANSWER_MAX)?;
+                let topic = metadata.topics().first();
+                Ok(topic.is_some_and(|topic| {
+                    let partitions = topic.partitions();
+                    !partitions.is_empty() && partitions.iter().all(|it| it.leader() >= 0)
+                }))
+            });
+            if ready.await? {
+                break;
+            }
+            if tokio::time::Instant::now() > deadline {
+                let text = format!("{attempt}: `{name}` has no leader yet");
+                return Err(BrokerError::new(Fault::Unreachable, text));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+    Ok(())
+}
+
+impl Facts {
+    fn number(&self, setting: &str) -> Option<i64> {
+        self.settings.get(setting)?.parse().ok()
+    }
+
+    fn in_sync(&self) -> u32 {
+        let told = self.number("min.insync.replicas").and_then(|told| u32::try_from(told).ok());
+        told.unwrap_or(1).min(self.replication).max(1)
+    }
+
+    fn record_max(&self) -> u64 {
+        let told = self.number("max.message.bytes").and_then(|told| u64::try_from(told).ok());
+        told.unwrap_or(RECORD_MAX)
+    }
+}
+
+fn look_at_source(
+    topic: &str,
+    facts: &Facts,
+    durability: Durability,
+    source: &Source,
+    findings: &mut Findings,
+) {
+    let checks = [
+        ("replicas", "replication_min", durability.replication_min, facts.replication),
+        ("min.insync.replicas", "in_sync_min", durability.in_sync_min, facts.in_sync()),
+    ];
+    for (what, key, told, is) in checks {
+        let wanted = told.unwrap_or(COPIES_MIN);
+        if is >= wanted || (what != "replicas" && facts.settings.is_empty()) {
+            continue;
+        }
+        let text = format!(
+            "topic `{topic}` has {what} {is}, but {wanted} are wanted: with one machine its messages may be lost; raise it there, or set `{key}` of the broker"
+        );
+        match told.is_none() && durability.is_loopback {
+            true => findings.warnings.push(text),
+            false => findings.wrong.push((Fault::Mismatch, text)),
+        }
+    }
+    let longest = source.waits.last().copied().unwrap_or_default() + source.settings.timeout;
+    let retention = facts.number("retention.ms").and_then(|told| u64::try_from(told).ok());
+    if let Some(retention) = retention.map(Duration::from_millis).filter(|it| *it <= longest) {
+        findings.wrong.push((Fault::Mismatch, format!(
+            "topic `{topic}` keeps its records for {retention:?}, but a message may wait and run for {longest:?}; raise retention.ms, or shorten the retry policy"
+        )));
+    }
+    if facts.settings.get("message.timestamp.type").is_some_and(|it| it == "LogAppendTime") {
+        findings.warnings.push(format!(
+            "topic `{topic}` has message.timestamp.type=LogAppendTime: the age of a message counts from its arrival, not from when it was made"
+        ));
+    }
+}
+
+fn look_at_ours(name: &str, role: &Use, facts: &Facts, findings: &mut Findings) {
+    let Some(policy) = facts.settings.get("cleanup.policy") else { return };
+    if policy.contains("compact") {
+        findings.wrong.push((Fault::Mismatch, format!(
+            "topic `{name}` has cleanup.policy={policy}: messages of one key would replace one another; set it to delete"
+        )));
+    }
+    let retention = facts.number("retention.ms").and_then(|told| u64::try_from(told).ok());
+    if let (Use::Wait(_, wait), Some(retention)) = (role, retention)
+        && u128::from(retention) <= wait.as_millis() * 2
+    {
+        findings.wrong.push((Fault::Mismatch, format!(
+            "topic `{name}` keeps its records for {retention} ms, too short for a wait of {wait:?}; raise retention.ms"
+        )));
+    }
+}
+
+/// A group that assigns its partitions in another way would refuse us, or we would stop it.
+async fn look_at_group(
+    cluster: &Cluster,
+    names: &Names,
+    findings: &mut Findings,
+) -> Result<(), BrokerError> {
+    let group = names.group_of(Kind::Source);
+    let attempt = format!("looking for consumer group `{group}`");
+    let asked = group.clone();
+    let found = cluster.ask(&attempt, move |client| {
+        let list = client.fetch_group_list(Some(&asked), ANSWER_MAX)?;
+        Ok(list.groups().iter().find(|found| found.name() == asked).map(|found| {
+            let protocols = (found.protocol_type().to_owned(), found.protocol().to_owned());
+            (found.members().is_empty(), protocols)
+        }))
+    });
+    let Some((false, (kind, protocol))) = found.await? else { return Ok(()) };
+    let consumer = cluster.clients.consumer(&group);
+    let ours = consumer.get("partition.assignment.strategy").unwrap_or(&protocol).to_owned();
+    if !kind.is_empty() && kind != "consumer" {
+        findings.wrong.push((
+            Fault::Mismatch,
+            format!("group `{group}` is in use by members of the kind `{kind}`; use another group"),
+        ));
+    } else if !protocol.is_empty() && !ours.split(',').any(|known| known.trim() == protocol) {
+        findings.wrong.push((Fault::Mismatch, format!(
+            "group `{group}` is in use with the assignment `{protocol}`, and we would ask for `{ours}`; set properties.\"partition.assignment.strategy\" to what its members use"
+        )));
+    }
+    Ok(())
+}
+
+impl Findings {
+    fn into_result(self, source: &Source) -> Result<Vec<String>, BrokerError> {
+        let Some((fault, _)) = self.wrong.first() else { return Ok(self.warnings) };
+        let lines: Vec<String> = self
+            .wrong
+            .iter()
+            .map(|(_, text)| format!("subscription `{}`: {text}", source.name))
+            .collect();
+        Err(BrokerError::new(*fault, lines.join("\n")))
+    }
+}

@@ -1,0 +1,279 @@
+//! What librdkafka is told: our defaults, the user's properties over them, and those that are refused.
+//!
+//! Pure. A property that would lose or repeat messages behind our back is refused with the reason; everything
+//! else is the user's to set.
+
+use rdkafka::ClientConfig;
+use rdkafka::config::RDKafkaLogLevel;
+
+use crate::broker::{BrokerError, Fault};
+use crate::config;
+
+/// What every client is told unless the user says otherwise.
+const COMMON: [(&str, &str); 3] = [
+    ("socket.keepalive.enable", "true"),
+    ("reconnect.backoff.max.ms", "5000"),
+    ("topic.metadata.refresh.interval.ms", "60000"),
+];
+
+/// What consumers are told unless the user says otherwise.
+///
+/// `fetch.queue.backoff.ms`: librdkafka's 1,000 puts the fetcher to sleep whenever its queue is full. Its queue
+/// bounds hold for each partition, because each is drained on its own.
+const CONSUMER: [(&str, &str); 6] = [
+    ("auto.offset.reset", "earliest"),
+    ("fetch.queue.backoff.ms", "10"),
+    ("fetch.wait.max.ms", "100"),
+    ("queued.max.messages.kbytes", "16384"),
+    ("queued.min.messages", "50000"),
+    ("check.crcs", "true"),
+];
+
+/// What producers are told unless the user says otherwise. The size is the broker's to limit.
+///
+/// `topic.metadata.propagation.max.ms`: how long a topic that nobody knows may still turn up.
+const PRODUCER: [(&str, &str); 6] = [
+    ("topic.metadata.propagation.max.ms", "5000"),
+    ("message.timeout.ms", "60000"),
+    ("message.max.bytes", "104857600"),
+    ("partitioner", "murmur2_random"),
+    ("linger.ms", "2"),
+    ("sticky.partitioning.linger.ms", "2"),
+];
+
+/// Property, the values it may have, and why no other.
+const REFUSED: [(&str, &[&str], &str); 12] = [
+    ("enable.auto.commit", &["false"], "offsets are committed when the work behind them is done"),
+    ("auto.commit.enable", &["false"], "offsets are committed when the work behind them is done"),
+    (
+        "enable.auto.offset.store",
+        &["false"],
+        "an offset is finished when its message is, not when it is read",
+    ),
+    ("acks", &["all", "-1"], "a copy that only the leader has is lost with the leader"),
+    (
+        "request.required.acks",
+        &["all", "-1"],
+        "a copy that only the leader has is lost with the leader",
+    ),
+    ("enable.idempotence", &["true"], "a resend would store a copy twice, or out of order"),
+    (
+        "delivery.report.only.error",
+        &["false"],
+        "the original is finished when its copy is confirmed",
+    ),
+    ("group.id", &[], "it is the subscription's `group`"),
+    ("bootstrap.servers", &[], "it is the broker's `url`"),
+    ("metadata.broker.list", &[], "it is the broker's `url`"),
+    (
+        "transactional.id",
+        &[],
+        "it is made for each subscription whose `delivery_guarantee` asks for it",
+    ),
+    ("topic.blacklist", &[], "it keeps a pattern from matching our own waits and dead letters"),
+];
+
+/// What `group.protocol = "consumer"` leaves to the broker; librdkafka refuses to start with them.
+const CLASSIC_ONLY: [&str; 3] =
+    ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"];
+
+/// The clients' settings.
+#[derive(Clone)]
+pub(super) struct Clients {
+    common: ClientConfig,
+    user: Vec<(String, String)>,
+}
+
+impl Clients {
+    /// Reads the table `[brokers.name]` for the service `service`.
+    pub(super) fn read(
+        name: &str,
+        settings: &config::Broker,
+        service: &str,
+    ) -> Result<Self, BrokerError> {
+        let refused = |what: String| BrokerError::new(Fault::Refused, what);
+        let url = settings.url.as_ref();
+        let url = url.ok_or_else(|| refused(format!("brokers.{name}.url is missing")))?;
+        let wrong: Vec<String> = wrong(&settings.properties)
+            .map(|(property, why)| format!("brokers.{name}.properties.\"{property}\" {why}"))
+            .collect();
+        if !wrong.is_empty() {
+            return Err(refused(wrong.join("\n")));
+        }
+        let mut common = ClientConfig::new();
+        common.set_log_level(RDKafkaLogLevel::Warning);
+        common.set("bootstrap.servers", url.expose());
+        common.set("client.id", service);
+        for (property, value) in COMMON {
+            common.set(property, value);
+        }
+        encrypt(name, &mut common, settings)?;
+        let user = settings.properties.expose_all();
+        let user = user.map(|(property, value)| (property.to_owned(), value.to_owned())).collect();
+        Ok(Self { common, user })
+    }
+
+    /// For a consumer of `group`.
+    pub(super) fn consumer(&self, group: &str) -> ClientConfig {
+        let mut config = self.with(&CONSUMER);
+        config.set("group.id", group);
+        config.set("enable.auto.commit", "false");
+        config.set("enable.auto.offset.store", "false");
+        config.set("enable.partition.eof", "false");
+        let is_new_protocol = config.get("group.protocol") == Some("consumer");
+        if is_new_protocol {
+            CLASSIC_ONLY.iter().for_each(|property| {
+                config.remove(property);
+            });
+        } else if config.get("partition.assignment.strategy").is_none() {
+            // What is not moved is not stopped.
+            config.set("partition.assignment.strategy", "cooperative-sticky");
+        }
+        config
+    }
+
+    /// For a producer.
+    pub(super) fn producer(&self) -> ClientConfig {
+        let mut config = self.with(&PRODUCER);
+        config.set("acks", "all");
+        config.set("enable.idempotence", "true");
+        for consumers in ["group.instance.id", "group.protocol", "group.remote.assignor"]
+            .iter()
+            .chain(&CLASSIC_ONLY)
+            .chain(CONSUMER.iter().map(|(property, _)| property))
+        {
+            config.remove(consumers);
+        }
+        config
+    }
+
+    /// For questions and for creating topics.
+    pub(super) fn plain(&self) -> ClientConfig {
+        self.with(&[])
+    }
+
+    /// A property as a consumer has it, with librdkafka's own default.
+    pub(super) fn millis(&self, property: &str, default: u64) -> u64 {
+        let user = self.user.iter().find(|(name, _)| name == property);
+        user.and_then(|(_, value)| value.parse().ok()).unwrap_or(default)
+    }
+
+    fn with(&self, defaults: &[(&str, &str)]) -> ClientConfig {
+        let mut config = self.common.clone();
+        for (property, value) in defaults {
+            config.set(*property, *value);
+        }
+        for (property, value) in &self.user {
+            config.set(property, value);
+        }
+        config
+    }
+}
+
+/// Every property that is refused, with the reason.
+fn wrong(properties: &config::Properties) -> impl Iterator<Item = (&'static str, String)> {
+    REFUSED.iter().filter_map(|(property, allowed, why)| {
+        let value = properties.expose(property)?;
+        if allowed.iter().any(|allowed| allowed.eq_ignore_ascii_case(value.trim())) {
+            return None;
+        }
+        let text = match allowed.first() {
+            Some(_) => format!("is refused: {why}; remove it"),
+            None => format!("is not to be set here: {why}; remove it"),
+        };
+        Some((*property, text))
+    })
+}
+
+fn encrypt(
+    name: &str,
+    config: &mut ClientConfig,
+    settings: &config::Broker,
+) -> Result<(), BrokerError> {
+    let property = |name: &str| settings.properties.expose(name);
+    let protocol = property("security.protocol").unwrap_or_default().to_ascii_lowercase();
+    let wants = settings.tls.is_some() || !matches!(protocol.as_str(), "" | "plaintext");
+    if wants && !cfg!(feature = "kafka-tls") {
+        return Err(BrokerError::new(
+            Fault::Refused,
+            format!(
+                "brokers.{name} asks for TLS or SASL, which this build does not contain; enable the feature kafka-tls"
+            ),
+        ));
+    }
+    let Some(tls) = &settings.tls else { return Ok(()) };
+    if protocol.is_empty() {
+        let has_sasl = settings.properties.names().any(|name| name.starts_with("sasl."));
+        config.set("security.protocol", if has_sasl { "sasl_ssl" } else { "ssl" });
+    }
+    let files = [
+        ("ssl.ca.location", &tls.ca),
+        ("ssl.certificate.location", &tls.cert),
+        ("ssl.key.location", &tls.key),
+    ];
+    for (property, file) in files {
+        if let Some(file) = file {
+            config.set(property, file.to_string_lossy());
+        }
+    }
+    if tls.insecure {
+        config.set("enable.ssl.certificate.verification", "false");
+        config.set("ssl.endpoint.identification.algorithm", "none");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn broker(properties: &[(&str, &str)]) -> config::Broker {
+        let mut broker = config::Broker {
+            kind: config::BrokerKind::Kafka,
+            url: Some(config::Url::new("127.0.0.1:9092")),
+            ..config::Broker::default()
+        };
+        for (property, value) in properties {
+            broker.properties.set(*property, *value);
+        }
+        broker
+    }
+
+    #[test]
+    fn what_would_lose_messages_is_refused_all_at_once() {
+        let broker = broker(&[
+            ("acks", "1"),
+            ("enable.auto.commit", "true"),
+            ("enable.idempotence", "false"),
+            ("group.id", "mine"),
+        ]);
+        let error = Clients::read("main", &broker, "s").map(|_| ()).expect_err("refused");
+        assert_eq!(error.text.lines().count(), 4, "{error}");
+        assert!(error.text.contains("brokers.main.properties.\"acks\" is refused: "), "{error}");
+    }
+
+    #[test]
+    fn what_says_the_same_as_we_do_is_taken() {
+        let broker = broker(&[("acks", "all"), ("enable.auto.commit", "False")]);
+        assert!(Clients::read("main", &broker, "s").is_ok());
+    }
+
+    #[test]
+    fn the_users_word_is_the_last() {
+        let broker = broker(&[("fetch.queue.backoff.ms", "50"), ("auto.offset.reset", "latest")]);
+        let clients = Clients::read("main", &broker, "s").expect("it can be read");
+        let consumer = clients.consumer("g");
+        assert_eq!(consumer.get("fetch.queue.backoff.ms"), Some("50"));
+        assert_eq!(consumer.get("auto.offset.reset"), Some("latest"));
+        assert_eq!(clients.producer().get("acks"), Some("all"));
+    }
+
+    #[test]
+    fn the_new_protocol_leaves_the_assignment_to_the_broker() {
+        let broker = broker(&[("group.protocol", "consumer"), ("session.timeout.ms", "9000")]);
+        let clients = Clients::read("main", &broker, "s").expect("it can be read");
+        let consumer = clients.consumer("g");
+        assert_eq!(consumer.get("partition.assignment.strategy"), None);
+        assert_eq!(consumer.get("session.timeout.ms"), None);
+    }
+}

@@ -1,0 +1,191 @@
+//! Publishing with acknowledgements of all replicas in sync.
+//!
+//! Owns what a copy carries. A record counts as sent when the cluster says so; until then librdkafka sends it
+//! again, in order and stored once, for `message.timeout.ms`.
+
+use std::sync::OnceLock;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
+use tokio::task::spawn_blocking;
+
+use super::connection::{Cluster, Quiet};
+use super::envelope::{CONTENT_TYPE, KafkaEnvelope, TYPE};
+use super::topology::Names;
+use super::{fault, prepare};
+use crate::broker::{
+    BrokerError, Copy, Envelope, Fault, HeaderValue, Outgoing, Place, Publisher, Target,
+};
+use crate::config::Topology;
+use crate::wire::{self, ORIGINAL_PREFIX, PREFIX};
+
+/// The header that keeps a record's own timestamp: with it a copy would be as old, and deleted as early.
+const ORIGINAL_TIMESTAMP: &str = "redeliver-original-timestamp";
+/// How long a record may wait for room in librdkafka's queue.
+const QUEUE_MAX: Duration = Duration::from_secs(30);
+/// How long closing may wait for what is under way.
+const FLUSH_MAX: Duration = Duration::from_secs(10);
+
+type Client = FutureProducer<Quiet>;
+
+/// Publishes to one cluster.
+pub(super) struct KafkaPublisher {
+    cluster: Cluster,
+    client: OnceLock<Client>,
+}
+
+impl KafkaPublisher {
+    pub(super) fn new(cluster: Cluster) -> Self {
+        Self { cluster, client: OnceLock::new() }
+    }
+
+    pub(super) async fn close(&self) {
+        let Some(client) = self.client.get().cloned() else { return };
+        // Whatever is not confirmed by then is an error to whoever sent it.
+        let _ = spawn_blocking(move || client.flush(FLUSH_MAX)).await;
+    }
+
+    fn client(&self) -> Result<&Client, BrokerError> {
+        if let Some(client) = self.client.get() {
+            return Ok(client);
+        }
+        let config = self.cluster.clients.producer();
+        let context = Quiet(self.cluster.watch.clone());
+        let made = Client::from_config_and_context(&config, context)
+            .map_err(|error| fault::fault(&format!("publishing to {}", self.cluster), &error))?;
+        Ok(self.client.get_or_init(|| made))
+    }
+
+    async fn copy_to(
+        &self,
+        topic: &str,
+        original: &KafkaEnvelope,
+        copy: &Copy,
+    ) -> Result<(), BrokerError> {
+        let attempt =
+            format!("subscription `{}`: copying a message to topic `{topic}`", copy.source.name);
+        let record = original.record();
+        let mut made = FutureRecord::to(topic).headers(headers_of_copy(original, copy));
+        if let Some(payload) = record.payload() {
+            made = made.payload(payload);
+        }
+        if let Some(key) = record.key() {
+            made = made.key(key);
+        }
+        self.publish(&attempt, made).await
+    }
+
+    async fn publish(
+        &self,
+        attempt: &str,
+        record: FutureRecord<'_, [u8], [u8]>,
+    ) -> Result<(), BrokerError> {
+        match self.client()?.send(record, QUEUE_MAX).await {
+            Ok(_) => {
+                self.cluster.watch.reached();
+                Ok(())
+            }
+            Err((error, _)) => Err(fault::fault(attempt, &error)),
+        }
+    }
+}
+
+#[async_trait]
+impl Publisher for KafkaPublisher {
+    async fn send(&self, message: &Outgoing) -> Result<(), BrokerError> {
+        let attempt = format!("publishing message `{}` to {}", message.id, message.target);
+        let topic = match &message.target {
+            Target::Topic(topic) | Target::Queue(topic) => topic,
+            Target::Exchange { .. } => {
+                return Err(BrokerError::new(
+                    Fault::Other,
+                    format!("{attempt}: Kafka has no exchanges; use a topic"),
+                ));
+            }
+        };
+        let headers = headers_of(message, SystemTime::now());
+        let mut record = FutureRecord::to(topic).payload(&*message.body).headers(headers);
+        if let Some(key) = &message.key {
+            record = record.key(&**key);
+        }
+        self.publish(&attempt, record).await
+    }
+
+    async fn copy(&self, copy: &Copy) -> Result<(), BrokerError> {
+        let Some(original) = copy.envelope.as_any().downcast_ref::<KafkaEnvelope>() else {
+            let text = format!(
+                "subscription `{}`: only messages that came from Kafka can be copied there",
+                copy.source.name
+            );
+            return Err(BrokerError::new(Fault::Other, text));
+        };
+        let names = Names::of(&copy.source.settings);
+        let record = original.record();
+        let claimed = match original.header(wire::ORIGIN) {
+            Some(HeaderValue::Text(origin)) => Some(origin),
+            _ => None,
+        };
+        let source = names.topic_of(record.topic(), claimed);
+        let topic = match copy.place {
+            Place::Wait(wait) => names.wait(&source, wait),
+            Place::Dead => names.dead(&source),
+            // Other groups read the source too: they have had it.
+            Place::Source => names.redrive(&source),
+            Place::Suspects => names.suspects(),
+        };
+        match self.copy_to(&topic, original, copy).await {
+            // A pattern finds topics that were not there at the start, and topics are deleted by mistake.
+            Err(error)
+                if error.fault == Fault::Missing
+                    && copy.source.settings.topology == Topology::Declare =>
+            {
+                prepare::create_around(&self.cluster, &copy.source, &source).await?;
+                self.copy_to(&topic, original, copy).await
+            }
+            copied => copied,
+        }
+    }
+}
+
+fn headers_of(message: &Outgoing, now: SystemTime) -> OwnedHeaders {
+    let text = |name, value: &str| (name, value.to_owned());
+    let expires = message.time_to_live.map(|left| wire::format_time(now + left));
+    let properties = [
+        Some(text(wire::ID, &message.id)),
+        message.content_type.as_deref().map(|value| text(CONTENT_TYPE, value)),
+        message.kind.as_deref().map(|value| text(TYPE, value)),
+        expires.as_deref().map(|value| text(wire::EXPIRES, value)),
+    ];
+    let mut headers = OwnedHeaders::new_with_capacity(message.headers.len() + 4);
+    let known = |name: &str| message.headers.iter().any(|(given, _)| given == name);
+    for (name, value) in properties.into_iter().flatten().filter(|(name, _)| !known(name)) {
+        headers = headers.insert(Header { key: name, value: Some(&value) });
+    }
+    for (name, value) in &message.headers {
+        headers = headers.insert(Header { key: name, value: Some(value) });
+    }
+    headers
+}
+
+/// The user's headers as they are, none of ours but originals, and the stamps.
+fn headers_of_copy(original: &KafkaEnvelope, copy: &Copy) -> OwnedHeaders {
+    let mut headers = OwnedHeaders::new_with_capacity(copy.stamps.len() + 8);
+    let mut has_timestamp = false;
+    for header in original.record().headers().into_iter().flat_map(Headers::iter) {
+        has_timestamp |= header.key == ORIGINAL_TIMESTAMP;
+        if !header.key.starts_with(PREFIX) || header.key.starts_with(ORIGINAL_PREFIX) {
+            headers = headers.insert(header);
+        }
+    }
+    let timestamp = original.millis().filter(|_| !has_timestamp).map(|millis| millis.to_string());
+    if let Some(timestamp) = &timestamp {
+        headers = headers.insert(Header { key: ORIGINAL_TIMESTAMP, value: Some(timestamp) });
+    }
+    for (name, value) in &copy.stamps {
+        headers = headers.insert(Header { key: name, value: Some(value) });
+    }
+    headers
+}

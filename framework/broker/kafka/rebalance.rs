@@ -1,0 +1,183 @@
+//! What happens when the group's partitions are dealt anew.
+//!
+//! Owns the partitions that are ours. Runs on the thread that polls, between two polls. What is revoked is drained
+//! first, within a bound that the group tolerates, and committed before it is given up; what was lost is not ours
+//! to commit any more.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
+use rdkafka::error::KafkaResult;
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+
+use super::connection::ANSWER_MAX;
+use super::fault;
+use super::group::Member;
+use super::marks::Mark;
+use super::offsets::Offsets;
+use super::partition::{Alarm, Consumer, Name, Partition, Queue};
+use crate::broker::LaneId;
+
+/// The partitions of one member of a group.
+pub(super) struct Assignment {
+    pub(super) member: Arc<Member>,
+    /// How long what is in flight may take when its partition is revoked.
+    drain_max: Duration,
+    partitions: Mutex<BTreeMap<Name, Arc<Partition>>>,
+    alarms: Mutex<HashMap<Name, Arc<Alarm>>>,
+    /// Up to where each partition was delivered to this process, whoever has it now.
+    seen_to: Mutex<HashMap<Name, i64>>,
+}
+
+impl Assignment {
+    pub(super) fn new(member: Arc<Member>, drain_max: Duration) -> Self {
+        Self {
+            member,
+            drain_max,
+            partitions: Mutex::default(),
+            alarms: Mutex::default(),
+            seen_to: Mutex::default(),
+        }
+    }
+
+    /// Every partition that is ours.
+    pub(super) fn partitions(&self) -> Vec<Arc<Partition>> {
+        lock(&self.partitions).values().cloned().collect()
+    }
+
+    /// The partition whose lane has this id, if it is ours.
+    pub(super) fn find(&self, id: &LaneId) -> Option<Arc<Partition>> {
+        lock(&self.partitions).values().find(|partition| partition.id == *id).cloned()
+    }
+
+    /// Partitions are ours from now on.
+    pub(super) fn assign(&self, consumer: &Arc<Consumer>, list: &mut TopicPartitionList) {
+        let committed = self.committed(consumer, list);
+        let mut fresh = Vec::new();
+        for name in names(list) {
+            let elem =
+                committed.as_ref().and_then(|list| list.find_partition(&name.topic, name.number));
+            let base = elem.as_ref().and_then(|elem| match elem.offset() {
+                Offset::Offset(offset) => Some(offset),
+                _ => None,
+            });
+            let mark = elem.zip(base).and_then(|(elem, base)| {
+                Mark::from_text(elem.metadata(), base, &self.member.place(&name))
+            });
+            let Some(queue) = self.queue(consumer, &name) else { continue };
+            let seen_to = lock(&self.seen_to).get(&name).copied().unwrap_or(i64::MIN);
+            let id = self.member.lane_id(&name);
+            if let Some(base) = base {
+                // Just what the list says otherwise, without asking again.
+                let _ = list.set_partition_offset(&name.topic, name.number, Offset::Offset(base));
+            }
+            let offsets = Offsets::new(base, mark);
+            let partition = Partition::new(name, id, queue, offsets, seen_to);
+            fresh.push(Arc::new(partition));
+        }
+        let assigned = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(list),
+        };
+        if let Err(error) = assigned {
+            tracing::warn!(group = %self.member.group, error = %fault::said(&error), "partitions could not be taken");
+            return;
+        }
+        self.member.cluster.watch.reached();
+        let mut partitions = lock(&self.partitions);
+        for partition in &fresh {
+            partitions.insert(partition.name.clone(), Arc::clone(partition));
+        }
+        drop(partitions);
+        fresh.iter().for_each(|partition| self.member.open(partition));
+    }
+
+    /// Partitions are not ours any more when this returns.
+    pub(super) fn revoke(&self, consumer: &Arc<Consumer>, list: &TopicPartitionList) {
+        let mut ours = lock(&self.partitions);
+        let revoked: Vec<_> = names(list).filter_map(|name| ours.remove(&name)).collect();
+        drop(ours);
+        if !consumer.assignment_lost() {
+            self.drain(&revoked);
+            self.member.commit(consumer, &revoked);
+        }
+        self.lose(&revoked);
+        let unassigned = match consumer.rebalance_protocol() {
+            RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
+            RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
+        };
+        if let Err(error) = unassigned {
+            tracing::warn!(group = %self.member.group, error = %fault::said(&error), "partitions could not be given up");
+        }
+    }
+
+    /// Every partition is gone, because the consumer is.
+    pub(super) fn lose_all(&self) {
+        let partitions: Vec<_> =
+            std::mem::take(&mut *lock(&self.partitions)).into_values().collect();
+        self.lose(&partitions);
+        lock(&self.alarms).drain().for_each(|(_, alarm)| alarm.take_down());
+    }
+
+    fn lose(&self, partitions: &[Arc<Partition>]) {
+        let mut seen_to = lock(&self.seen_to);
+        for partition in partitions {
+            if let Some(next) = partition.lock().offsets.next() {
+                seen_to.insert(partition.name.clone(), next);
+            }
+            partition.lose();
+        }
+    }
+
+    /// Lets the lanes finish what is in flight.
+    fn drain(&self, partitions: &[Arc<Partition>]) {
+        let deadline = Instant::now() + self.drain_max;
+        partitions.iter().for_each(|partition| partition.recall(deadline));
+        // A little longer than the lanes were told: closing takes a moment too.
+        let patience = deadline + Duration::from_secs(1);
+        for partition in partitions {
+            if !partition.wait_closed(patience) {
+                tracing::warn!(lane = %partition.id, "revoked while messages were still in hand");
+            }
+        }
+    }
+
+    /// What was committed; `None` if nobody says, and then what was finished ahead is done again.
+    fn committed(
+        &self,
+        consumer: &Arc<Consumer>,
+        list: &TopicPartitionList,
+    ) -> Option<TopicPartitionList> {
+        let ask = || -> KafkaResult<_> { consumer.committed_offsets(list.clone(), ANSWER_MAX) };
+        let answer = ask().or_else(|_| ask());
+        answer
+            .inspect_err(|error| {
+                tracing::warn!(group = %self.member.group, error = %fault::said(error), "committed offsets are unknown");
+            })
+            .ok()
+    }
+
+    /// The partition's own queue: split off before anything is fetched into the common one.
+    fn queue(&self, consumer: &Arc<Consumer>, name: &Name) -> Option<Arc<Queue>> {
+        let split = || consumer.split_partition_queue(&name.topic, name.number);
+        let alarm = Arc::clone(lock(&self.alarms).entry(name.clone()).or_default());
+        let (records, bell) = (split()?, split()?);
+        alarm.hang(bell);
+        Some(Arc::new(Queue::new(Arc::clone(consumer.context()), records, alarm)))
+    }
+}
+
+fn names(list: &TopicPartitionList) -> impl Iterator<Item = Name> + use<> {
+    let elements = list.elements();
+    let names: Vec<_> = elements
+        .iter()
+        .map(|elem| Name { topic: elem.topic().into(), number: elem.partition() })
+        .collect();
+    names.into_iter()
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

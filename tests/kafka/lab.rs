@@ -1,0 +1,111 @@
+//! The broker under test: names of our own on it, and a client beside ours.
+
+use std::env;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::client::DefaultClientContext;
+use redeliver::broker::kafka::KafkaBroker;
+use redeliver::broker::{Broker, LaneId, Source, Target};
+use redeliver::config::{self, Subscription, Url};
+use redeliver::testing::broker_conformance::Subject;
+
+/// The broker's address, from the environment.
+pub(crate) fn url() -> String {
+    env::var("KAFKA_URL").expect(
+        "KAFKA_URL names the broker under test; tests/servers/kafka.sh starts one and prints it",
+    )
+}
+
+/// A name that nobody else uses.
+pub(crate) fn unique(name: &str) -> String {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    format!("t{}-{}-{name}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+}
+
+pub(crate) fn admin() -> AdminClient<DefaultClientContext> {
+    ClientConfig::new().set("bootstrap.servers", url()).create().expect("the url can be read")
+}
+
+/// Creates a topic and waits until it is there.
+pub(crate) async fn create(topic: &str, partitions: i32) {
+    let new = NewTopic::new(topic, partitions, TopicReplication::Fixed(1));
+    let created = admin().create_topics([&new], &AdminOptions::new()).await;
+    created.expect("the broker answers").remove(0).expect("the topic is created");
+    loop {
+        let known = admin().inner().fetch_metadata(Some(topic), Duration::from_secs(10));
+        let known = known.expect("the broker answers");
+        let found = known.topics().iter().flat_map(|topic| topic.partitions());
+        if found.filter(|partition| partition.leader() >= 0).count() == partitions as usize {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A broker of ours.
+pub(crate) struct Lab {
+    pub(crate) broker: KafkaBroker,
+}
+
+impl Lab {
+    pub(crate) async fn connect() -> Self {
+        let settings = config::Broker {
+            kind: config::BrokerKind::Kafka,
+            url: Some(Url::new(url())),
+            ..config::Broker::default()
+        };
+        let broker = KafkaBroker::new("main", &settings, "tests").expect("the url can be read");
+        broker.connect().await.expect("the broker can be reached");
+        Self { broker }
+    }
+}
+
+impl Subject for Lab {
+    fn broker(&self) -> &dyn Broker {
+        &self.broker
+    }
+
+    fn source(&self, waits: &[Duration]) -> Arc<Source> {
+        let topic = unique("orders");
+        let created = topic.clone();
+        // A thread and a runtime of its own: this is called from within one.
+        let creating = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            runtime.block_on(create(&created, 1));
+        });
+        creating.join().expect("the topic is created");
+        let settings = Subscription {
+            broker: "main".to_owned(),
+            group: Some("billing".to_owned() + &topic),
+            topics: vec![topic],
+            commit_interval: Duration::from_millis(200),
+            ..Subscription::default()
+        };
+        Arc::new(Source {
+            name: "orders".into(),
+            settings: settings.into(),
+            waits: waits.to_vec(),
+            service: "tests".into(),
+        })
+    }
+
+    fn target(&self, source: &Source) -> Target {
+        Target::Topic(source.settings.topics[0].clone())
+    }
+
+    fn nowhere(&self) -> Target {
+        Target::Topic(unique("nowhere"))
+    }
+
+    fn is_main(&self, lane: &LaneId) -> bool {
+        lane.0.ends_with("-orders/0")
+    }
+
+    fn has_lanes_for_copies(&self) -> bool {
+        true
+    }
+}

@@ -1,0 +1,125 @@
+//! Whole services: consumed, retried, waited, dead-lettered, redriven, through the public API.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use redeliver::config::Config;
+use redeliver::{Delivery, Failure, Handled, Message, Service};
+
+use super::lab::{create, unique, url};
+
+/// What a handler saw: each id with the moments of its attempts.
+#[derive(Clone, Default)]
+pub(crate) struct Seen(Arc<Mutex<BTreeMap<String, Vec<Instant>>>>);
+
+impl Seen {
+    pub(crate) fn note(&self, id: &str) {
+        let mut seen = self.0.lock().expect("no handler panics in here");
+        seen.entry(id.to_owned()).or_default().push(Instant::now());
+    }
+
+    pub(crate) fn attempts(&self, id: &str) -> usize {
+        self.0.lock().expect("no handler panics in here").get(id).map_or(0, Vec::len)
+    }
+
+    pub(crate) fn times(&self, id: &str) -> Vec<Instant> {
+        self.0.lock().expect("no handler panics in here").get(id).cloned().unwrap_or_default()
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.0.lock().expect("no handler panics in here").len()
+    }
+}
+
+/// A configuration for one topic.
+pub(crate) fn config(topic: &str, subscription: &str, retry: &str) -> Config {
+    let text = format!(
+        "[brokers.main]\nkind = \"kafka\"\nurl = \"{}\"\n[subscriptions.orders]\nbroker = \"main\"\ntopics = [\"{topic}\"]\ngroup = \"billing\"\ncommit_interval = \"100ms\"\n{subscription}\n[retry.standard]\n{retry}",
+        url()
+    );
+    Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"))
+}
+
+/// Waits until `condition` holds.
+pub(crate) async fn until(what: &str, mut condition: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    while !condition().await {
+        assert!(Instant::now() < deadline, "{what}: not within two minutes");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Nothing is left in the source or the waits.
+pub(crate) async fn drained(service: &Service) {
+    until("the topics are drained", async || {
+        let depth = service.depth("orders").await.expect("the broker answers");
+        depth.ready == Some(0) && depth.waiting == Some(0)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn messages_are_handled_waited_for_and_dead_lettered() {
+    let topic = unique("orders");
+    create(&topic, 3).await;
+    let seen = Seen::default();
+    let at = seen.clone();
+    let handler = move |delivery: Delivery<String>| {
+        let at = at.clone();
+        async move {
+            at.note(&delivery.payload);
+            let number: u32 = delivery.payload.parse().map_err(Failure::reject)?;
+            match (number % 10, delivery.attempt()) {
+                (0, _) => Err(Failure::reject("a round number")),
+                (5, _) => Err(Failure::retry("never")),
+                (3, 1) => Err(Failure::retry("not yet")),
+                _ => Handled::Ok(()),
+            }
+        }
+    };
+    let retry =
+        "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"1500ms\"\nattempts_max = 3\n";
+    let service = Service::builder(config(&topic, "", retry))
+        .subscribe("orders", handler)
+        .signals(false)
+        .start()
+        .await
+        .expect("it starts");
+    let publisher = service.publisher("main").expect("it is configured");
+    for number in 0..100_u32 {
+        let message = Message::json(&number.to_string()).expect("text is JSON");
+        let message = message.to_topic(&topic).id(format!("id-{number}")).key(format!("k{number}"));
+        publisher.send(message).await.expect("the broker stores it");
+    }
+    until("everything was handled", async || {
+        seen.len() == 100 && seen.attempts("95") == 3 && seen.attempts("93") == 2
+    })
+    .await;
+    drained(&service).await;
+    for number in 0..100_u32 {
+        let attempts = match number % 10 {
+            5 => 3,
+            3 => 2,
+            _ => 1,
+        };
+        assert_eq!(seen.attempts(&number.to_string()), attempts, "{number}");
+    }
+    let times = seen.times("93");
+    let waited = times[1] - times[0];
+    assert!(waited >= Duration::from_millis(1500), "early: {waited:?}");
+    assert!(waited < Duration::from_millis(4500), "late: {waited:?}");
+    let depth = service.depth("orders").await.expect("the broker answers");
+    assert_eq!(depth.dead, Some(20));
+
+    // Redriven to a topic of its own: they fail again, and are dead letters again.
+    let dead = service.dead_letters("orders").expect("it is configured");
+    let letter = dead.show("id-95").await.expect("it can be read").expect("it is there");
+    assert_eq!((letter.attempts, letter.error.as_deref()), (3, Some("never")));
+    let redriven = dead.redrive(&redeliver::Redrive::default()).await.expect("it works");
+    assert_eq!(redriven.moved, 20);
+    until("what was redriven was handled", async || seen.attempts("95") == 6).await;
+    drained(&service).await;
+    assert_eq!(seen.attempts("90"), 2);
+    assert_eq!(service.stop().await.left, 0);
+}
