@@ -173,14 +173,14 @@ fn guards_of(
 pub(super) async fn start_stores(
     config: &Config,
     threads: bool,
-) -> Result<BTreeMap<String, KeeperSeat>, Error> {
+) -> Result<BTreeMap<String, Arc<KeeperSeat>>, Error> {
     let mut keepers = BTreeMap::new();
     let holder = consumer_name(&config.service.name);
     for (name, settings) in &config.stores {
         let failed = |error: StoreError| Error::Store(format!("store `{name}`: {error}"));
         let store = store_of(name, settings)?;
         let seat = KeeperSeat::start(name, store, &holder, threads).await.map_err(failed)?;
-        keepers.insert(name.clone(), seat);
+        keepers.insert(name.clone(), Arc::new(seat));
     }
     Ok(keepers)
 }

@@ -8,7 +8,7 @@ use actix::prelude::*;
 use tokio::sync::{oneshot, watch};
 
 use super::{Inner, Service, Stop, Subscription, adapters};
-use crate::actors::{Handlers, IntoHandlers, KeeperSeat, Plan, Root};
+use crate::actors::{Handlers, IntoHandlers, Plan, Root, attend_all};
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -177,7 +177,7 @@ impl ServiceBuilder {
         let (subscriptions, plans) = match made {
             Ok(made) => made,
             Err(error) => {
-                keepers.into_values().for_each(KeeperSeat::stop);
+                keepers.values().for_each(|seat| seat.stop());
                 return Err(error);
             }
         };
@@ -189,7 +189,7 @@ impl ServiceBuilder {
             config,
             subscriptions,
             brokers,
-            stores,
+            keepers: keepers.clone(),
             metrics,
             clock,
             root,
@@ -201,9 +201,13 @@ impl ServiceBuilder {
         let service = Service { inner: Arc::clone(&inner) };
         let life = async move {
             let _watcher = watcher;
-            signals::wait_for_stop(stopping, signals).await;
+            let attended = attend_all(keepers.values().cloned().collect());
+            tokio::select! {
+                () = attended => {}
+                () = signals::wait_for_stop(stopping, signals) => {}
+            }
             let left = inner.shut_down().await;
-            keepers.into_values().for_each(KeeperSeat::stop);
+            keepers.values().for_each(|seat| seat.stop());
             telemetry::stopped(left);
             end.send_replace(Some(Stop { left }));
         };

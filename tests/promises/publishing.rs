@@ -76,7 +76,6 @@ fn what_is_sent_on_carries_trace_cause_and_hops_and_keeps_what_the_user_set() {
     test.publish("orders", message);
     test.finish();
     let some = |text: &str| Some(text.to_owned());
-<<<<<<< HEAD
     let mut seen = seen.lock().unwrap();
     // The same trace, in a span of its own.
     let sent_on = seen[1][0].take().expect("it carries a trace");
@@ -87,13 +86,6 @@ fn what_is_sent_on_carries_trace_cause_and_hops_and_keeps_what_the_user_set() {
         [
             vec![some(trace), some("a=b"), None, None, None],
             vec![None, some("a=b"), some("7"), some("1"), some("acme")],
-=======
-    assert_eq!(
-        *seen.lock().unwrap(),
-        [
-            vec![some(trace), some("a=b"), None, None, None],
-            vec![some(trace), some("a=b"), some("7"), some("1"), some("acme")],
->>>>>>> b2f4adf (Guards end when their lane is lost, a doomed message asks its claim first, and the lock keeper has an address)
         ]
     );
 }

@@ -55,16 +55,9 @@ fn every_metric_is_there_from_the_start() {
 
 #[test]
 fn the_metrics_count_what_happened() {
-<<<<<<< HEAD
     let retry = "backoff = \"list\"\njitter = \"none\"\ndelays = [\"200ms\", \"2s\"]\n\
                  in_process_max = \"0s\"\nrules = [{ class = \"validation\", then = \"ignore\" }]\n";
     let mut test = orders("in_flight_max = 3", retry, obey);
-=======
-    let retry = format!(
-        "{THRICE}in_process_max = \"0s\"\nrules = [{{ class = \"validation\", then = \"ignore\" }}]\n"
-    );
-    let mut test = orders("in_flight_max = 3", &retry, obey);
->>>>>>> b2f4adf (Guards end when their lane is lost, a doomed message asks its claim first, and the lock keeper has an address)
     for (id, word) in
         [("1", "ok"), ("2", "retry once"), ("3", "reject"), ("4", "invalid"), ("5", "panic once")]
     {
