@@ -211,6 +211,7 @@ impl Work {
             holding: None,
             held: None,
             is_probe: false,
+            doom: None,
         }
     }
 }

@@ -7,7 +7,8 @@ use crate::support::redis::Server;
 
 /// Every delivery five times; with `redis`, on RabbitMQ.
 fn check(redis: Option<&Server>) {
-    let (queue, folder) = (Queue::unique("idempotent"), folder());
+    let (queue, folder) =
+        (Queue::unique("idempotent", include_str!("../../config/webhooks.toml")), folder());
     let (file, effects) = (webhooks(&folder), folder.path().join("effects"));
     let mut command = program("webhooks");
     command.args(["run", "--repeat", "5", "--idempotent"]);
