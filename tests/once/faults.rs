@@ -104,7 +104,7 @@ async fn without_redis_run_handles_messages_unguarded() {
     };
     let keys = "idempotency = { store = \"main\" }\non_store_down = \"run\"";
     let service = lab.start(&lab.toml(keys, BROKER_WAITS), handler).await;
-    server = aside(move || {
+    let _server = aside(move || {
         server.kill();
         server
     })
@@ -127,7 +127,7 @@ async fn a_store_that_is_down_is_warned_of_once_a_second_at_the_most() {
     publish(&lab, &idle, 0..COUNT / 2).await;
     let mut process = worker::start(&toml, folder.path());
     lab.eventually("a start", async || !worker::effects(folder.path()).is_empty()).await;
-    server = aside(move || {
+    let _server = aside(move || {
         server.kill();
         server
     })
