@@ -20,6 +20,7 @@ use super::partition::Consumer;
 use super::properties::Clients;
 use super::rebalance::Assignment;
 use crate::broker::{BrokerError, BrokerState, Fault};
+use crate::telemetry;
 
 /// How long a question to the cluster may take.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -162,7 +163,7 @@ impl Watch {
             (_, Some(RDKafkaErrorCode::AllBrokersDown)) => self.lost(reason),
             _ => {}
         }
-        tracing::debug!(error = %fault::said(error), reason, "kafka client");
+        telemetry::client_says(&fault::said(error), reason);
     }
 
     fn refusal(&self) -> Option<BrokerError> {

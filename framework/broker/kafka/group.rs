@@ -27,6 +27,7 @@ use super::rebalance::Assignment;
 use super::topology::Names;
 use crate::broker::{BrokerError, LaneEvent, LaneId, Source};
 use crate::retry::Schedule;
+use crate::telemetry;
 
 /// How long one poll waits; commands and due commits wait as long at the most.
 const POLL_MAX: Duration = Duration::from_millis(20);
@@ -155,10 +156,10 @@ impl Member {
                 self.cluster.watch.reached();
             }
             Err(error) if fault::is_later(&error) => {
-                tracing::debug!(group = %self.group, error = %fault::said(&error), "offsets are committed later");
+                telemetry::commit_later(&self.group, &fault::said(&error));
             }
             Err(error) => {
-                tracing::warn!(group = %self.group, error = %fault::said(&error), "offsets were not committed");
+                telemetry::commit_failed(&self.group, &fault::said(&error));
             }
         }
     }
@@ -296,7 +297,7 @@ fn obey(
         let Some(partition) = consumer.context().assignment.find(&id) else { continue };
         let is_open = matches!(partition.lock().lane, LaneState::Open(_));
         if is_open != opens {
-            rewind(member, consumer, &partition);
+            rewind(consumer, &partition);
         }
         if opens {
             member.open(&partition);
@@ -305,11 +306,11 @@ fn obey(
 }
 
 /// Reads from the lowest unfinished record on once more.
-fn rewind(member: &Member, consumer: &Consumer, partition: &Partition) {
+fn rewind(consumer: &Consumer, partition: &Partition) {
     let Some(base) = partition.lock().offsets.base() else { return };
     let Name { topic, number } = &partition.name;
     if let Err(error) = consumer.seek(topic, *number, Offset::Offset(base), ANSWER_MAX) {
-        tracing::warn!(group = %member.group, lane = %partition.id, error = %fault::said(&error), "could not go back");
+        telemetry::rewind_failed(&partition.id, &fault::said(&error));
     }
 }
 
@@ -326,7 +327,7 @@ fn offer_again(member: &Member, partitions: &[Arc<Partition>]) {
 
 /// A record in the common queue: fetched before its partition had a queue of its own. Read again from there.
 fn stray(consumer: &Consumer, record: &rdkafka::message::BorrowedMessage<'_>) {
-    tracing::warn!(topic = record.topic(), partition = record.partition(), "a record came astray");
+    telemetry::stray_record(record.topic(), record.partition());
     let offset = Offset::Offset(record.offset());
     let _ = consumer.seek(record.topic(), record.partition(), offset, ANSWER_MAX);
 }

@@ -17,6 +17,7 @@ use super::connection::Cluster;
 use super::group::{self, Command, Kind, Member};
 use super::topology::Names;
 use crate::broker::{BrokerError, LaneEvent, LaneId, Lanes, Source};
+use crate::telemetry;
 
 /// Lanes that are open and not fetched yet; more are offered again.
 const EVENTS_MAX: usize = 4096;
@@ -112,7 +113,7 @@ impl Lanes for KafkaLanes {
         }
         let left = futures_util::future::join_all(leaving);
         if timeout(LEAVE_MAX, left).await.is_err() {
-            tracing::warn!(subscription = %self.source.name, "the consumer groups took no note of our leaving");
+            telemetry::leaving_unanswered(&self.source.name);
         }
     }
 }

@@ -19,6 +19,7 @@ use super::marks::Mark;
 use super::offsets::Offsets;
 use super::partition::{Alarm, Consumer, Name, Partition, Queue};
 use crate::broker::LaneId;
+use crate::telemetry;
 
 /// The partitions of one member of a group.
 pub(super) struct Assignment {
@@ -82,7 +83,7 @@ impl Assignment {
             RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(list),
         };
         if let Err(error) = assigned {
-            tracing::warn!(group = %self.member.group, error = %fault::said(&error), "partitions could not be taken");
+            telemetry::assignment_failed(&self.member.group, &fault::said(&error));
             return;
         }
         self.member.cluster.watch.reached();
@@ -109,7 +110,7 @@ impl Assignment {
             RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
         };
         if let Err(error) = unassigned {
-            tracing::warn!(group = %self.member.group, error = %fault::said(&error), "partitions could not be given up");
+            telemetry::assignment_failed(&self.member.group, &fault::said(&error));
         }
     }
 
@@ -139,7 +140,7 @@ impl Assignment {
         let patience = deadline + Duration::from_secs(1);
         for partition in partitions {
             if !partition.wait_closed(patience) {
-                tracing::warn!(lane = %partition.id, "revoked while messages were still in hand");
+                telemetry::revoked_in_hand(&partition.id);
             }
         }
     }
@@ -154,7 +155,7 @@ impl Assignment {
         let answer = ask().or_else(|_| ask());
         answer
             .inspect_err(|error| {
-                tracing::warn!(group = %self.member.group, error = %fault::said(error), "committed offsets are unknown");
+                telemetry::committed_unknown(&self.member.group, &fault::said(error));
             })
             .ok()
     }

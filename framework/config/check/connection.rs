@@ -40,6 +40,11 @@ pub(super) fn check(check: &mut Check<'_>) {
             }
         }
     }
+    stores(check);
+}
+
+fn stores(check: &mut Check<'_>) {
+    let config = check.config;
     for (name, store) in &config.stores {
         let table = format!("stores.{name}");
         tls(check, &table, store.tls.as_ref());
