@@ -184,7 +184,9 @@ impl KafkaLane {
         let written = envelope.published_at().unwrap_or(SystemTime::UNIX_EPOCH);
         let nominal = written + wait;
         // A header may shorten the wait, as a crash between two steps does, but never make it longer.
-        Carried::read(&envelope).due.map_or(nominal, |due| due.min(nominal))
+        let due = Carried::read(&envelope).due.map_or(nominal, |due| due.min(nominal));
+        // Both were cut to whole milliseconds on their way.
+        due + Duration::from_millis(1)
     }
 
     /// Notes the first `count` of those that are held, and hands out those that are not finished.
