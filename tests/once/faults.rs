@@ -104,7 +104,7 @@ async fn without_redis_run_handles_messages_unguarded() {
     };
     let keys = "idempotency = { store = \"main\" }\non_store_down = \"run\"";
     let service = lab.start(&lab.toml(keys, BROKER_WAITS), handler).await;
-    let _server = aside(move || {
+    server = aside(move || {
         server.kill();
         server
     })
