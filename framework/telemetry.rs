@@ -507,6 +507,7 @@ pub(crate) fn store_warning(store: &str, warning: &str) {
 }
 
 /// At most once a second; `unsaid` others were not logged.
+#[cfg(feature = "redis")]
 pub(crate) fn store_silent(store: &str, error: &dyn Display, unsaid: u64) {
     tracing::warn!(store, %error, unsaid, "store did not answer");
 }

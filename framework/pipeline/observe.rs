@@ -17,6 +17,8 @@ pub(crate) trait Observer: Send + Sync {
 
 /// What became of a message.
 #[derive(Clone, Copy)]
+// Only tests listen.
+#[cfg_attr(not(feature = "testing"), allow(dead_code))]
 pub(crate) enum Event<'a> {
     /// It was handled.
     Handled,
