@@ -22,6 +22,8 @@ pub const ATTEMPT: &str = "redeliver-attempt";
 pub const DELAY: &str = "redeliver-delay";
 /// When the wait ends.
 pub const DUE: &str = "redeliver-due";
+/// How often it came back from being handled alone, whatever the cause.
+pub const ALONE: &str = "redeliver-alone";
 /// How many milliseconds of its wait are left after the hop it is in: a wait longer than the
 /// longest at the broker takes several.
 pub const REST: &str = "redeliver-rest";
@@ -73,6 +75,8 @@ pub struct Carried {
     pub due: Option<SystemTime>,
     /// How much of its wait is left.
     pub rest: Option<Duration>,
+    /// How often it came back from being handled alone.
+    pub alone: u32,
     /// When it was first delivered.
     pub first_seen: Option<SystemTime>,
     /// When it expires.
@@ -93,6 +97,7 @@ static NOTHING: Carried = Carried {
     delay: None,
     due: None,
     rest: None,
+    alone: 0,
     first_seen: None,
     expires: None,
     id: None,
@@ -152,6 +157,7 @@ impl Carried {
             HOPS => self.hops = self.count(value),
             DELAY => self.delay = self.milliseconds(value),
             DUE => self.due = self.instant(value),
+            ALONE => self.alone = self.count(value),
             REST => self.rest = self.milliseconds(value),
             FIRST_SEEN => self.first_seen = self.instant(value),
             EXPIRES => self.expires = self.instant(value),

@@ -247,8 +247,13 @@ impl Desk {
         }
         let returns = work.received.envelope.returns();
         let crashes_max = self.settings().crashes_max.get();
-        if self.suspects && returns > 0 {
-            // It was out on its own when the process that handled it ended.
+        if self.suspects && returns > 0 && work.carried.alone == 0 {
+            // Once may have been a stop that came in between: it is put behind the others.
+            work.key = None;
+            work.carried.alone = 1;
+            self.errands.push((work, Errand::Suspect));
+        } else if self.suspects && returns > 0 {
+            // It was out on its own when the process that handled it ended, again.
             work.key = None;
             let error = format!("it ended {returns} process(es) that handled nothing else");
             let epitaph = Epitaph::new(Reason::Poison, error);

@@ -158,7 +158,12 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
             hop(*delay, scope, &mut stamps)
         }
         Errand::Defer(delay) => hop(*delay, scope, &mut stamps),
-        Errand::Suspect => Place::Suspects,
+        Errand::Suspect => {
+            if work.carried.alone > 0 {
+                stamps.push((wire::ALONE, work.carried.alone.to_string()));
+            }
+            Place::Suspects
+        }
         Errand::Bury(epitaph) => {
             stamps.push((wire::REASON, epitaph.reason.as_str().to_owned()));
             stamps.push((wire::ERROR, wire::sanitise(&epitaph.fault.error)));
