@@ -151,7 +151,7 @@ impl Service {
     /// use redeliver::{Service, config::Config, store::LockPolicy};
     ///
     /// # actix::System::new().block_on(async {
-    /// let config = Config::from_toml("[stores.main]\nkind = \\"memory\\"")?;
+    /// let config = Config::from_toml("[stores.main]\nkind = \"memory\"")?;
     /// let service = Service::builder(config).start().await?;
     /// let ask = AcquireLock { key: "customer:42".into(), policy: LockPolicy::default() };
     /// let guard = service.lock_keeper("main")?.send(ask).await??;

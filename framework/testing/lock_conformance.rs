@@ -32,7 +32,7 @@ pub const SENTENCES: &[Sentence] = sentences![
 ];
 
 const LEASE: Duration = Duration::from_secs(30);
-const SHORT: Duration = Duration::from_millis(200);
+const SHORT: Duration = Duration::from_millis(600);
 
 fn ask<'a>(key: &'a str, owner: &'a Owner, lease: Duration) -> LockAsk<'a> {
     LockAsk { key, owner, lease, holder: "test", fair: false, waits: false, seen: Fence(0) }
