@@ -39,7 +39,7 @@ async fn check(keys: &str) {
             tokio::time::sleep(std::time::Duration::from_millis(3)).await;
             noting.note(&delivery);
             let number = delivery.payload["number"].as_u64().unwrap_or_default();
-            if number % 7 == 0 && delivery.attempt() == 1 {
+            if number.is_multiple_of(7) && delivery.attempt() == 1 {
                 return Handled::Err(Failure::retry("not yet"));
             }
             Ok(())
