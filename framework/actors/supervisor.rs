@@ -6,7 +6,6 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::sync::{Notify, mpsc};
@@ -23,7 +22,7 @@ use crate::broker::{Broker, Lane, LaneEnd, LaneEvent, LaneId, Lanes};
 use crate::config::{self, OnRestartsSpent};
 use crate::health::{HealthCell, SubscriptionState};
 use crate::pipeline::Scope;
-use crate::retry::{BreakerPolicy, Policy, RestartBudget, Schedule};
+use crate::retry::{RestartBudget, Schedule};
 use crate::telemetry;
 
 /// Everything a subscription is made of, ready to be sent to its arbiter.
@@ -140,7 +139,7 @@ impl Supervisor {
                 let (scope, exits) = (Arc::clone(&self.scope), self.exits.0.clone());
                 let seat = Arc::new(Seat::new(self.seats.len(), scope, inbox, exits));
                 let arbiter = arbiters.then(Arbiter::new);
-                let delays = restart_delays();
+                let delays = Schedule::default();
                 self.seats.push(Place { seat, route, arbiter, delays });
                 queues.push(queue);
             }
@@ -176,7 +175,7 @@ impl Supervisor {
     fn reopen(&mut self, lane: LaneId, why: &dyn std::fmt::Display, ctx: &mut Context<Self>) {
         let delays = match self.consumers.get_mut(&lane) {
             Some(attended) => &mut attended.delays,
-            None => &mut restart_delays(),
+            None => &mut Schedule::default(),
         };
         let delay = delays.next_delay();
         telemetry::lane_down(self.scope.name(), &lane, why, delay);
@@ -229,15 +228,6 @@ fn seat_count(scope: &Scope, handlers: &Handlers) -> usize {
     (scope.settings.handlers.get() * handlers.routes.len()).max(1)
 }
 
-/// 100 ms to 30 s with full jitter, without end.
-fn restart_delays() -> Schedule {
-    Schedule::new(Policy {
-        delay_min: Duration::from_millis(100),
-        delay_max: Duration::from_secs(30),
-        ..Policy::default()
-    })
-}
-
 impl Actor for Supervisor {
     type Context = Context<Self>;
 
@@ -248,7 +238,7 @@ impl Actor for Supervisor {
             scope: Arc::clone(&self.scope),
             broker: Arc::clone(&self.broker),
             retrier: retrier.start(),
-            gate: RefCell::new(Gate::new(breaker_policy(&self.scope.settings.breaker))),
+            gate: RefCell::new(Gate::new(self.scope.settings.breaker.policy())),
             running: Cell::new(0),
             health: self.health.clone(),
             keys: RefCell::default(),
@@ -266,16 +256,6 @@ impl Actor for Supervisor {
         let settings = &self.scope.settings;
         let source = settings.queue.as_deref().unwrap_or(self.scope.name());
         telemetry::subscribed(self.scope.name(), self.broker.kind(), source);
-    }
-}
-
-fn breaker_policy(breaker: &config::Breaker) -> BreakerPolicy {
-    BreakerPolicy {
-        attempts_min: breaker.attempts_min.get(),
-        failure_rate: breaker.failure_rate,
-        window: breaker.window,
-        pause: breaker.pause,
-        pause_max: breaker.pause_max,
     }
 }
 
@@ -340,7 +320,7 @@ impl Handler<Opened> for Supervisor {
         let supervisor = ctx.address().recipient();
         let attended = self.consumers.entry(lane.clone()).or_insert_with(|| {
             let consumer = Consumer::new(index, lane, Rc::clone(shared), links.clone(), supervisor);
-            Attended { address: consumer.start(), delays: restart_delays() }
+            Attended { address: consumer.start(), delays: Schedule::default() }
         });
         attended.delays.restart();
         attended.address.do_send(Attach(open));

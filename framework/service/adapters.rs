@@ -1,8 +1,6 @@
 //! Makes the adapters and what each subscription shares. The only file that names an adapter.
 
 use std::collections::BTreeMap;
-#[cfg(feature = "redis")]
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -191,7 +189,8 @@ fn store_of(name: &str, settings: &config::Store) -> Result<Arc<dyn Store>, Erro
         #[cfg(feature = "redis")]
         StoreKind::Redis => {
             let failed = |error: StoreError| Error::Store(format!("store `{name}`: {error}"));
-            let store = RedisStore::new(redis_settings(name, settings)?).map_err(failed)?;
+            let store =
+                RedisSettings::of(name, settings).and_then(RedisStore::new).map_err(failed)?;
             Ok(Arc::new(store))
         }
         #[cfg(not(feature = "redis"))]
@@ -199,29 +198,6 @@ fn store_of(name: &str, settings: &config::Store) -> Result<Arc<dyn Store>, Erro
             "store `{name}` is in Redis, which this build does not contain; enable the feature `redis`"
         ))),
     }
-}
-
-#[cfg(feature = "redis")]
-fn redis_settings(name: &str, settings: &config::Store) -> Result<RedisSettings, Error> {
-    let url = settings.url.as_ref().map(config::Url::expose).unwrap_or_default();
-    let read = |file: &PathBuf| {
-        std::fs::read(file).map_err(|error| {
-            Error::Store(format!("store `{name}`: reading {}: {error}", file.display()))
-        })
-    };
-    let tls = settings.tls.clone().unwrap_or_default();
-    let identity = match (&tls.cert, &tls.key) {
-        (Some(cert), Some(key)) => Some((read(cert)?, read(key)?)),
-        _ => None,
-    };
-    Ok(RedisSettings {
-        ca: tls.ca.as_ref().map(read).transpose()?,
-        identity,
-        insecure: tls.insecure,
-        deadline: settings.deadline,
-        strict: settings.strict,
-        ..RedisSettings::new(name, url)
-    })
 }
 
 pub(super) async fn prepare(scope: &Scope, broker: &Arc<dyn Broker>) -> Result<(), Error> {
