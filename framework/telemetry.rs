@@ -3,6 +3,8 @@
 //! The level says who must act: ERROR a human, WARN the service coped, INFO a state changed, DEBUG
 //! one message. Payloads and secrets never appear. Knows only names and numbers.
 
+mod times;
+
 use std::fmt::Display;
 use std::time::Duration;
 
@@ -15,6 +17,8 @@ use prometheus_client::registry::{Registry, Unit};
 use tracing::Span;
 
 pub(crate) use tracing::Instrument;
+
+use times::Times;
 
 /// All metrics of a service.
 pub(crate) struct Metrics {
@@ -37,7 +41,7 @@ pub(crate) struct Metrics {
     in_flight: Family<BySubscription, Gauge>,
     parked: Family<BySubscription, Gauge>,
     carrying: Family<BySubscription, Gauge>,
-    handler_time: Family<BySubscription, Histogram>,
+    handler_time: Family<BySubscription, Times>,
     wait_time: Family<BySubscription, Histogram>,
     lateness: Family<BySubscription, Histogram>,
     ready: Family<BySubscription, Gauge>,
@@ -95,7 +99,7 @@ pub(crate) struct SubscriptionMetrics {
     /// Messages whose copy is not confirmed yet.
     pub(crate) carrying: Gauge,
     /// How long handlers took.
-    pub(crate) handler_time: Histogram,
+    pub(crate) handler_time: Times,
     /// How long messages were told to wait.
     pub(crate) wait_time: Histogram,
     /// How much later than due messages came back.
@@ -183,9 +187,15 @@ impl Metrics {
             Unit::Seconds,
             Family::clone(&oldest),
         );
-        let (handler_time, wait_time, lateness) = (histogram(), histogram(), histogram());
+        let (wait_time, lateness) = (histogram(), histogram());
+        let handler_time = Family::<BySubscription, Times>::default();
+        registry.register_with_unit(
+            "handler",
+            "How long handlers took",
+            Unit::Seconds,
+            handler_time.clone(),
+        );
         for (name, help, family) in [
-            ("handler", "How long handlers took", &handler_time),
             ("wait", "How long messages were told to wait", &wait_time),
             ("lateness", "How much later than due messages came back", &lateness),
         ] {
@@ -277,13 +287,18 @@ pub(crate) fn connecting(broker: &str, error: &dyn Display) {
     tracing::warn!(broker, %error, "broker not reached yet; trying again");
 }
 
+/// Whether a span is made for each message.
+pub(crate) fn traces() -> bool {
+    tracing::enabled!(tracing::Level::INFO)
+}
+
 /// The span of one message's way through a handler; disabled, and free, when nobody listens.
 pub(crate) fn processing(
     subscription: &str,
     id: Option<&str>,
     trace: impl FnOnce() -> Option<String>,
 ) -> Span {
-    if !tracing::enabled!(tracing::Level::INFO) {
+    if !traces() {
         return Span::none();
     }
     let trace = trace();

@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
@@ -23,7 +24,10 @@ use tokio::sync::mpsc;
 use super::life::Life;
 use super::slots::Slots;
 use crate::message::{Delivery, trace_of};
-use crate::pipeline::{Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, judge, process};
+use crate::pipeline::{
+    Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, answer_at_once, await_verdict,
+    judge, prepare, process, verdict_on,
+};
 use crate::telemetry::{self, Instrument};
 
 /// After so many messages the pump gives way to the actor's mailbox and timers.
@@ -184,14 +188,16 @@ impl<T> Call<T> for Caller<T> {
 /// Sees to it that a message comes out again, whatever becomes of the future that runs it.
 struct Ticket<T> {
     work: Option<Work>,
-    slot: usize,
+    /// Where its future is, once it has one.
+    slot: Option<usize>,
     desk: Rc<Desk<T>>,
 }
 
 impl<T> Drop for Ticket<T> {
     fn drop(&mut self) {
         let Some(work) = self.work.take() else { return };
-        let verdict = match self.desk.life.charge_of(self.slot) {
+        let charge = self.slot.and_then(|slot| self.desk.life.charge_of(slot));
+        let verdict = match charge {
             Some(answer) => {
                 self.desk.broken.set(true);
                 judge(answer, &work, &self.desk.scope)
@@ -202,23 +208,37 @@ impl<T> Drop for Ticket<T> {
     }
 }
 
-async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>) {
+impl<T> Ticket<T> {
+    fn conclude(mut self, verdict: Verdict) {
+        if verdict.is_panic() {
+            self.desk.broken.set(true);
+        }
+        if let Some(slot) = self.slot {
+            self.desk.life.unblock(slot);
+        }
+        if let Some(work) = self.work.take() {
+            self.desk.outbox.borrow_mut().push(Outcome { work, verdict });
+        }
+    }
+}
+
+/// One message's way, from the beginning or from where its handler began to wait.
+async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>, begun: Option<Running>) {
     let desk = Rc::clone(&ticket.desk);
+    ticket.slot = Some(caller.slot);
     let Some(work) = ticket.work.as_mut() else { return };
-    let span = {
-        let trace = || trace_of(work.received.envelope.as_ref()).map(|trace| trace.to_string());
-        telemetry::processing(desk.scope.name(), work.id(), trace)
+    let verdict = match begun {
+        Some(running) => await_verdict(running, work, &desk.scope, caller.can_abort).await,
+        None => {
+            let span = {
+                let envelope = work.received.envelope.as_ref();
+                let trace = || trace_of(envelope).map(|trace| trace.to_string());
+                telemetry::processing(desk.scope.name(), work.id(), trace)
+            };
+            process(work, &desk.scope, &desk.codecs, &caller).instrument(span).await
+        }
     };
-    let processed = process(work, &desk.scope, &desk.codecs, &caller);
-    let verdict =
-        if span.is_disabled() { processed.await } else { processed.instrument(span).await };
-    if verdict.is_panic() {
-        desk.broken.set(true);
-    }
-    desk.life.unblock(ticket.slot);
-    if let Some(work) = ticket.work.take() {
-        desk.outbox.borrow_mut().push(Outcome { work, verdict });
-    }
+    ticket.conclude(verdict);
 }
 
 /// The future that lives in a handler actor's context.
@@ -255,10 +275,9 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
         life: Rc::clone(&life),
     });
     let at = Rc::clone(&desk);
-    let make = move |slot, work| {
-        let ticket = Ticket { work: Some(work), slot, desk: Rc::clone(&at) };
+    let make = move |slot, ticket, begun| {
         let caller = Caller { desk: Rc::clone(&at), slot, can_abort: S::CAN_ABORT };
-        run(ticket, caller)
+        run(ticket, caller, begun)
     };
     let (slots, woken) = (Slots::new(), Vec::new());
     let pump =
@@ -269,9 +288,10 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
 impl<A, T, S, F, M> ActorFuture<A> for Pump<T, S, F, M>
 where
     A: Actor,
+    T: 'static,
     S: Station<A, T>,
     F: Future<Output = ()>,
-    M: Fn(usize, Work) -> F,
+    M: Fn(usize, Ticket<T>, Option<Running>) -> F,
 {
     type Output = ();
 
@@ -300,8 +320,9 @@ where
 
 impl<T, S, F, M> Pump<T, S, F, M>
 where
+    T: 'static,
     F: Future<Output = ()>,
-    M: Fn(usize, Work) -> F,
+    M: Fn(usize, Ticket<T>, Option<Running>) -> F,
 {
     /// Goes on with what was woken and begins what has come; true if there is more to do.
     fn turn<A: Actor>(&mut self, actor: &mut A, ctx: &mut A::Context, cx: &mut Context<'_>) -> bool
@@ -327,7 +348,7 @@ where
                 Poll::Ready(None) => self.finished = true,
                 Poll::Ready(Some(dispatch)) => {
                     turns += dispatch.works.len();
-                    self.begin(dispatch, actor, ctx);
+                    self.begin(dispatch, actor, ctx, cx);
                 }
             }
         }
@@ -339,22 +360,73 @@ where
         Dispatch { works, reply, alive }: Dispatch,
         actor: &mut A,
         ctx: &mut A::Context,
+        cx: &mut Context<'_>,
     ) where
         S: Station<A, T>,
     {
         if let Some(first) = works.first() {
             self.desk.outbox.borrow_mut().address(first.lane, reply);
         }
+        let is_plain = self.desk.scope.guards.is_empty() && !telemetry::traces();
+        let began = Instant::now();
+        let mut at_once = 0;
         for work in works {
+            let ticket = Ticket { work: Some(work), slot: None, desk: Rc::clone(&self.desk) };
             if self.desk.broken.get() || !alive.load(Ordering::Acquire) {
                 // The rest goes to the next actor, or came from a lane that is gone.
-                self.desk.outbox.borrow_mut().push(Outcome { work, verdict: Verdict::Again });
-                continue;
+                drop(ticket);
+            } else if is_plain && !self.desk.life.is_blocked() {
+                at_once += u32::from(self.handle(ticket, actor, ctx, cx));
+            } else {
+                let slot = self.slots.insert(|slot| (self.make)(slot, ticket, None));
+                self.slots.poll(slot);
+                self.serve(actor, ctx);
             }
-            let slot = self.slots.insert(|slot| (self.make)(slot, work));
-            self.slots.poll(slot);
-            self.serve(actor, ctx);
         }
+        if at_once > 0 {
+            self.desk.scope.metrics.handler_time.observe(began.elapsed() / at_once, at_once);
+        }
+    }
+
+    /// Puts a message that nothing guards to its handler; true if that answered at once.
+    ///
+    /// `process()` without a future of ours, for the handlers that wait for nothing: it saves more
+    /// than a thousand instructions a message. Those that wait go on in a slot. They are timed one
+    /// by one; those that answer at once share the time of their letter evenly.
+    fn handle<A: Actor>(
+        &mut self,
+        ticket: Ticket<T>,
+        actor: &mut A,
+        ctx: &mut A::Context,
+        cx: &mut Context<'_>,
+    ) -> bool
+    where
+        S: Station<A, T>,
+    {
+        let desk = Rc::clone(&self.desk);
+        let Some(work) = &ticket.work else { return false };
+        let answer = match prepare(work, &desk.scope, &desk.codecs) {
+            Err(refusal) => refusal,
+            Ok(delivery) => match answer_at_once(self.station.call(actor, ctx, delivery), cx) {
+                Ok(answer) => answer,
+                Err(running) => {
+                    self.go_on_in_a_slot(ticket, running);
+                    return false;
+                }
+            },
+        };
+        let verdict = verdict_on(answer, work, &desk.scope);
+        ticket.conclude(verdict);
+        true
+    }
+
+    fn go_on_in_a_slot(&mut self, ticket: Ticket<T>, running: Running) {
+        let blocks = matches!(running, Running::Reply(_));
+        let slot = self.slots.insert(|slot| (self.make)(slot, ticket, Some(running)));
+        if blocks {
+            self.desk.life.block(slot, self.desk.scope.settings.timeout);
+        }
+        self.slots.poll(slot);
     }
 
     /// Puts to the handler what is to be put to it.

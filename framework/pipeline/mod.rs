@@ -17,7 +17,7 @@ mod work;
 use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Instant;
 
 use futures_util::{FutureExt, TryFutureExt};
@@ -60,9 +60,8 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
         Err(Refusal::Answer(answer)) => return judge(answer, work, scope),
     };
     let mut is_lost = false;
-    let answer = match screen(work, scope).and_then(|()| decode(work, scope, codecs)) {
+    let answer = match prepare(work, scope, codecs) {
         Ok(delivery) => {
-            telemetry::handling(scope.name(), work.id(), delivery.attempt());
             let began = Instant::now();
             let handled = handle(delivery, work, scope, call);
             let answer = unless_lost(handled, held.as_deref(), call.can_abort()).await;
@@ -70,18 +69,12 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
                 is_lost = true;
                 guarding::answer_to_loss(lost)
             });
-            scope.metrics.handler_time.observe(began.elapsed().as_secs_f64());
+            scope.metrics.handler_time.observe(began.elapsed(), 1);
             answer
         }
-        Err(refusal) => Answer::Refused(refusal),
+        Err(refusal) => refusal,
     };
-    let verdict = match answer {
-        Answer::Handled => {
-            telemetry::handled(scope.name(), work.id());
-            Verdict::Ack
-        }
-        answer => judge(answer, work, scope),
-    };
+    let verdict = verdict_on(answer, work, scope);
     match held {
         // It was cut off in the middle: whoever runs it next is told.
         Some(held) if is_lost && matches!(verdict, Verdict::Defer(_)) => {
@@ -90,6 +83,42 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
         }
         Some(held) => guarding::conclude(held, verdict, work, scope).await,
         None => verdict,
+    }
+}
+
+/// What is left of [`process`] for a message without guards whose handler has begun and waits.
+pub(crate) async fn await_verdict(
+    running: Running,
+    work: &Work,
+    scope: &Scope,
+    can_abort: bool,
+) -> Verdict {
+    let began = Instant::now();
+    let answer = answer_in_time(running, work, scope, can_abort).await;
+    scope.metrics.handler_time.observe(began.elapsed(), 1);
+    verdict_on(answer, work, scope)
+}
+
+/// A delivery for the handler, or why it gets none.
+pub(crate) fn prepare<T: 'static>(
+    work: &Work,
+    scope: &Scope,
+    codecs: &Codecs<T>,
+) -> Result<Delivery<T>, Answer> {
+    let delivery = screen(work, scope).and_then(|()| decode(work, scope, codecs));
+    let delivery = delivery.map_err(Answer::Refused)?;
+    telemetry::handling(scope.name(), work.id(), delivery.attempt());
+    Ok(delivery)
+}
+
+/// What becomes of a message after this answer.
+pub(crate) fn verdict_on(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
+    match answer {
+        Answer::Handled => {
+            telemetry::handled(scope.name(), work.id());
+            Verdict::Ack
+        }
+        answer => judge(answer, work, scope),
     }
 }
 
@@ -152,26 +181,44 @@ async fn handle<T, C: Call<T>>(
     scope: &Scope,
     call: &C,
 ) -> Answer {
-    match call.begin(delivery).await {
+    let running = call.begin(delivery).await;
+    // A handler that waits for nothing is done here, and costs no timer.
+    let mut running = Some(running);
+    let polled = std::future::poll_fn(|cx| Poll::Ready(running.take().map(|it| answer_at_once(it, cx))));
+    match polled.await {
+        Some(Ok(answer)) => answer,
+        Some(Err(running)) => answer_in_time(running, work, scope, call.can_abort()).await,
+        None => Answer::Interrupted,
+    }
+}
+
+/// The answer of a handler that has nothing to wait for; else the handler, at work.
+pub(crate) fn answer_at_once(running: Running, cx: &mut Context<'_>) -> Result<Answer, Running> {
+    match running {
+        Running::Done(handled) => Ok(handled.into()),
+        Running::Panicked(message) => Ok(Answer::Panicked(message)),
+        Running::Future(mut future) => match caught(|| future.as_mut().poll(cx)) {
+            Ok(Poll::Ready(handled)) => Ok(handled.into()),
+            Ok(Poll::Pending) => Err(Running::Future(future)),
+            Err(message) => Ok(Answer::Panicked(message)),
+        },
+        waits @ (Running::Reply(_) | Running::Watched(_)) => Err(waits),
+    }
+}
+
+/// The answer of a handler that waits.
+async fn answer_in_time(running: Running, work: &Work, scope: &Scope, can_abort: bool) -> Answer {
+    match running {
         Running::Done(handled) => handled.into(),
         Running::Panicked(message) => Answer::Panicked(message),
-        Running::Future(mut future) => {
-            // A handler that waits for nothing is done here, and costs no timer.
-            let polled =
-                std::future::poll_fn(|cx| Poll::Ready(caught(|| future.as_mut().poll(cx))));
-            match polled.await {
-                Ok(Poll::Ready(handled)) => handled.into(),
-                Err(message) => Answer::Panicked(message),
-                Ok(Poll::Pending) => {
-                    let guarded = AssertUnwindSafe(future).catch_unwind();
-                    let guarded = guarded.map_ok_or_else(panicked, Answer::from);
-                    within(guarded, work, scope, call.can_abort()).await
-                }
-            }
+        Running::Future(future) => {
+            let guarded = AssertUnwindSafe(future).catch_unwind();
+            let guarded = guarded.map_ok_or_else(panicked, Answer::from);
+            within(guarded, work, scope, can_abort).await
         }
         Running::Reply(reply) => {
             let reply = reply.map_ok_or_else(|_| Answer::Interrupted, Answer::from);
-            within(reply, work, scope, call.can_abort()).await
+            within(reply, work, scope, can_abort).await
         }
         Running::Watched(reply) => {
             let reply = reply.map(|reply| match reply {
@@ -179,7 +226,7 @@ async fn handle<T, C: Call<T>>(
                 Ok(Err(message)) => Answer::Panicked(message),
                 Err(_) => Answer::Interrupted,
             });
-            within(reply, work, scope, call.can_abort()).await
+            within(reply, work, scope, can_abort).await
         }
     }
 }
