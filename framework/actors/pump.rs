@@ -22,6 +22,7 @@ use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
 
 use super::life::Life;
+use super::outbox::Outbox;
 use super::slots::Slots;
 use crate::message::{Delivery, trace_of};
 use crate::pipeline::{
@@ -118,46 +119,6 @@ struct Desk<T> {
     /// A handler panicked: this actor's state may be broken.
     broken: Cell<bool>,
     life: Rc<Life>,
-}
-
-/// The way back to one lane's consumer, and what is about to take it.
-type Way = (mpsc::Sender<Vec<Outcome>>, Vec<Outcome>);
-
-/// Verdicts on their way back, by lane.
-#[derive(Default)]
-struct Outbox {
-    lanes: Vec<Option<Way>>,
-}
-
-impl Outbox {
-    fn address(&mut self, lane: u32, reply: mpsc::Sender<Vec<Outcome>>) {
-        let lane = lane as usize;
-        if self.lanes.len() <= lane {
-            self.lanes.resize_with(lane + 1, || None);
-        }
-        match &mut self.lanes[lane] {
-            Some((known, _)) if known.same_channel(&reply) => {}
-            place => *place = Some((reply, Vec::new())),
-        }
-    }
-
-    fn push(&mut self, outcome: Outcome) {
-        if let Some(Some((_, outcomes))) = self.lanes.get_mut(outcome.work.lane as usize) {
-            outcomes.push(outcome);
-        }
-    }
-
-    fn flush(&mut self) {
-        for (reply, outcomes) in self.lanes.iter_mut().flatten() {
-            if !outcomes.is_empty() {
-                let capacity = outcomes.len();
-                let outcomes = std::mem::replace(outcomes, Vec::with_capacity(capacity));
-                // The channel has room for every message that the consumer has out. It is closed
-                // when the consumer is gone; then the broker delivers them again.
-                let _ = reply.try_send(outcomes);
-            }
-        }
-    }
 }
 
 /// One message's way to the handler.

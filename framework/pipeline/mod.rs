@@ -184,7 +184,8 @@ async fn handle<T, C: Call<T>>(
     let running = call.begin(delivery).await;
     // A handler that waits for nothing is done here, and costs no timer.
     let mut running = Some(running);
-    let polled = std::future::poll_fn(|cx| Poll::Ready(running.take().map(|it| answer_at_once(it, cx))));
+    let polled =
+        std::future::poll_fn(|cx| Poll::Ready(running.take().map(|it| answer_at_once(it, cx))));
     match polled.await {
         Some(Ok(answer)) => answer,
         Some(Err(running)) => answer_in_time(running, work, scope, call.can_abort()).await,
