@@ -30,7 +30,7 @@ struct Size {
 const QUICK: Size = Size {
     messages: 20_000,
     rounds: 3,
-    failing_messages: 20_000,
+    failing_messages: 50_000,
     published: 20_000,
     waiting: &[1, 50_000],
     lanes: &[1, 1_000],
