@@ -105,14 +105,14 @@ impl Desk {
             Verdict::Retry(waiting, fault) => {
                 scope.metrics.retried.inc();
                 work.count_attempt(Some(waiting.delay()), scope.attempts_max(), scope.clock.now());
-                self.wait(work, waiting, Some(fault));
+                self.wait(work, waiting, Some(*fault));
             }
             Verdict::Defer(waiting) => {
                 work.set_first_seen(scope.clock.now());
                 scope.metrics.deferred.inc();
                 self.wait(work, waiting, None);
             }
-            Verdict::Dead(epitaph) => self.bury(work, epitaph),
+            Verdict::Dead(epitaph) => self.bury(work, *epitaph),
         }
     }
 

@@ -260,7 +260,7 @@ impl Desk {
             match self.settings().idempotency {
                 // It may have ended the process after it was handled.
                 Some(_) => {
-                    work.doom = Some(epitaph);
+                    work.doom = Some(Box::new(epitaph));
                     self.ready.push_back(work);
                 }
                 None => self.bury(work, epitaph),
@@ -375,8 +375,8 @@ fn unknown_type(settings: &config::Subscription, work: &Work) -> Verdict {
     let error = format!("no handler is for messages of type `{shown}`; see `on_unknown_type`");
     match settings.on_unknown_type {
         config::OnUnknownType::DeadLetter => {
-            Verdict::Dead(Epitaph::new(Reason::UnknownType, error))
+            Verdict::Dead(Box::new(Epitaph::new(Reason::UnknownType, error)))
         }
-        config::OnUnknownType::Ignore => Verdict::Ignore(Fault { error, class: None }),
+        config::OnUnknownType::Ignore => Verdict::Ignore(Box::new(Fault { error, class: None })),
     }
 }

@@ -332,6 +332,7 @@ where
         let began = Instant::now();
         let mut at_once = 0;
         for work in works {
+            let is_plain = is_plain && work.doom.is_none();
             let ticket = Ticket { work: Some(work), slot: None, desk: Rc::clone(&self.desk) };
             if self.desk.broken.get() || !alive.load(Ordering::Acquire) {
                 // The rest goes to the next actor, or came from a lane that is gone.

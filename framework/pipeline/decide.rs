@@ -31,18 +31,19 @@ pub(crate) enum Answer {
 }
 
 /// What the framework does with a message.
+/// What only failures need is in boxes: verdicts travel with every message.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Verdict {
     /// It is done with.
     Ack,
     /// A rule says that this failure does not matter: acknowledged and counted.
-    Ignore(Fault),
+    Ignore(Box<Fault>),
     /// Another attempt after a wait; this one counts.
-    Retry(Waiting, Fault),
+    Retry(Waiting, Box<Fault>),
     /// Back after a wait; nothing counts.
     Defer(Waiting),
     /// To the dead letters.
-    Dead(Epitaph),
+    Dead(Box<Epitaph>),
     /// The store of its guards does not answer: held, nothing counts.
     StoreDown(String),
     /// Nobody knows whether it was handled: once more at once, nothing counts.
@@ -78,8 +79,9 @@ impl Verdict {
     pub(crate) fn is_failure(&self) -> bool {
         match self {
             Self::Retry(..) => true,
-            Self::Dead(Epitaph { reason, attempted, .. }) => {
-                *attempted && matches!(reason, Reason::Exhausted | Reason::Expired)
+            Self::Dead(epitaph) => {
+                let is_spent = matches!(epitaph.reason, Reason::Exhausted | Reason::Expired);
+                epitaph.attempted && is_spent
             }
             Self::Ack | Self::Ignore(_) | Self::Defer(_) | Self::StoreDown(_) | Self::Again => {
                 false
@@ -206,7 +208,7 @@ pub(crate) fn decide(
     let (wish, fault) = match answer {
         Answer::Handled => return Verdict::Ack,
         Answer::Interrupted => return Verdict::Again,
-        Answer::Refused(epitaph) => return Verdict::Dead(epitaph),
+        Answer::Refused(epitaph) => return Verdict::Dead(Box::new(epitaph)),
         Answer::Panicked(message) => {
             (Wish::Retry, Fault::of_class(format!("panicked: {message}"), CLASS_PANIC))
         }
@@ -219,7 +221,7 @@ pub(crate) fn decide(
         }
     };
     match retries.rule_for(fault.class.as_deref(), kind) {
-        Rule::Ignore => Verdict::Ignore(fault),
+        Rule::Ignore => Verdict::Ignore(Box::new(fault)),
         Rule::Reject => dead(Reason::Rejected, fault),
         Rule::Retry(policy) => again(wish, fault, work, policy, retries, now, chance),
     }
@@ -273,13 +275,13 @@ fn again(
         return dead(Reason::Exhausted, Fault { error, class: fault.class });
     }
     match counted {
-        true => Verdict::Retry(waiting, fault),
+        true => Verdict::Retry(waiting, Box::new(fault)),
         false => Verdict::Defer(waiting),
     }
 }
 
 fn dead(reason: Reason, fault: Fault) -> Verdict {
-    Verdict::Dead(Epitaph { reason, fault, attempted: true })
+    Verdict::Dead(Box::new(Epitaph { reason, fault, attempted: true }))
 }
 
 impl Fault {

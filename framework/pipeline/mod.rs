@@ -47,7 +47,7 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
     codecs: &Codecs<T>,
     call: &C,
 ) -> Verdict {
-    if let Some(epitaph) = work.doom.clone() {
+    if let Some(epitaph) = work.doom.as_deref().cloned() {
         return match guarding::is_over(work, scope).await {
             Ok(true) => Verdict::Ack,
             Ok(false) => judge(Answer::Refused(epitaph), work, scope),

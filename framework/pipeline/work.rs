@@ -42,7 +42,7 @@ pub(crate) struct Work {
     /// Handed out to learn whether a dependency is back.
     pub(crate) is_probe: bool,
     /// It is to be given up unseen, unless it was handled before.
-    pub(crate) doom: Option<Epitaph>,
+    pub(crate) doom: Option<Box<Epitaph>>,
 }
 
 impl Work {
