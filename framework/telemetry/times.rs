@@ -43,7 +43,7 @@ fn bound(place: usize) -> u64 {
 
 impl EncodeMetric for Times {
     fn encode(&self, mut encoder: MetricEncoder<'_>) -> Result<(), fmt::Error> {
-        let bounds = (0..BOUNDS).map(|place| bound(place) as f64 / 1e9).chain([f64::MAX]);
+        let bounds = (0..BOUNDS).map(|place| bound(place) as f64 / 1e9).chain([f64::INFINITY]);
         let counts = self.0.buckets.iter().map(|count| count.load(Ordering::Relaxed));
         let buckets: Vec<(f64, u64)> = bounds.zip(counts).collect();
         let count = buckets.iter().map(|(_, count)| count).sum();
