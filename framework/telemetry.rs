@@ -189,12 +189,8 @@ impl Metrics {
         );
         let (wait_time, lateness) = (histogram(), histogram());
         let handler_time = Family::<BySubscription, Times>::default();
-        registry.register_with_unit(
-            "handler",
-            "How long handlers took",
-            Unit::Seconds,
-            handler_time.clone(),
-        );
+        let times = handler_time.clone();
+        registry.register_with_unit("handler", "How long handlers took", Unit::Seconds, times);
         for (name, help, family) in [
             ("wait", "How long messages were told to wait", &wait_time),
             ("lateness", "How much later than due messages came back", &lateness),
