@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use crate::Error;
 use crate::options::Job;
+use crate::place::Place;
 
 /// How many are made up without a file.
 const MADE_UP: usize = 1000;
@@ -32,10 +33,10 @@ struct Head {
 
 impl Webhook {
     /// The line as it is, with the id, the type and the key that it names.
-    pub(crate) fn message(&self, queue: &str) -> Message {
-        let message = Message::bytes(self.line.clone())
+    pub(crate) fn message(&self, place: &Place) -> Message {
+        let message = place
+            .address(Message::bytes(self.line.clone()))
             .content_type("application/json")
-            .to_queue(queue)
             .id(self.id.as_str())
             .kind(self.event.as_str());
         match &self.repository {

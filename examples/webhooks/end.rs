@@ -5,6 +5,9 @@
 //! has had nothing to do for a while stops consuming and looks on: others that are idle too do the
 //! same, and then nobody consumes, so nobody holds anything. While somebody still does, or
 //! something turns up, this is not the end.
+//!
+//! Kafka counts what is held as not read: what is ready is the group's lag on every partition, also
+//! on those that nobody is assigned at the moment, and what waits is its lag on those of the waits.
 
 use std::time::Duration;
 

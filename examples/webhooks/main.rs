@@ -4,6 +4,7 @@
 //! ```text
 //! cargo run --release --example webhooks                                  no server needed
 //! cargo run --release --example webhooks -- --broker rabbitmq             the same, on RabbitMQ
+//! cargo run --release --example webhooks -- --broker kafka                and on Kafka
 //! cargo run --release --example webhooks -- publish --broker rabbitmq     one half of it,
 //! cargo run --release --example webhooks -- consume --broker rabbitmq     and the other
 //! ```
@@ -18,8 +19,11 @@ mod end;
 mod guards;
 mod notifier;
 mod options;
+mod place;
 mod progress;
 mod summary;
+#[cfg(feature = "kafka")]
+mod topic;
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -53,18 +57,22 @@ async fn main() -> ExitCode {
         Ok(job) => job,
         Err(error) => return fail(&error),
     };
-    let done = match job.part {
-        Part::Run => run(&job).await,
-        Part::Publish => publish(&job).await,
-        Part::Consume => consume(&job).await,
-    };
-    match done {
+    match done(&job).await {
         Ok((summary, complaints)) => {
             complaints.iter().for_each(|complaint| eprintln!("wrong: {complaint}"));
             println!("{}", summary.json());
             ExitCode::from(u8::from(!complaints.is_empty()))
         }
         Err(error) => fail(&error),
+    }
+}
+
+async fn done(job: &Job) -> Result<(Summary, Vec<String>), Error> {
+    job.place.create(&job.config).await?;
+    match job.part {
+        Part::Run => run(job).await,
+        Part::Publish => publish(job).await,
+        Part::Consume => consume(job).await,
     }
 }
 
@@ -166,10 +174,10 @@ async fn send_all(
     webhooks: &[Webhook],
     show: impl Fn(u64),
 ) -> Result<u64, Error> {
-    let publisher = service.publisher(&job.broker)?;
+    let publisher = service.publisher(&job.place.broker)?;
     let all = (0..job.repeat).flat_map(|_| webhooks);
     let sends = stream::iter(all.map(|webhook| {
-        let message = webhook.message(&job.queue);
+        let message = webhook.message(&job.place);
         let publisher = publisher.clone();
         async move { publisher.send(message).await }
     }));

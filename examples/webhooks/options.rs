@@ -4,10 +4,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use redeliver::config::{BrokerKind, Config, Url, units};
+use redeliver::config::{BrokerKind, Config, units};
 
 use crate::chosen::Chosen;
 use crate::guards::Guards;
+use crate::place::{Asked, Place};
 
 /// The one subscription of this program.
 pub(crate) const SUBSCRIPTION: &str = "webhooks";
@@ -26,11 +27,13 @@ pub(crate) struct Options {
     /// Which broker to use [default: memory, or what --config says].
     #[arg(long, value_enum)]
     broker: Option<BrokerName>,
-    /// Where the broker is [default: amqp://127.0.0.1:5672/%2f, or what --config says].
+    /// Where the broker is [default: amqp://127.0.0.1:5672/%2f or 127.0.0.1:9092, or what --config
+    /// says].
     #[arg(long)]
     url: Option<String>,
-    /// The queue [default: webhooks, or what --config says].
-    #[arg(long, value_name = "QUEUE")]
+    /// The queue or topic [default: webhooks, or what --config says]; a topic that is missing is
+    /// created with 6 partitions.
+    #[arg(long, value_name = "NAME")]
     name: Option<String>,
     /// Deliveries, a JSON object a line; 1000 are made up without it.
     #[arg(long, value_name = "FILE.jsonl")]
@@ -81,6 +84,7 @@ pub(crate) enum Part {
 enum BrokerName {
     Memory,
     Rabbitmq,
+    Kafka,
 }
 
 impl BrokerName {
@@ -88,6 +92,7 @@ impl BrokerName {
         match self {
             Self::Memory => BrokerKind::Memory,
             Self::Rabbitmq => BrokerKind::Rabbitmq,
+            Self::Kafka => BrokerKind::Kafka,
         }
     }
 }
@@ -96,9 +101,7 @@ impl BrokerName {
 pub(crate) struct Job {
     pub(crate) part: Part,
     pub(crate) config: Config,
-    /// The broker's name in the configuration.
-    pub(crate) broker: String,
-    pub(crate) queue: String,
+    pub(crate) place: Place,
     pub(crate) input: Option<PathBuf>,
     pub(crate) repeat: u64,
     pub(crate) chosen: Chosen,
@@ -112,44 +115,15 @@ impl Options {
             Some(file) => Config::load(file)?,
             None => Config::from_toml(include_str!("../../config/webhooks.toml"))?,
         };
+        let kind = self.broker.map(BrokerName::kind);
+        let asked = Asked { kind, url: self.url, name: self.name };
+        let place = Place::choose(asked, self.part, &mut config)?;
         let guards = Guards { idempotent: self.idempotent, lock: self.lock, redis: self.redis };
-        let known = config.subscriptions.get_mut(SUBSCRIPTION);
-        let subscription = known.ok_or("the configuration has no [subscriptions.webhooks]")?;
-        let queue = self.name.or_else(|| subscription.queue.clone());
-        let queue = queue.unwrap_or_else(|| SUBSCRIPTION.to_owned());
-        subscription.queue = Some(queue.clone());
-        let name = subscription.broker.clone();
-        let broker = config.brokers.entry(name.clone()).or_default();
-        if let Some(chosen) = self.broker {
-            broker.kind = chosen.kind();
-        }
-        if let Some(url) = self.url {
-            broker.url = Some(Url::new(url));
-        }
-        let is_in_memory = broker.kind == BrokerKind::Memory;
-        match broker.kind {
-            BrokerKind::Memory if self.part != Part::Run => {
-                return Err(
-                    "the memory broker ends with its process, so that half of the job has \
-                            no other half; use `run`, or --broker rabbitmq"
-                        .into(),
-                );
-            }
-            BrokerKind::Memory if broker.url.is_some() => {
-                return Err("the memory broker has no --url; add --broker rabbitmq".into());
-            }
-            BrokerKind::Rabbitmq if broker.url.is_none() => {
-                broker.url = Some(Url::new("amqp://127.0.0.1:5672/%2f"));
-            }
-            BrokerKind::Memory | BrokerKind::Rabbitmq => {}
-            BrokerKind::Kafka => return Err("this example does not speak Kafka".into()),
-        }
-        guards.put_into(&mut config, is_in_memory);
+        guards.put_into(&mut config, place.kind == BrokerKind::Memory);
         Ok(Job {
             part: self.part,
             config,
-            broker: name,
-            queue,
+            place,
             input: self.input,
             repeat: self.repeat,
             chosen: Chosen::new(self.fail_percent, self.dead_percent)?,
@@ -160,15 +134,6 @@ impl Options {
 }
 
 impl Job {
-    /// How the broker is called in front of people.
-    pub(crate) fn place(&self) -> String {
-        let broker = &self.config.brokers[&self.broker];
-        match &broker.url {
-            Some(url) => format!("queue {} at {url}", self.queue),
-            None => format!("queue {} in memory", self.queue),
-        }
-    }
-
     /// After so many attempts an id that fails for ever is a dead letter.
     pub(crate) fn attempts_max(&self) -> u32 {
         let subscription = &self.config.subscriptions[SUBSCRIPTION];

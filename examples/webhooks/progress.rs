@@ -32,19 +32,19 @@ impl Progress {
              for ever",
             webhooks.len() as u64 * job.repeat,
             ids.len(),
-            job.place(),
+            job.place,
         );
         Self::new(Some((ids.len() - ever) as u64))
     }
 
     pub(crate) fn of_publish(job: &Job, webhooks: &[Webhook]) -> Self {
         let messages = webhooks.len() as u64 * job.repeat;
-        eprintln!("{messages} messages to {}", job.place());
+        eprintln!("{messages} messages to {}", job.place);
         Self::new(Some(messages))
     }
 
     pub(crate) fn of_consume(job: &Job) -> Self {
-        eprintln!("consuming {} until nothing is left for {:?}", job.place(), job.idle_exit);
+        eprintln!("consuming {} until nothing is left for {:?}", job.place, job.idle_exit);
         Self::new(None)
     }
 

@@ -2,20 +2,18 @@
 
 use std::collections::BTreeMap;
 
-use crate::programs::{Queue, folder, last_line, program, rabbitmq, told, webhooks};
+use crate::programs::{Place, Queue, folder, last_line, program, told, webhooks};
 use crate::support::redis::Server;
 
-/// Every delivery five times; with `redis`, on RabbitMQ.
-fn check(redis: Option<&Server>) {
-    let (queue, folder) =
-        (Queue::unique("idempotent", include_str!("../../config/webhooks.toml")), folder());
+/// Every delivery five times; on a server, with the claims and locks in Redis.
+fn check(server: Option<(&Place, &Server)>) {
+    let folder = folder();
     let (file, effects) = (webhooks(&folder), folder.path().join("effects"));
     let mut command = program("webhooks");
     command.args(["run", "--repeat", "5", "--idempotent"]);
     command.arg("--input").arg(file).arg("--effects").arg(&effects);
-    if let Some(redis) = redis {
-        command.args(["--lock", "--redis", &redis.url()]);
-        command.args(["--broker", "rabbitmq", "--url", &rabbitmq(), "--name", &queue.name]);
+    if let Some((place, redis)) = server {
+        command.args(["--lock", "--redis", &redis.url()]).args(place.flags());
     }
     let output = command.output().expect("the program can be started");
     assert_eq!(output.status.code(), Some(0), "{}", told(&output));
@@ -34,8 +32,16 @@ fn in_memory_each_delivery_has_one_effect() {
     check(None);
 }
 
+// The claims of an earlier run are about the same ids, so each has a Redis of its own.
+
 #[test]
 fn on_rabbitmq_and_redis_each_delivery_has_one_effect() {
-    // The claims of an earlier run are about the same ids.
-    check(Some(&Server::start()));
+    let queue = Queue::unique("idempotent", include_str!("../../config/webhooks.toml"));
+    check(Some((&queue.place(), &Server::start())));
+}
+
+#[cfg(feature = "kafka")]
+#[test]
+fn on_kafka_and_redis_each_delivery_has_one_effect() {
+    check(Some((&Place::topic("idempotent"), &Server::start())));
 }

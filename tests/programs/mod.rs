@@ -51,6 +51,32 @@ pub(crate) fn rabbitmq() -> String {
     env::var("RABBITMQ_URL").expect("RABBITMQ_URL names the server under test; tests/servers/rabbitmq.sh starts one and prints it")
 }
 
+/// The Kafka broker's url, from the environment.
+pub(crate) fn kafka() -> String {
+    env::var("KAFKA_URL").expect(
+        "KAFKA_URL names the broker under test; tests/servers/kafka.sh starts one and prints it",
+    )
+}
+
+/// Where a program's messages lie, as its flags say it.
+pub(crate) struct Place {
+    pub(crate) broker: &'static str,
+    pub(crate) url: String,
+    pub(crate) name: String,
+}
+
+impl Place {
+    /// A topic that nobody else uses; the program creates it.
+    pub(crate) fn topic(name: &str) -> Self {
+        let name = format!("redeliver-test.{}.{name}", std::process::id());
+        Self { broker: "kafka", url: kafka(), name }
+    }
+
+    pub(crate) fn flags(&self) -> [&str; 6] {
+        ["--broker", self.broker, "--url", &self.url, "--name", &self.name]
+    }
+}
+
 /// A queue that nobody else uses; it and what belongs to it are deleted in the end.
 pub(crate) struct Queue {
     pub(crate) name: String,
@@ -68,6 +94,10 @@ impl Queue {
         let steps = WaitSteps::for_policies(&[&policy], subscription.wait_steps_max.get());
         let name = format!("redeliver-test.{}.{count}.{name}", std::process::id());
         Self { name, waits: steps.as_slice().to_vec() }
+    }
+
+    pub(crate) fn place(&self) -> Place {
+        Place { broker: "rabbitmq", url: rabbitmq(), name: self.name.clone() }
     }
 
     fn all(&self) -> Vec<String> {
