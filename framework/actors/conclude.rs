@@ -66,8 +66,10 @@ impl Desk {
         shared.running.set(shared.running.get() - 1);
         if self.suspects {
             shared.leave_alone();
-        } else if shared.alone.get() && shared.running.get() == 0 {
-            shared.alone_changed.notify_waiters();
+        }
+        let is_last = shared.alone.get() && shared.running.get() == 0;
+        if is_last || self.settings().in_flight_total_max.is_some() {
+            shared.changed.notify_waiters();
         }
     }
 
@@ -78,6 +80,9 @@ impl Desk {
         if changed {
             let open = shared.gate.borrow().is_open();
             shared.health.update(|health| health.breaker_open = open);
+        }
+        if changed || work.is_probe {
+            shared.changed.notify_waiters();
         }
     }
 

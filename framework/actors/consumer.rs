@@ -149,7 +149,10 @@ async fn drain(
     let shared = Rc::clone(&desk.shared);
     let mut recalled = lane.recalled();
     let end = loop {
+        // First, because it hears whatever is told from here on, polled or not.
+        let changed = shared.changed.notified();
         desk.hand_out();
+        desk.note_starved();
         desk.show();
         if let Err(end) = desk.settle_at(lane.as_mut()).await {
             break Down::Ended(end);
@@ -172,8 +175,7 @@ async fn drain(
             }
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(work) = desk.carried.recv() => desk.is_carried(work),
-            () = shared.alone_changed.notified(), if desk.minds_alone() => {}
-            () = shared.turns_changed.notified(), if desk.is_ordered() => {}
+            () = changed, if desk.waits_for_others() => {}
             received = lane.next(&mut desk.received, room), if room > 0 => match received {
                 Ok(()) => desk.receive(),
                 Err(end) => break Down::Ended(end),

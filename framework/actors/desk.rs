@@ -5,7 +5,6 @@
 
 use std::cell::Cell;
 use std::collections::VecDeque;
-use std::num::NonZeroUsize;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -132,6 +131,9 @@ impl Desk {
         for work in followers {
             self.keep(work);
         }
+        self.note_starved();
+        // What it held of keys and of permits is for the others now.
+        self.shared.changed.notify_waiters();
         if self.suspects {
             self.shared.leave_alone();
         }
@@ -152,7 +154,7 @@ impl Desk {
         if let Some(key) = &work.key
             && self.shared.keys.borrow_mut().leave(key)
         {
-            self.shared.turns_changed.notify_waiters();
+            self.shared.changed.notify_waiters();
         }
     }
 
@@ -181,7 +183,9 @@ impl Desk {
         let busy = self.running + self.ready.len();
         let mut room = settings.in_flight_max.get().saturating_sub(busy);
         if let Some(total) = settings.in_flight_total_max {
-            room = room.min(total.get().saturating_sub(shared.running.get() + self.ready.len()));
+            let free = total.get().saturating_sub(shared.running.get() + self.ready.len());
+            // A lane with nothing in hand takes one: it could not be starved of what it does not know.
+            room = room.min(free.max(usize::from(busy == 0)));
         }
         shared.gate.borrow().room(room, self.now)
     }
@@ -274,9 +278,9 @@ impl Desk {
         }
     }
 
-    /// Whether it matters to this lane that a suspect runs, or is done.
-    pub(super) fn minds_alone(&self) -> bool {
-        self.suspects || self.shared.alone.get()
+    /// Whether what other lanes do may let this one go on.
+    pub(super) fn waits_for_others(&self) -> bool {
+        !self.ready.is_empty() || self.suspects || self.shared.alone.get() || self.is_ordered()
     }
 
     /// Whether it may hand out now, with regard to suspects.
@@ -310,9 +314,7 @@ impl Desk {
             return;
         }
         let shared = Rc::clone(&self.shared);
-        let permits = self.settings().in_flight_max.get().saturating_sub(self.running);
-        let total = self.settings().in_flight_total_max.map_or(usize::MAX, NonZeroUsize::get);
-        let permits = permits.min(total.saturating_sub(shared.running.get())).min(self.ready.len());
+        let permits = self.permits().min(self.ready.len());
         let granted = shared.gate.borrow_mut().grant(permits, now);
         let mut unknown = Vec::new();
         for mut work in self.ready.drain(..granted.count) {
@@ -332,6 +334,34 @@ impl Desk {
         self.run_errands();
     }
 
+    /// How many may be handed out. Of the permits of all lanes together the lanes that have none get one each
+    /// first, in the order in which they came to want one: a lane with much to do would keep them all otherwise.
+    fn permits(&self) -> usize {
+        let own = self.settings().in_flight_max.get().saturating_sub(self.running);
+        let Some(total) = self.settings().in_flight_total_max else { return own };
+        let free = total.get().saturating_sub(self.shared.running.get());
+        let starved = self.shared.starved.borrow();
+        match starved.iter().position(|lane| *lane == self.index) {
+            Some(place) if place < free => own.min((free - starved.len().min(free)).max(1)),
+            Some(_) => 0,
+            None => own.min(free.saturating_sub(starved.len())),
+        }
+    }
+
+    /// Queues this lane up for a permit of all lanes together while it has work and runs none of it.
+    pub(super) fn note_starved(&self) {
+        if self.settings().in_flight_total_max.is_none() {
+            return;
+        }
+        let mut starved = self.shared.starved.borrow_mut();
+        let is_starved = self.running == 0 && !self.ready.is_empty();
+        match starved.iter().position(|lane| *lane == self.index) {
+            None if is_starved => starved.push_back(self.index),
+            Some(place) if !is_starved => drop(starved.remove(place)),
+            _ => {}
+        }
+    }
+
     /// Whether the store of the guards did not answer a moment ago.
     pub(super) fn store_is_down(&self, now: Instant) -> bool {
         self.shared.store_down_until.get().is_some_and(|until| until > now)
@@ -346,7 +376,7 @@ impl Desk {
         let parked = self.parked.next_due().filter(|_| !self.shared.alone.get());
         let store = self.shared.store_down_until.get();
         let parked = parked.map(|due| due.max(store.unwrap_or(due)));
-        let store = store.filter(|until| !self.ready.is_empty() && *until > self.now);
+        let store = store.filter(|until| *until > self.now);
         [parked, gate, store].into_iter().flatten().fold(stall, Instant::min)
     }
 

@@ -1,6 +1,7 @@
 //! What all consumers of a subscription share.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use actix::prelude::*;
@@ -25,14 +26,17 @@ pub(super) struct Shared {
     pub(super) health: HealthCell,
     /// Who is next of each key, where an order is kept.
     pub(super) keys: RefCell<Keys>,
-    /// Told when a message's turn came that another lane holds.
-    pub(super) turns_changed: Notify,
     /// Nothing is handed out before: the store of the guards did not answer.
     pub(super) store_down_until: Cell<Option<Instant>>,
     /// A suspect is to run, or runs, and nothing else may.
     pub(super) alone: Cell<bool>,
-    /// Told when that changes, and when the last handler before it is done.
-    pub(super) alone_changed: Notify,
+    /// Lanes that run nothing for want of a permit of all lanes together; the first is the next to get one.
+    pub(super) starved: RefCell<VecDeque<u32>>,
+    /// Told when something changed that holds other lanes back: a permit of all lanes together came
+    /// free, a probe is over, a turn came, a suspect or the last handler before it is done.
+    ///
+    /// A lane's own news wake only that lane: what is not told here, the others never hear of.
+    pub(super) changed: Notify,
     /// Asks for the lane of the suspects.
     pub(super) suspected: Recipient<Suspected>,
 }
@@ -46,7 +50,7 @@ impl Shared {
     /// No suspect runs any more, nor wants to: the others go on.
     pub(super) fn leave_alone(&self) {
         if self.alone.replace(false) {
-            self.alone_changed.notify_waiters();
+            self.changed.notify_waiters();
         }
     }
 

@@ -242,10 +242,10 @@ impl Actor for Supervisor {
             running: Cell::new(0),
             health: self.health.clone(),
             keys: RefCell::default(),
-            turns_changed: Notify::new(),
             store_down_until: Cell::new(None),
             alone: Cell::new(false),
-            alone_changed: Notify::new(),
+            starved: RefCell::default(),
+            changed: Notify::new(),
             suspected: ctx.address().recipient(),
         }));
         self.links = Some(self.seat_handlers());

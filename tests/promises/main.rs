@@ -11,6 +11,7 @@ mod faults;
 mod flow;
 mod input;
 mod kinds;
+mod lanes;
 mod publishing;
 mod reload;
 mod runtimes;
