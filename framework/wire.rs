@@ -62,31 +62,31 @@ pub type Stamps = Vec<(&'static str, String)>;
 
 /// What a message carries of ours when it arrives.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Carried {
+pub(crate) struct Carried {
     /// Attempts already used; 0 for a message that nobody has handled.
-    pub attempts: u32,
+    pub(crate) attempts: u32,
     /// How often it was redriven.
-    pub generation: u32,
+    pub(crate) generation: u32,
     /// How many handlers sent it on.
-    pub hops: u32,
+    pub(crate) hops: u32,
     /// The last delay.
-    pub delay: Option<Duration>,
+    pub(crate) delay: Option<Duration>,
     /// When its last wait was to end.
-    pub due: Option<SystemTime>,
+    pub(crate) due: Option<SystemTime>,
     /// How much of its wait is left.
-    pub rest: Option<Duration>,
+    pub(crate) rest: Option<Duration>,
     /// How often it came back from being handled alone.
-    pub alone: u32,
+    pub(crate) alone: u32,
     /// When it was first delivered.
-    pub first_seen: Option<SystemTime>,
+    pub(crate) first_seen: Option<SystemTime>,
     /// When it expires.
-    pub expires: Option<SystemTime>,
+    pub(crate) expires: Option<SystemTime>,
     /// The id it was given when it was first copied.
-    pub id: Option<Box<str>>,
+    pub(crate) id: Option<Box<str>>,
     /// Where it came from at first.
-    pub origin: Option<Box<str>>,
+    pub(crate) origin: Option<Box<str>>,
     /// How many of our headers were malformed and ignored or clamped.
-    pub malformed: u32,
+    pub(crate) malformed: u32,
 }
 
 /// What a message that carries nothing carries.
@@ -138,7 +138,7 @@ impl DerefMut for Luggage {
 
 impl Carried {
     /// Reads what `envelope` carries of ours.
-    pub fn read(envelope: &dyn Envelope) -> Self {
+    pub(crate) fn read(envelope: &dyn Envelope) -> Self {
         let mut carried = Self::default();
         if envelope.has_headers() {
             envelope.visit_headers(&mut |name, value| {
@@ -249,11 +249,7 @@ pub fn parse_time(text: &str) -> Option<SystemTime> {
 }
 
 /// Makes an error text fit for a header: one line, printable, at most [`ERROR_LENGTH_MAX`] bytes.
-///
-/// ```
-/// assert_eq!(redeliver::wire::sanitise("line 1\nline 2"), "line 1 line 2");
-/// ```
-pub fn sanitise(text: &str) -> String {
+pub(crate) fn sanitise(text: &str) -> String {
     let mut clean = String::with_capacity(text.len().min(ERROR_LENGTH_MAX));
     for character in text.chars() {
         let character = if character.is_control() { ' ' } else { character };

@@ -66,8 +66,10 @@ impl IntoHandlers<()> for Handlers {
 }
 
 /// Tells a factory of actors from a function of deliveries.
+#[doc(hidden)]
 pub struct ByActor<A, T>(PhantomData<fn() -> (A, T)>);
 /// Tells a function of deliveries from a factory of actors.
+#[doc(hidden)]
 pub struct ByFunction<T, R>(PhantomData<fn() -> (T, R)>);
 
 impl<F, A, T> IntoHandlers<ByActor<A, T>> for F

@@ -63,7 +63,7 @@ impl Default for Breaker {
 
 impl Breaker {
     /// The thresholds that this table describes.
-    pub fn policy(&self) -> BreakerPolicy {
+    pub(crate) fn policy(&self) -> BreakerPolicy {
         BreakerPolicy {
             attempts_min: self.attempts_min.get(),
             failure_rate: self.failure_rate,

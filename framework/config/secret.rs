@@ -53,7 +53,6 @@ impl fmt::Debug for Secret {
 ///
 /// let url = Url::new("amqp://app:hunter2@rabbit:5672/%2f?auth=x");
 /// assert_eq!(url.to_string(), "amqp://rabbit:5672/%2f?***");
-/// assert_eq!(url.scheme(), Some("amqp"));
 /// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Url(String);
@@ -70,7 +69,7 @@ impl Url {
     }
 
     /// What stands before `://`.
-    pub fn scheme(&self) -> Option<&str> {
+    pub(crate) fn scheme(&self) -> Option<&str> {
         let (scheme, _) = self.0.split_once("://")?;
         let letters =
             scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte));

@@ -52,9 +52,10 @@ pub struct Subscription {
 
     /// Whether queues and topics are created, checked, or left alone; declare.
     pub topology: Topology,
-    /// Where dead letters go; see [`Subscription::dead_template`] for the default.
+    /// Where dead letters go; `{queue}.dead`, on Kafka `{topic}.{group}.dead`.
     pub dead: Option<Template>,
-    /// Where messages wait for their next attempt; see [`Subscription::wait_template`] for the default.
+    /// Where messages wait for their next attempt; `{queue}.wait.{ms}`, on Kafka
+    /// `{topic}.{group}.wait.{ms}`.
     pub wait: Option<Template>,
     /// At most so many wait queues or topics where jitter is drawn; 16.
     #[serde(deserialize_with = "units::count")]
@@ -99,7 +100,7 @@ pub struct Subscription {
     /// Among whom order is kept (RabbitMQ); queue.
     pub order_scope: OrderScope,
 
-    /// Where the type of a message is; see [`Subscription::type_source`] for the default.
+    /// Where the type of a message is; property, on Kafka `header:type`.
     #[serde(rename = "type")]
     pub message_type: Option<TypeSource>,
     /// What happens to a message whose type no handler takes; dead-letter.
@@ -108,7 +109,7 @@ pub struct Subscription {
     pub on_expired: OnExpired,
     /// Where the id of a message is; message-id.
     pub id: IdSource,
-    /// What happens to a message without an id; see [`Subscription::on_id_missing`] for the default.
+    /// What happens to a message without an id; run, with idempotency reject.
     pub id_missing: Option<IdMissing>,
     /// After how many crashes a message is suspected of causing them, and handled alone; 5.
     #[serde(deserialize_with = "units::count_u32")]
@@ -182,12 +183,12 @@ impl Default for Subscription {
 /// What depends on the broker or on another key when it is not given.
 impl Subscription {
     /// Where the key is: `key`, or on Kafka the record's key.
-    pub fn key_source(&self, kind: BrokerKind) -> Option<KeySource> {
+    pub(crate) fn key_source(&self, kind: BrokerKind) -> Option<KeySource> {
         self.key.clone().or_else(|| (kind == BrokerKind::Kafka).then_some(KeySource::RoutingKey))
     }
 
     /// Where the type is: `type`, or the broker's property, or on Kafka the header `type`.
-    pub fn type_source(&self, kind: BrokerKind) -> TypeSource {
+    pub(crate) fn type_source(&self, kind: BrokerKind) -> TypeSource {
         self.message_type.clone().unwrap_or_else(|| match kind {
             BrokerKind::Kafka => TypeSource::Header("type".to_owned()),
             BrokerKind::Memory | BrokerKind::Rabbitmq => TypeSource::Property,
@@ -195,7 +196,7 @@ impl Subscription {
     }
 
     /// What a missing id leads to: `id_missing`, or running it, or with idempotency rejecting it.
-    pub fn on_id_missing(&self) -> IdMissing {
+    pub(crate) fn on_id_missing(&self) -> IdMissing {
         self.id_missing.unwrap_or(match self.idempotency {
             Some(_) => IdMissing::Reject,
             None => IdMissing::Run,
@@ -203,7 +204,7 @@ impl Subscription {
     }
 
     /// Where dead letters go: `dead`, or `{queue}.dead`, or on Kafka `{topic}.{group}.dead`.
-    pub fn dead_template(&self, kind: BrokerKind) -> Template {
+    pub(crate) fn dead_template(&self, kind: BrokerKind) -> Template {
         self.dead.clone().unwrap_or_else(|| match kind {
             BrokerKind::Kafka => Template::new("{topic}.{group}.dead"),
             BrokerKind::Memory | BrokerKind::Rabbitmq => Template::new("{queue}.dead"),
@@ -211,7 +212,7 @@ impl Subscription {
     }
 
     /// Where messages wait: `wait`, or `{queue}.wait.{ms}`, or on Kafka `{topic}.{group}.wait.{ms}`.
-    pub fn wait_template(&self, kind: BrokerKind) -> Template {
+    pub(crate) fn wait_template(&self, kind: BrokerKind) -> Template {
         self.wait.clone().unwrap_or_else(|| match kind {
             BrokerKind::Kafka => Template::new("{topic}.{group}.wait.{ms}"),
             BrokerKind::Memory | BrokerKind::Rabbitmq => Template::new("{queue}.wait.{ms}"),

@@ -15,25 +15,18 @@
 use std::time::{Duration, Instant};
 
 /// When a breaker opens, and for how long.
-///
-/// ```
-/// use redeliver::retry::BreakerPolicy;
-///
-/// let sooner = BreakerPolicy { attempts_min: 5, ..BreakerPolicy::default() };
-/// assert_eq!(sooner.failure_rate, 0.9);
-/// ```
 #[derive(Debug, Clone, PartialEq)]
-pub struct BreakerPolicy {
+pub(crate) struct BreakerPolicy {
     /// Attempts in the window before their failures are judged.
-    pub attempts_min: u32,
+    pub(crate) attempts_min: u32,
     /// The share of failures, 0 to 1, at which it opens; above 1 it never does.
-    pub failure_rate: f64,
+    pub(crate) failure_rate: f64,
     /// How far back attempts are looked at; the oldest tenth is forgotten at once.
-    pub window: Duration,
+    pub(crate) window: Duration,
     /// How long it stays open the first time.
-    pub pause: Duration,
+    pub(crate) pause: Duration,
     /// What the pause, doubled with each failed probe, never exceeds.
-    pub pause_max: Duration,
+    pub(crate) pause_max: Duration,
 }
 
 impl Default for BreakerPolicy {
@@ -50,7 +43,7 @@ impl Default for BreakerPolicy {
 
 /// What the breaker lets a caller do now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Permit {
+pub(crate) enum Permit {
     /// Work as usual, and [`record`](Breaker::record) each outcome.
     Go,
     /// Try one message, and tell its outcome to [`probe_result`](Breaker::probe_result), or
@@ -62,7 +55,7 @@ pub enum Permit {
 
 /// What an outcome changed, for the log and the subscription.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Change {
+pub(crate) enum Change {
     /// It opened, now or once more, and stays so for `pause`.
     Opened {
         /// Time until a probe is allowed.
@@ -74,7 +67,7 @@ pub enum Change {
 
 /// Where a breaker is, for health and metrics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum BreakerState {
+pub(crate) enum BreakerState {
     /// All goes.
     Closed,
     /// Nothing goes.
@@ -84,23 +77,8 @@ pub enum BreakerState {
 }
 
 /// A circuit breaker: closed, open until some time, or half-open with one probe at a time.
-///
-/// ```
-/// use std::time::{Duration, Instant};
-/// use redeliver::retry::{Breaker, BreakerPolicy, Change, Permit};
-///
-/// let start = Instant::now();
-/// let pause = Duration::from_secs(5);
-/// let mut breaker = Breaker::new(BreakerPolicy { attempts_min: 2, pause, ..BreakerPolicy::default() });
-/// breaker.record(start, false);
-/// assert_eq!(breaker.record(start, false), Some(Change::Opened { pause }));
-/// assert_eq!(breaker.permit(start), Permit::Wait(pause));
-/// assert_eq!(breaker.permit(start + pause), Permit::Probe);
-/// assert_eq!(breaker.probe_result(start + pause, true), Some(Change::Closed));
-/// assert_eq!(breaker.permit(start + pause), Permit::Go);
-/// ```
 #[derive(Debug, Clone)]
-pub struct Breaker {
+pub(crate) struct Breaker {
     policy: BreakerPolicy,
     state: State,
 }
@@ -121,7 +99,7 @@ enum State {
 
 impl Breaker {
     /// A closed breaker that has seen nothing.
-    pub fn new(policy: BreakerPolicy) -> Breaker {
+    pub(crate) fn new(policy: BreakerPolicy) -> Breaker {
         let state = State::Closed(Outcomes::new(policy.window));
         Breaker { policy, state }
     }
@@ -129,7 +107,7 @@ impl Breaker {
     /// Notes the outcome of an attempt that was allowed by [`Permit::Go`].
     ///
     /// Outcomes that come in after it opened are of attempts begun before: they tell nothing new and are ignored.
-    pub fn record(&mut self, now: Instant, ok: bool) -> Option<Change> {
+    pub(crate) fn record(&mut self, now: Instant, ok: bool) -> Option<Change> {
         let State::Closed(outcomes) = &mut self.state else {
             return None;
         };
@@ -145,7 +123,7 @@ impl Breaker {
     }
 
     /// Asks what may be done now. Answering [`Permit::Probe`] hands out the one probe.
-    pub fn permit(&mut self, now: Instant) -> Permit {
+    pub(crate) fn permit(&mut self, now: Instant) -> Permit {
         match &mut self.state {
             State::Closed(_) => Permit::Go,
             State::Open { since, pause } => {
@@ -165,7 +143,7 @@ impl Breaker {
     }
 
     /// Tells how the probe ended; ignored if none runs.
-    pub fn probe_result(&mut self, now: Instant, ok: bool) -> Option<Change> {
+    pub(crate) fn probe_result(&mut self, now: Instant, ok: bool) -> Option<Change> {
         let State::HalfOpen { probing: true, pause } = self.state else {
             return None;
         };
@@ -178,28 +156,14 @@ impl Breaker {
 
     /// Gives the probe back without an outcome: there was no message, or it was rejected or deferred. The next
     /// [`permit`](Breaker::permit) may probe at once; without this call the breaker would wait for ever.
-    ///
-    /// ```
-    /// use std::time::{Duration, Instant};
-    /// use redeliver::retry::{Breaker, BreakerPolicy, BreakerState, Permit};
-    ///
-    /// let now = Instant::now();
-    /// let pause = Duration::ZERO;
-    /// let mut breaker = Breaker::new(BreakerPolicy { attempts_min: 1, pause, ..BreakerPolicy::default() });
-    /// breaker.record(now, false);
-    /// assert_eq!(breaker.permit(now), Permit::Probe);
-    /// breaker.probe_abandoned();
-    /// assert_eq!(breaker.state(), BreakerState::HalfOpen);
-    /// assert_eq!(breaker.permit(now), Permit::Probe);
-    /// ```
-    pub fn probe_abandoned(&mut self) {
+    pub(crate) fn probe_abandoned(&mut self) {
         if let State::HalfOpen { probing, .. } = &mut self.state {
             *probing = false;
         }
     }
 
     /// Where it is now. An open breaker whose pause is over stays open until somebody asks for a permit.
-    pub fn state(&self) -> BreakerState {
+    pub(crate) fn state(&self) -> BreakerState {
         match self.state {
             State::Closed(_) => BreakerState::Closed,
             State::Open { .. } => BreakerState::Open,

@@ -8,19 +8,8 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 /// At most `restarts_max` restarts in any `window`.
-///
-/// ```
-/// use std::time::{Duration, Instant};
-/// use redeliver::retry::RestartBudget;
-///
-/// let start = Instant::now();
-/// let mut budget = RestartBudget::new(1, Duration::from_secs(30));
-/// assert!(budget.try_spend(start));
-/// assert!(!budget.try_spend(start + Duration::from_secs(30)));
-/// assert!(budget.try_spend(start + Duration::from_secs(31)));
-/// ```
 #[derive(Debug, Clone)]
-pub struct RestartBudget {
+pub(crate) struct RestartBudget {
     restarts_max: u32,
     window: Duration,
     /// When those still in the window were made, oldest first; never more than `restarts_max`.
@@ -29,12 +18,12 @@ pub struct RestartBudget {
 
 impl RestartBudget {
     /// A budget of which nothing is spent. With `restarts_max` 0 nothing is ever restarted.
-    pub fn new(restarts_max: u32, window: Duration) -> RestartBudget {
+    pub(crate) fn new(restarts_max: u32, window: Duration) -> RestartBudget {
         RestartBudget { restarts_max, window, spent: VecDeque::new() }
     }
 
     /// Takes one restart from the budget and answers whether there was one. A refusal costs nothing.
-    pub fn try_spend(&mut self, now: Instant) -> bool {
+    pub(crate) fn try_spend(&mut self, now: Instant) -> bool {
         while self
             .spent
             .front()

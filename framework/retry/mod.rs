@@ -27,10 +27,10 @@ mod steps;
 pub use steps::{WAIT_MAX, WAIT_MIN, WaitSteps};
 
 mod budget;
-pub use budget::RestartBudget;
+pub(crate) use budget::RestartBudget;
 
 mod breaker;
-pub use breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
+pub(crate) use breaker::{Breaker, BreakerPolicy, BreakerState, Change, Permit};
 
 mod schedule;
 pub use schedule::Schedule;

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 /// A point in time on this machine; only differences mean something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Moment(Duration);
+pub(crate) struct Moment(Duration);
 
 impl Moment {
     /// How long it is from `earlier` to here; zero if it is not earlier.
-    pub fn since(self, earlier: Self) -> Duration {
+    pub(crate) fn since(self, earlier: Self) -> Duration {
         self.0.saturating_sub(earlier.0)
     }
 }
@@ -40,7 +40,7 @@ const SLEEP_MAX: Duration = Duration::from_millis(500);
 
 impl Clock {
     /// Now.
-    pub fn now(self) -> Moment {
+    pub(crate) fn now(self) -> Moment {
         match self {
             Self::Boot => Moment(boot_time()),
             Self::Tokio => {
@@ -50,7 +50,7 @@ impl Clock {
     }
 
     /// Completes at `moment`, or at once if it has passed.
-    pub async fn sleep_until(self, moment: Moment) {
+    pub(crate) async fn sleep_until(self, moment: Moment) {
         loop {
             let left = moment.since(self.now());
             if left.is_zero() {

@@ -23,7 +23,7 @@ use super::{Clock, Moment, Renewed, StoreError};
 
 /// Prolongs one lease.
 #[async_trait]
-pub trait Renew: Send + Sync + 'static {
+pub(crate) trait Renew: Send + Sync + 'static {
     /// For `lease` from now on.
     ///
     /// # Errors
@@ -92,17 +92,17 @@ impl Keeper {
     }
 
     /// Runs what must go on when its owner is gone: a release after a drop.
-    pub fn spawn<F: Future<Output = ()> + Send + 'static>(&self, work: F) {
+    pub(crate) fn spawn<F: Future<Output = ()> + Send + 'static>(&self, work: F) {
         self.0.runtime.spawn(work);
     }
 
     /// The runtime that renewals run on.
-    pub fn runtime(&self) -> &Handle {
+    pub(crate) fn runtime(&self) -> &Handle {
         &self.0.runtime
     }
 
     /// How many leases wait for their first renewal: a gauge.
-    pub fn waiting(&self) -> usize {
+    pub(crate) fn waiting(&self) -> usize {
         self.0.wheel().due.len()
     }
 }
@@ -169,7 +169,7 @@ fn start_due(keeper: &KeeperShared) -> Option<Moment> {
 }
 
 /// Something that is held for a bounded time and renewed until it is stopped or dropped.
-pub struct Lease(Arc<Shared>);
+pub(crate) struct Lease(Arc<Shared>);
 
 struct Shared {
     keeper: Keeper,
@@ -193,7 +193,7 @@ enum Stage {
 
 impl Lease {
     /// Keeps what was asked for at `asked_at`, for at most `hold_max`.
-    pub fn start(
+    pub(crate) fn start(
         keeper: &Keeper,
         renew: Box<dyn Renew>,
         asked_at: Moment,
@@ -225,18 +225,18 @@ impl Lease {
     ///
     /// # Cancel safety
     /// Cancel safe; a lease that is lost stays lost.
-    pub fn lost(&self) -> impl Future<Output = Loss> + Send + 'static + use<> {
+    pub(crate) fn lost(&self) -> impl Future<Output = Loss> + Send + 'static + use<> {
         let lease = self.0.clone();
         async move { lease.lost().await }
     }
 
     /// Why it is lost, or `None` while it is surely held.
-    pub fn loss(&self) -> Option<Loss> {
+    pub(crate) fn loss(&self) -> Option<Loss> {
         self.0.loss()
     }
 
     /// Ends the renewal; when this returns, none is on its way.
-    pub async fn stop(&self) {
+    pub(crate) async fn stop(&self) {
         let stage = std::mem::replace(&mut *self.0.stage(), Stage::Stopped);
         match stage {
             Stage::Waiting(place) => self.0.forget(place),

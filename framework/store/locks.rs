@@ -81,7 +81,7 @@ pub(super) struct Shared {
 
 /// What one handler, or one batch, holds: asking again for a key in it shares the guard.
 #[derive(Clone, Default)]
-pub struct Scope(Arc<Mutex<HashMap<String, Weak<Held>>>>);
+pub(crate) struct Scope(Arc<Mutex<HashMap<String, Weak<Held>>>>);
 
 impl Locks {
     /// Of `store`, renewed by `keeper`; `holder` is what humans are shown.
@@ -92,7 +92,7 @@ impl Locks {
     }
 
     /// The same locks for one handler or batch, which shares what it already holds.
-    pub fn within(&self, scope: &Scope) -> Self {
+    pub(crate) fn within(&self, scope: &Scope) -> Self {
         Self { shared: self.shared.clone(), scope: Some(scope.clone()) }
     }
 
@@ -250,7 +250,7 @@ pub(super) fn shown(key: &str) -> String {
 
 impl Scope {
     /// With nothing held.
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self::default()
     }
 

@@ -63,14 +63,17 @@ pub use claim::{
     Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, ClaimState, Ending, Fingerprint,
     IdempotencyStore, RESULT_BYTES_MAX,
 };
-pub use clock::{Clock, Moment};
+pub use clock::Clock;
+pub(crate) use clock::Moment;
 pub(crate) use guard::EndingGuard;
 pub use guard::Guard;
-pub use lease::{Keeper, Lease, Loss, Renew};
+pub use lease::{Keeper, Loss};
+pub(crate) use lease::{Lease, Renew};
 pub use lock::{Fence, LockAnswer, LockAsk, LockState, LockStore, Renewed};
-pub use locks::{Acquire, LockError, LockPolicy, Locks, Scope};
+pub(crate) use locks::Scope;
+pub use locks::{Acquire, LockError, LockPolicy, Locks};
 pub use owner::Owner;
-pub use wake::{Wakes, Woken};
+pub use wake::Wakes;
 
 /// Locks and claims in one place, so that a message's guards can be had in one round trip.
 #[async_trait]

@@ -19,7 +19,7 @@ impl Owner {
     }
 
     /// The process's part, which names the channel that its waiters are woken through.
-    pub fn process() -> &'static str {
+    pub(crate) fn process() -> &'static str {
         &PROCESS
     }
 

@@ -16,7 +16,7 @@ pub struct Wakes(Arc<Mutex<HashMap<Owner, Arc<Notify>>>>);
 
 impl Wakes {
     /// Waits as `owner` until the returned value is dropped.
-    pub fn wait_as(&self, owner: &Owner) -> Woken {
+    pub(crate) fn wait_as(&self, owner: &Owner) -> Woken {
         let notify = Arc::new(Notify::new());
         self.waiters().insert(owner.clone(), notify.clone());
         Woken { wakes: self.clone(), owner: owner.clone(), notify }
@@ -42,7 +42,7 @@ impl Wakes {
 }
 
 /// A place among those who wait.
-pub struct Woken {
+pub(crate) struct Woken {
     wakes: Wakes,
     owner: Owner,
     notify: Arc<Notify>,
@@ -53,7 +53,7 @@ impl Woken {
     ///
     /// # Cancel safety
     /// Cancel safe: a wake-up is kept until somebody waits for it.
-    pub async fn woken(&self) {
+    pub(crate) async fn woken(&self) {
         self.notify.notified().await;
     }
 }

@@ -1,20 +1,16 @@
 //! The contract of [`crate::broker`], sentence by sentence, as tests that every adapter runs.
 //!
 //! Owns what is asked of all adapters alike. Knows none of them: whoever has one implements [`Subject`] and
-//! calls [`every_sentence`] from a test, or each function from a test of its own.
+//! calls [`every_sentence`] from a test, or each function of `sentences` from a test of its own.
 
 mod bench;
+#[doc(hidden)]
+pub mod sentences;
 
-use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-use tokio::time::{Instant, timeout};
-
-use self::bench::{Bench, bodies, outgoing, prepared, sorted, text, within};
-use crate::broker::{Broker, LaneId, Place, Settlement, Source, Target};
-use crate::wire;
+use crate::broker::{Broker, LaneId, Source, Target};
 
 /// How long anything may take that must happen.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -58,250 +54,18 @@ pub trait Subject {
 /// # Panics
 /// At the first sentence that does not hold.
 pub async fn every_sentence(subject: &dyn Subject) {
-    s01_what_was_prepared_needs_no_more_preparation(subject).await;
-    s02_a_lane_comes_again_after_its_release_under_a_higher_generation(subject).await;
-    s03_a_batch_holds_one_to_limit_messages_in_order(subject).await;
-    s03_a_cancelled_next_loses_nothing(subject).await;
-    s04_what_nobody_settled_comes_again(subject).await;
-    s05_what_is_acknowledged_is_gone_and_what_is_returned_comes_again(subject).await;
-    s06_a_settlement_of_an_earlier_generation_settles_nothing(subject).await;
-    s07_a_slow_message_holds_no_other_settlement_back(subject).await;
-    s08_closing_right_after_the_last_acknowledgement_loses_none(subject).await;
-    s08_what_is_unsettled_at_the_close_goes_back(subject).await;
-    s09_a_message_that_nobody_stores_is_an_error(subject).await;
-    s10_a_copy_is_the_message_with_new_stamps(subject).await;
-    s11_a_wait_is_never_early(subject).await;
-    s13_a_dead_letter_that_was_read_stays_until_it_is_removed(subject).await;
-}
-
-/// Sentence 1.
-pub async fn s01_what_was_prepared_needs_no_more_preparation(subject: &dyn Subject) {
-    let source = prepared(subject).await;
-    within("preparing again", subject.broker().prepare(&source))
-        .await
-        .expect("preparing twice finds no difference");
-    assert!(!subject.broker().topology(&source).is_empty(), "topology() lists what was declared");
-}
-
-/// Sentence 2.
-pub async fn s02_a_lane_comes_again_after_its_release_under_a_higher_generation(
-    subject: &dyn Subject,
-) {
-    let mut bench = Bench::open(subject).await;
-    let first = bench.lane.generation();
-    bench.reopen().await;
-    assert!(
-        bench.lane.generation() > first,
-        "{} is not higher than {first}",
-        bench.lane.generation()
-    );
-    bench.end().await;
-}
-
-/// Sentence 3.
-pub async fn s03_a_batch_holds_one_to_limit_messages_in_order(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    bench.send(10).await;
-    let mut got = Vec::new();
-    while got.len() < 10 {
-        let before = got.len();
-        within("receiving", bench.lane.next(&mut got, 3)).await.expect("the lane delivers");
-        assert!(
-            (1..=3).contains(&(got.len() - before)),
-            "{} messages at a limit of 3",
-            got.len() - before
-        );
-    }
-    assert_eq!(bodies(&got), (0..10).map(|number| format!("message {number}")).collect::<Vec<_>>());
-    bench.end().await;
-}
-
-/// Sentence 3.
-pub async fn s03_a_cancelled_next_loses_nothing(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    let mut got = Vec::new();
-    bench.send(20).await;
-    let end = Instant::now() + PATIENCE;
-    while got.len() < 20 {
-        assert!(
-            Instant::now() < end,
-            "only {} of 20 messages came through cancelled calls",
-            got.len()
-        );
-        // However it ends, whatever was appended counts.
-        let _ = timeout(Duration::from_millis(1), bench.lane.next(&mut got, 2)).await;
-    }
-    let distinct: BTreeSet<_> = bodies(&got).into_iter().collect();
-    assert_eq!(distinct.len(), 20, "a message came twice");
-    bench.end().await;
-}
-
-/// Sentence 4.
-pub async fn s04_what_nobody_settled_comes_again(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    bench.send(3).await;
-    assert_eq!(bench.receive(3).await.len(), 3);
-    bench.reopen().await;
-    let again = bench.receive(3).await;
-    assert_eq!(sorted(&again), ["message 0", "message 1", "message 2"]);
-    bench.end().await;
-}
-
-/// Sentence 5.
-pub async fn s05_what_is_acknowledged_is_gone_and_what_is_returned_comes_again(
-    subject: &dyn Subject,
-) {
-    let mut bench = Bench::open(subject).await;
-    bench.send(2).await;
-    let got = bench.receive(2).await;
-    bench.settle(vec![Settlement::Ack(got[0].token), Settlement::Return(got[1].token)]).await;
-    let again = bench.receive(1).await;
-    assert_eq!(bodies(&again), ["message 1"]);
-    assert_eq!(
-        wire::Carried::read(&*again[0].envelope).attempts,
-        0,
-        "a return counted as an attempt"
-    );
-    bench.settle(vec![Settlement::Ack(again[0].token)]).await;
-    bench.reopen().await;
-    bench.expect_silence().await;
-    bench.end().await;
-}
-
-/// Sentence 6.
-pub async fn s06_a_settlement_of_an_earlier_generation_settles_nothing(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    bench.send(1).await;
-    let old = bench.receive(1).await[0].token;
-    bench.reopen().await;
-    bench.receive(1).await;
-    bench.settle(vec![Settlement::Ack(old)]).await;
-    bench.reopen().await;
-    assert_eq!(
-        bodies(&bench.receive(1).await),
-        ["message 0"],
-        "an old settlement removed a new delivery"
-    );
-    bench.end().await;
-}
-
-/// Sentence 7.
-pub async fn s07_a_slow_message_holds_no_other_settlement_back(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    bench.send(3).await;
-    let got = bench.receive(3).await;
-    bench.settle(vec![Settlement::Ack(got[2].token), Settlement::Ack(got[1].token)]).await;
-    bench.reopen().await;
-    let again = bench.receive(1).await;
-    assert_eq!(bodies(&again), ["message 0"], "the slow one is still there");
-    if subject.settles_out_of_order() {
-        bench.expect_silence().await;
-    }
-    bench.end().await;
-}
-
-/// Sentence 8.
-pub async fn s08_closing_right_after_the_last_acknowledgement_loses_none(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    for _ in 0..3 {
-        bench.send(150).await;
-        let got = bench.receive(150).await;
-        bench.settle(got.iter().map(|message| Settlement::Ack(message.token)).collect()).await;
-        bench.reopen().await;
-    }
-    bench.expect_silence().await;
-    bench.end().await;
-}
-
-/// Sentence 8.
-pub async fn s08_what_is_unsettled_at_the_close_goes_back(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    bench.send(30).await;
-    let got = bench.receive(10).await;
-    let mut gone: BTreeSet<_> = bodies(&got[..5]).into_iter().collect();
-    bench.settle(got[..5].iter().map(|message| Settlement::Ack(message.token)).collect()).await;
-    bench.reopen().await;
-    gone.extend(bodies(&bench.receive(25).await));
-    assert_eq!(gone.len(), 30, "what was not settled came back, and nothing else");
-    bench.end().await;
-}
-
-/// Sentence 9.
-pub async fn s09_a_message_that_nobody_stores_is_an_error(subject: &dyn Subject) {
-    let publisher = subject.broker().publisher();
-    let lost = outgoing(subject.nowhere(), "nobody");
-    let refused =
-        within("publishing to nowhere", publisher.send(&lost)).await.expect_err("nobody stored it");
-    assert!(refused.text.contains("nobody"), "the error names the message: {refused}");
-    let mut bench = Bench::open(subject).await;
-    bench.send(1).await;
-    assert_eq!(bench.receive(1).await.len(), 1);
-    bench.end().await;
-}
-
-/// Sentence 10.
-pub async fn s10_a_copy_is_the_message_with_new_stamps(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    let mut message = outgoing(subject.target(&bench.source), "with everything");
-    message.body = Bytes::from_static(b"\x00\xff bytes");
-    message.key = Some(Bytes::from_static(b"tenant-7"));
-    message.headers = vec![
-        ("traceparent".to_owned(), "00-1-2-03".to_owned()),
-        (wire::ATTEMPT.to_owned(), "1".to_owned()),
-    ];
-    within("publishing", subject.broker().publisher().send(&message)).await.expect("it is stored");
-    let original = bench.receive(1).await.remove(0);
-    bench
-        .copy(
-            &original,
-            Place::Source,
-            vec![(wire::ATTEMPT, "2".to_owned()), (wire::REASON, "exhausted".to_owned())],
-        )
-        .await;
-    bench.settle(vec![Settlement::Ack(original.token)]).await;
-    let copied = bench.receive_copy().await;
-    let (copy, original) = (&copied.envelope, &original.envelope);
-    assert_eq!((copy.body(), copy.key()), (original.body(), original.key()));
-    assert_eq!(
-        (copy.id(), copy.content_type(), copy.kind()),
-        (original.id(), original.content_type(), original.kind())
-    );
-    assert_eq!(text(&copied, "traceparent").as_deref(), Some("00-1-2-03"));
-    assert_eq!(
-        text(&copied, wire::ATTEMPT).as_deref(),
-        Some("2"),
-        "the new stamp replaces the old one"
-    );
-    assert_eq!(text(&copied, wire::REASON).as_deref(), Some("exhausted"));
-    bench.end().await;
-}
-
-/// Sentence 11.
-pub async fn s11_a_wait_is_never_early(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    bench.send(1).await;
-    let original = bench.receive(1).await.remove(0);
-    let began = Instant::now();
-    bench.copy(&original, Place::Wait(WAIT), vec![(wire::ATTEMPT, "1".to_owned())]).await;
-    bench.settle(vec![Settlement::Ack(original.token)]).await;
-    let back = bench.receive_copy().await;
-    assert!(began.elapsed() >= WAIT, "early: {:?}", began.elapsed());
-    assert_eq!(text(&back, wire::ATTEMPT).as_deref(), Some("1"));
-    bench.end().await;
-}
-
-/// Sentence 13.
-pub async fn s13_a_dead_letter_that_was_read_stays_until_it_is_removed(subject: &dyn Subject) {
-    let mut bench = Bench::open(subject).await;
-    bench.send(3).await;
-    for original in bench.receive(3).await {
-        bench.copy(&original, Place::Dead, vec![(wire::REASON, "rejected".to_owned())]).await;
-        bench.settle(vec![Settlement::Ack(original.token)]).await;
-    }
-    let all = ["message 0", "message 1", "message 2"];
-    assert_eq!(bench.read_dead_letters(None).await, all);
-    assert_eq!(bench.read_dead_letters(Some("message 1")).await, all, "they stayed");
-    assert_eq!(bench.read_dead_letters(None).await, ["message 0", "message 2"], "one was removed");
-    bench.expect_silence().await;
-    bench.end().await;
+    sentences::s01_what_was_prepared_needs_no_more_preparation(subject).await;
+    sentences::s02_a_lane_comes_again_after_its_release_under_a_higher_generation(subject).await;
+    sentences::s03_a_batch_holds_one_to_limit_messages_in_order(subject).await;
+    sentences::s03_a_cancelled_next_loses_nothing(subject).await;
+    sentences::s04_what_nobody_settled_comes_again(subject).await;
+    sentences::s05_what_is_acknowledged_is_gone_and_what_is_returned_comes_again(subject).await;
+    sentences::s06_a_settlement_of_an_earlier_generation_settles_nothing(subject).await;
+    sentences::s07_a_slow_message_holds_no_other_settlement_back(subject).await;
+    sentences::s08_closing_right_after_the_last_acknowledgement_loses_none(subject).await;
+    sentences::s08_what_is_unsettled_at_the_close_goes_back(subject).await;
+    sentences::s09_a_message_that_nobody_stores_is_an_error(subject).await;
+    sentences::s10_a_copy_is_the_message_with_new_stamps(subject).await;
+    sentences::s11_a_wait_is_never_early(subject).await;
+    sentences::s13_a_dead_letter_that_was_read_stays_until_it_is_removed(subject).await;
 }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable};
-use redeliver::broker::rabbitmq::reason_of_broker;
 use redeliver::broker::{Broker, Copy, Fault, HeaderValue, Place, Received, Settlement, Source};
 use redeliver::config::Topology;
 use redeliver::wire;
@@ -105,8 +104,7 @@ async fn what_the_broker_dead_lettered_itself_is_read_with_its_reason() {
         sleep(Duration::from_millis(20)).await;
     }
     let letters = dead_letters(&lab, &source).await;
-    let reasons: Vec<_> =
-        letters.iter().map(|letter| reason_of_broker(&*letter.envelope)).collect();
+    let reasons: Vec<_> = letters.iter().map(|letter| letter.envelope.broker_reason()).collect();
     assert_eq!(texts(&letters), ["unwanted", "late"]);
     assert_eq!(reasons, [Some("rejected"), Some("expired")]);
 }

@@ -21,7 +21,7 @@ macro_rules! sentences {
     ($($sentence:ident)*) => {$(
         #[tokio::test]
         async fn $sentence() {
-            broker_conformance::$sentence(&Lab::connect().await).await;
+            broker_conformance::sentences::$sentence(&Lab::connect().await).await;
         }
     )*};
 }

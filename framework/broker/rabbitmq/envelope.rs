@@ -111,7 +111,7 @@ impl Envelope for AmqpEnvelope {
 ///
 /// A message that came back from one of our waits carries `x-death` too, so only its place tells that it is a
 /// dead letter.
-pub fn reason_of_broker(envelope: &dyn Envelope) -> Option<&'static str> {
+fn reason_of_broker(envelope: &dyn Envelope) -> Option<&'static str> {
     let envelope = envelope.as_any().downcast_ref::<AmqpEnvelope>()?;
     let AMQPValue::FieldArray(deaths) = envelope.value(DEATHS)? else { return None };
     let AMQPValue::FieldTable(latest) = deaths.as_slice().first()? else { return None };

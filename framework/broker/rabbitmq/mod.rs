@@ -28,8 +28,6 @@ use self::topology::Plan;
 use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Publisher, Source};
 use crate::config;
 
-pub use self::envelope::reason_of_broker;
-
 /// A RabbitMQ server or cluster.
 pub struct RabbitBroker {
     consuming: Arc<Link>,
