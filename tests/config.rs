@@ -276,6 +276,11 @@ fn ids_must_be_kept_longer_than_their_retries_last() {
 #[test]
 fn a_policy_that_contradicts_itself_is_refused() {
     policy_refused(
+        "delay_min = \"1h\"",
+        ".delay_min",
+        &["(1h) is above delay_max (10m)", "add a longer delay_max"],
+    );
+    policy_refused(
         "delay_min = \"1s\"\ndelay_max = \"500ms\"",
         ".delay_max",
         &["(500ms) is below delay_min (1s)"],

@@ -1,4 +1,6 @@
 //! The four kinds of answers an actix handler can give, as something a pump can drive.
+//!
+//! Owns nothing that runs: what it makes of an answer is polled, timed and dropped by its holder.
 
 use std::pin::Pin;
 use std::task::{Context as TaskContext, Poll};
@@ -7,23 +9,24 @@ use actix::dev::MessageResponse;
 use actix::prelude::*;
 use tokio::sync::oneshot;
 
-use crate::message::{Delivery, Handled};
+use crate::message::Handled;
 use crate::pipeline::{Running, caught};
 
 /// What a handler of deliveries may return: [`Handled`] itself, or one of actix's
-/// `ResponseFuture`, `ResponseActFuture` and `AtomicResponse` of it.
+/// `ResponseFuture`, `ResponseActFuture` and `AtomicResponse` of it; what a handler of batches may
+/// return: the same with a `Vec<Handled>`.
 ///
 /// A plain value and a `ResponseFuture` are the fast ones. An `AtomicResponse` keeps everything
 /// else of its actor waiting, other deliveries included; one that panics or takes longer than the
 /// subscription's `timeout` ends its actor, which is made anew.
-pub trait IntoRunning<A: Actor> {
+pub trait IntoRunning<A: Actor, O = Handled> {
     #[doc(hidden)]
-    fn into_running(self, ctx: &mut A::Context) -> Begun;
+    fn into_running(self, ctx: &mut A::Context) -> Begun<O>;
 }
 
 /// A handler at work, as a pump drives it.
 #[doc(hidden)]
-pub struct Begun(pub(super) Running);
+pub struct Begun<O = Handled>(pub(super) Running<O>);
 
 impl<A: Actor> IntoRunning<A> for Handled {
     fn into_running(self, _: &mut A::Context) -> Begun {
@@ -31,42 +34,55 @@ impl<A: Actor> IntoRunning<A> for Handled {
     }
 }
 
-impl<A: Actor> IntoRunning<A> for ResponseFuture<Handled> {
-    fn into_running(self, _: &mut A::Context) -> Begun {
+impl<A: Actor> IntoRunning<A, Vec<Handled>> for Vec<Handled> {
+    fn into_running(self, _: &mut A::Context) -> Begun<Vec<Handled>> {
+        Begun(Running::Done(self))
+    }
+}
+
+impl<A: Actor, O: 'static> IntoRunning<A, O> for ResponseFuture<O> {
+    fn into_running(self, _: &mut A::Context) -> Begun<O> {
         Begun(Running::Future(self))
     }
 }
 
-impl<A: Actor> IntoRunning<A> for ResponseActFuture<A, Handled>
+impl<A: Actor, O: 'static> IntoRunning<A, O> for ResponseActFuture<A, O>
 where
     A::Context: AsyncContext<A>,
 {
-    fn into_running(self, ctx: &mut A::Context) -> Begun {
+    fn into_running(self, ctx: &mut A::Context) -> Begun<O> {
         let (reply, answer) = oneshot::channel();
         ctx.spawn(Watched { future: self, reply: Some(reply) });
         Begun(Running::Watched(answer))
     }
 }
 
-impl<A: Actor> IntoRunning<A> for AtomicResponse<A, Handled>
+impl<A: Actor, O: 'static> IntoRunning<A, O> for AtomicResponse<A, O>
 where
     A::Context: AsyncContext<A>,
 {
-    fn into_running(self, ctx: &mut A::Context) -> Begun {
+    fn into_running(self, ctx: &mut A::Context) -> Begun<O> {
         let (reply, answer) = oneshot::channel();
-        MessageResponse::<A, Delivery<()>>::handle(self, ctx, Some(reply));
+        MessageResponse::<A, Asked<O>>::handle(self, ctx, Some(reply));
         Begun(Running::Reply(answer))
     }
 }
 
-/// A future that needs the actor: polled in its context, caught when it panics, gone when nobody
-/// waits for its answer any more (its time was up).
-struct Watched<A: Actor> {
-    future: ResponseActFuture<A, Handled>,
-    reply: Option<oneshot::Sender<Result<Handled, String>>>,
+/// Stands for the message that was answered: actix asks for one with this result.
+struct Asked<O>(std::marker::PhantomData<O>);
+
+impl<O: 'static> Message for Asked<O> {
+    type Result = O;
 }
 
-impl<A: Actor> ActorFuture<A> for Watched<A> {
+/// A future that needs the actor: polled in its context, caught when it panics, gone when nobody
+/// waits for its answer any more (its time was up).
+struct Watched<A: Actor, O> {
+    future: ResponseActFuture<A, O>,
+    reply: Option<oneshot::Sender<Result<O, String>>>,
+}
+
+impl<A: Actor, O> ActorFuture<A> for Watched<A, O> {
     type Output = ();
 
     fn poll(

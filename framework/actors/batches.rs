@@ -1,34 +1,39 @@
 //! Gathers deliveries into batches for handlers that want several at once.
 //!
-//! Owns the deliveries of a batch that is not full yet, and when it is handed over all the same.
+//! Owns the deliveries of a batch that is not full yet, when it is handed over all the same, and
+//! the handlers of batches at work, with their time. Never decides what becomes of a delivery.
 
+use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-use actix::dev::MessageResponse;
 use actix::prelude::*;
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
-use super::panics::Note;
-use super::pump::{Seat, Station};
+use super::answer::IntoRunning;
+use super::pump::Station;
+use super::seat::Seat;
 use crate::message::{Batch, Delivery, Handled};
-use crate::pipeline::{Running, caught, unanswered};
+use crate::pipeline::{Answer, Running, caught, panic_message, unanswered};
 
-type Reply = oneshot::Sender<Result<Handled, String>>;
-
-/// A batch in the making.
+/// A batch in the making, and those at work.
 pub(super) struct Batches<T> {
     size: usize,
     wait: Duration,
+    timeout: Duration,
     deliveries: Vec<Delivery<T>>,
-    replies: Vec<Reply>,
-    /// What a panic in a batch's future said.
-    note: Note,
+    replies: Vec<oneshot::Sender<Answer>>,
     /// Ends the wait for more.
     due: Option<Pin<Box<Sleep>>>,
+    /// Dropped with the actor, or at their timeout.
+    at_work: FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>,
+    /// The batch at work keeps everything else of its actor waiting.
+    blocks: bool,
 }
 
 impl<T> Batches<T> {
@@ -37,69 +42,92 @@ impl<T> Batches<T> {
         Self {
             size: batch.size.get(),
             wait: batch.wait,
+            timeout: seat.scope.settings.timeout,
             deliveries: Vec::new(),
             replies: Vec::new(),
-            note: Note::default(),
             due: None,
+            at_work: FuturesUnordered::new(),
+            blocks: false,
         }
     }
 
     fn hand_over<A>(&mut self, actor: &mut A, ctx: &mut A::Context)
     where
         A: Actor<Context = Context<A>> + Handler<Batch<T>>,
-        A::Result: MessageResponse<A, Batch<T>>,
+        A::Result: IntoRunning<A, Vec<Handled>>,
         T: 'static,
     {
         self.due = None;
         let deliveries = std::mem::take(&mut self.deliveries);
         let replies = std::mem::take(&mut self.replies);
-        let (reply, answers) = oneshot::channel();
-        let note = self.note.clone();
-        note.watch_this_thread();
-        // What was said about an earlier batch.
-        note.take();
-        let begun = caught(|| {
-            let response = actor.handle(Batch { deliveries }, ctx);
-            MessageResponse::handle(response, ctx, Some(reply));
-        });
-        match begun {
-            Err(panic) => distribute(replies, Err(panic)),
-            Ok(()) => {
-                actix_rt::spawn(async move {
-                    // Dropped unanswered: it panicked in its future. Where its actor ended, nobody
-                    // waits for these replies any more.
-                    let answers = answers.await.map_err(|_| {
-                        let panic = note.take();
-                        panic.unwrap_or_else(|| String::from("the handler of the batch gave up"))
-                    });
-                    distribute(replies, answers);
-                });
+        let begun = caught(|| actor.handle(Batch { deliveries }, ctx).into_running(ctx).0);
+        let running = begun.unwrap_or_else(Running::Panicked);
+        self.blocks = matches!(running, Running::Reply(_));
+        let timeout = self.timeout;
+        self.at_work.push(Box::pin(async move {
+            distribute(replies, answers_of(running, timeout).await);
+        }));
+    }
+}
+
+/// What came of a batch as a whole.
+enum Answers {
+    Each(Vec<Handled>),
+    Panicked(String),
+    TimedOut(Duration),
+    /// Its actor was gone before it answered.
+    Interrupted,
+}
+
+/// Waits for a batch to be handled, for at most `timeout`; then what is dropped is its handler.
+async fn answers_of(running: Running<Vec<Handled>>, timeout: Duration) -> Answers {
+    match running {
+        Running::Done(answers) => Answers::Each(answers),
+        Running::Panicked(panic) => Answers::Panicked(panic),
+        Running::Future(future) => {
+            let guarded = AssertUnwindSafe(future).catch_unwind();
+            match tokio::time::timeout(timeout, guarded).await {
+                Ok(Ok(answers)) => Answers::Each(answers),
+                Ok(Err(panic)) => Answers::Panicked(panic_message(panic.as_ref())),
+                Err(_) => Answers::TimedOut(timeout),
             }
         }
+        Running::Watched(reply) => match tokio::time::timeout(timeout, reply).await {
+            Ok(Ok(Ok(answers))) => Answers::Each(answers),
+            Ok(Ok(Err(panic))) => Answers::Panicked(panic),
+            Ok(Err(_)) => Answers::Interrupted,
+            Err(_) => Answers::TimedOut(timeout),
+        },
+        // Nothing here is polled while it runs: `Life` keeps its time.
+        Running::Reply(reply) => reply.await.map_or(Answers::Interrupted, Answers::Each),
+        // No handler of batches is gathered into another.
+        Running::Gathered(_) => Answers::Interrupted,
     }
 }
 
 /// Gives each delivery its own answer; what was not answered failed.
-fn distribute(replies: Vec<Reply>, answers: Result<Vec<Handled>, String>) {
-    match answers {
-        Err(panic) => {
-            for reply in replies {
-                let _ = reply.send(Err(panic.clone()));
-            }
-        }
-        Ok(answers) => {
+fn distribute(replies: Vec<oneshot::Sender<Answer>>, answers: Answers) {
+    let answer_of_each: Vec<Answer> = match answers {
+        Answers::Each(answers) => {
             let missing = std::iter::repeat_with(|| Err(unanswered()));
-            for (reply, answer) in replies.into_iter().zip(answers.into_iter().chain(missing)) {
-                let _ = reply.send(Ok(answer));
-            }
+            answers.into_iter().chain(missing).take(replies.len()).map(Answer::from).collect()
         }
+        Answers::Panicked(panic) => {
+            replies.iter().map(|_| Answer::Panicked(panic.clone())).collect()
+        }
+        Answers::TimedOut(limit) => replies.iter().map(|_| Answer::TimedOut(limit)).collect(),
+        Answers::Interrupted => replies.iter().map(|_| Answer::Interrupted).collect(),
+    };
+    for (reply, answer) in replies.into_iter().zip(answer_of_each) {
+        // Nobody waits for it where its claim or its lock was lost.
+        let _ = reply.send(answer);
     }
 }
 
 impl<A, T> Station<A, T> for Batches<T>
 where
     A: Actor<Context = Context<A>> + Handler<Batch<T>>,
-    A::Result: MessageResponse<A, Batch<T>>,
+    A::Result: IntoRunning<A, Vec<Handled>>,
     T: 'static,
 {
     fn call(&mut self, actor: &mut A, ctx: &mut A::Context, delivery: Delivery<T>) -> Running {
@@ -112,7 +140,7 @@ where
         if self.deliveries.len() >= self.size {
             self.hand_over(actor, ctx);
         }
-        Running::Watched(answer)
+        Running::Gathered(answer)
     }
 
     fn poll(&mut self, actor: &mut A, ctx: &mut A::Context, cx: &mut TaskContext<'_>) {
@@ -120,5 +148,11 @@ where
         if due {
             self.hand_over(actor, ctx);
         }
+        while let Poll::Ready(Some(())) = self.at_work.poll_next_unpin(cx) {}
+        self.blocks &= !self.at_work.is_empty();
+    }
+
+    fn blocks(&self) -> bool {
+        self.blocks
     }
 }

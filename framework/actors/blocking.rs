@@ -15,9 +15,11 @@ use tokio::sync::{Semaphore, oneshot};
 
 use super::handlers::{Host, sit_down};
 use super::panics::Note;
-use super::pump::{Seat, Station};
+use super::pump::Station;
+use super::seat::Seat;
 use crate::message::{Delivery, Handled};
-use crate::pipeline::{Observer, Running, SharedCodecs};
+use crate::pipeline::{Running, Scope, SharedCodecs};
+use crate::telemetry;
 
 /// Makes the threads of a blocking handler.
 pub(super) struct BlockingHost<F, A, T> {
@@ -44,8 +46,8 @@ where
         let idle = (0..self.threads).map(|_| Worker::start(&self.factory)).collect();
         let (idle, permits) = (RefCell::new(idle), Semaphore::new(self.threads));
         let pool = Rc::new(Pool { idle, permits, factory: Arc::clone(&self.factory) });
-        let observer = seat.scope.observer.clone();
-        sit_down(seat, &|| Gate, Arc::clone(&self.codecs), Threads { pool, observer });
+        let scope = Arc::clone(&seat.scope);
+        sit_down(seat, &|| Gate, Arc::clone(&self.codecs), Threads { pool, scope });
     }
 }
 
@@ -82,7 +84,7 @@ struct Pool<F, A: Actor> {
 
 struct Threads<F, A: Actor> {
     pool: Rc<Pool<F, A>>,
-    observer: Option<Arc<dyn Observer>>,
+    scope: Arc<Scope>,
 }
 
 impl<F, A, T> Station<Gate, T> for Threads<F, A>
@@ -92,17 +94,19 @@ where
     T: Send + 'static,
 {
     const CAN_ABORT: bool = false;
+    // The actor that panicked was one of the threads', and its thread is made anew by the pool.
+    const BREAKS: bool = false;
 
     fn call(&mut self, _: &mut Gate, _: &mut Context<Gate>, delivery: Delivery<T>) -> Running {
         let pool = Rc::clone(&self.pool);
         let (reply, answer) = oneshot::channel();
-        let observer = self.observer.clone();
+        let scope = Arc::clone(&self.scope);
         actix_rt::spawn(async move {
-            if let Some(observer) = &observer {
+            if let Some(observer) = &scope.observer {
                 observer.is_away(true);
             }
-            let _ = reply.send(on_a_thread(&pool, delivery).await);
-            if let Some(observer) = &observer {
+            let _ = reply.send(on_a_thread(&pool, delivery, &scope).await);
+            if let Some(observer) = &scope.observer {
                 observer.is_away(false);
             }
         });
@@ -112,7 +116,11 @@ where
     fn poll(&mut self, _: &mut Gate, _: &mut Context<Gate>, _: &mut TaskContext<'_>) {}
 }
 
-async fn on_a_thread<F, A, T>(pool: &Pool<F, A>, delivery: Delivery<T>) -> Result<Handled, String>
+async fn on_a_thread<F, A, T>(
+    pool: &Pool<F, A>,
+    delivery: Delivery<T>,
+    scope: &Scope,
+) -> Result<Handled, String>
 where
     F: Fn() -> A + Send + Sync + 'static,
     A: Actor<Context = SyncContext<A>> + Handler<Delivery<T>, Result = Handled>,
@@ -128,6 +136,8 @@ where
         Err(_) => {
             let panic = worker.note.take();
             let panic = panic.unwrap_or_else(|| String::from("the handler's thread ended"));
+            scope.metrics.restarts.inc();
+            telemetry::handler_restarted(scope.name(), "it panicked over a message");
             (Worker::start(&pool.factory), Err(panic))
         }
     };

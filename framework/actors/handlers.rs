@@ -8,7 +8,6 @@ use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::Context as TaskContext;
 
-use actix::dev::MessageResponse;
 use actix::prelude::*;
 use serde::de::DeserializeOwned;
 
@@ -16,7 +15,8 @@ use super::answer::IntoRunning;
 use super::batches::Batches;
 use super::blocking::BlockingHost;
 use super::life::live;
-use super::pump::{ExitReason, Seat, Station, pump};
+use super::pump::{Station, pump};
+use super::seat::{ExitReason, Seat};
 use crate::message::{Batch, Delivery, Handled};
 use crate::pipeline::{Codec, Codecs, Json, Running, SharedCodecs, caught};
 
@@ -148,6 +148,9 @@ where
 /// An actor that takes [`Batch`]es, as large and as long waited for as `batch = { size, wait }` of
 /// the subscription says, and answers for each delivery of a batch.
 ///
+/// A batch may take as long as the subscription's `timeout` from the moment it is handed over; then
+/// it is aborted, and each of its deliveries has failed once.
+///
 /// ```
 /// use redeliver::{Batch, Handled, in_batches};
 /// # use actix::prelude::*;
@@ -168,7 +171,7 @@ pub fn in_batches<A, T, F>(factory: F) -> Handlers
 where
     F: Fn() -> A + Send + Sync + 'static,
     A: Actor<Context = Context<A>> + Handler<Batch<T>>,
-    A::Result: MessageResponse<A, Batch<T>>,
+    A::Result: IntoRunning<A, Vec<Handled>>,
     T: DeserializeOwned + 'static,
 {
     single(BatchHost { factory, codecs: Arc::new(Codecs::new(Json)), types: PhantomData })
@@ -318,7 +321,7 @@ impl<F, A, T> Host for BatchHost<F, A, T>
 where
     F: Fn() -> A + Send + Sync,
     A: Actor<Context = Context<A>> + Handler<Batch<T>>,
-    A::Result: MessageResponse<A, Batch<T>>,
+    A::Result: IntoRunning<A, Vec<Handled>>,
     T: 'static,
 {
     fn start(&self, seat: Arc<Seat>) {

@@ -2,8 +2,8 @@
 //!
 //! An `AtomicResponse` runs where nothing of ours can catch its panic or end it: in the context
 //! itself, before everything else that lives there, the pump included. So the context is driven
-//! from here, where both can be seen. Owns what the message under way is charged with when its
-//! actor ends for it. Knows no message.
+//! from here, where both can be seen. Owns what the messages under way are charged with when their
+//! actor ends for them. Knows no message.
 
 use std::cell::{Cell, RefCell};
 use std::panic::AssertUnwindSafe;
@@ -21,43 +21,64 @@ use crate::pipeline::{Answer, panic_message};
 /// Held by the pump and by whatever drives the actor.
 #[derive(Default)]
 pub(super) struct Life {
-    /// The slot of the message whose answer blocks the actor.
-    blocking: Cell<Option<usize>>,
+    /// The slots of the messages whose handler has begun and is charged if the actor ends for it.
+    members: RefCell<Vec<usize>>,
+    /// Their answer keeps everything else of the actor waiting.
+    blocked: Cell<bool>,
     /// Ends the actor when that takes too long.
     timer: RefCell<Option<AbortHandle>>,
-    /// What the message is charged with.
-    charge: RefCell<Option<Answer>>,
+    /// What the messages are charged with.
+    charge: RefCell<Option<Charge>>,
     cut: Notify,
 }
 
+/// Why an actor ended for the messages whose answer blocked it.
+#[derive(Clone)]
+enum Charge {
+    Panicked(String),
+    TimedOut(Duration),
+}
+
 impl Life {
-    /// A message's answer blocks the actor from now on, and may do so for `limit`.
-    pub(super) fn block(self: &Rc<Self>, slot: usize, limit: Duration) {
-        self.blocking.set(Some(slot));
+    /// The message in `slot` is one of those that the handler answers together.
+    pub(super) fn join(&self, slot: usize) {
+        self.members.borrow_mut().push(slot);
+    }
+
+    /// The answer to those that have joined blocks the actor from now on, and may do so for `limit`.
+    pub(super) fn block(self: &Rc<Self>, limit: Duration) {
+        self.blocked.set(true);
         let life = Rc::clone(self);
         let timer = actix_rt::spawn(async move {
             tokio::time::sleep(limit).await;
-            *life.charge.borrow_mut() = Some(Answer::TimedOut(limit));
+            *life.charge.borrow_mut() = Some(Charge::TimedOut(limit));
             life.cut.notify_one();
         });
         *self.timer.borrow_mut() = Some(timer.abort_handle());
     }
 
     pub(super) fn is_blocked(&self) -> bool {
-        self.blocking.get().is_some()
+        self.blocked.get()
     }
 
-    /// The message in `slot` is answered.
-    pub(super) fn unblock(&self, slot: usize) {
-        if self.blocking.get() == Some(slot) {
-            self.blocking.set(None);
+    /// The message in `slot` is answered; when all that have joined are, nothing is blocked.
+    pub(super) fn answered(&self, slot: usize) {
+        let mut members = self.members.borrow_mut();
+        let Some(place) = members.iter().position(|member| *member == slot) else { return };
+        members.swap_remove(place);
+        if members.is_empty() && self.blocked.replace(false) {
             self.stop_timer();
         }
     }
 
     /// What the message in `slot` is charged with, if its actor ended for it.
     pub(super) fn charge_of(&self, slot: usize) -> Option<Answer> {
-        (self.blocking.get() == Some(slot)).then(|| self.charge.borrow_mut().take()).flatten()
+        let is_charged = self.blocked.get() && self.members.borrow().contains(&slot);
+        let charge = is_charged.then(|| self.charge.borrow().clone()).flatten()?;
+        Some(match charge {
+            Charge::Panicked(panic) => Answer::Panicked(panic),
+            Charge::TimedOut(limit) => Answer::TimedOut(limit),
+        })
     }
 
     fn stop_timer(&self) {
@@ -75,7 +96,7 @@ pub(super) async fn live<A: Actor<Context = Context<A>>>(
     let mut context = Box::pin(AssertUnwindSafe(context).catch_unwind());
     tokio::select! {
         ended = &mut context => if let Err(panic) = ended {
-            *life.charge.borrow_mut() = Some(Answer::Panicked(panic_message(panic.as_ref())));
+            *life.charge.borrow_mut() = Some(Charge::Panicked(panic_message(panic.as_ref())));
         },
         () = life.cut.notified() => {}
     }

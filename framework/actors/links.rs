@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 
 use tokio::sync::mpsc;
 
-use super::pump::Dispatch;
+use super::seat::Dispatch;
 use crate::pipeline::{Outcome, Scope, Work, kind_of};
 
 /// All handler actors of a subscription, as one consumer sees them.

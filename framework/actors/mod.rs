@@ -16,7 +16,7 @@
 //!
 //! | what ends | what happens |
 //! |---|---|
-//! | a handler panics over a message | the message is charged an attempt; the actor finishes what it has and is made anew at once |
+//! | a handler panics over a message | the message is charged an attempt; a new actor takes its seat at once, the old one finishes what it has |
 //! | a handler actor stops or dies otherwise | its messages start again, uncounted; it is made anew after a delay, within the restart budget |
 //! | the budget is spent | the subscription is held and unhealthy, or the process exits, as configured |
 //! | a lane ends or stalls | it is opened again, for ever; its consumer waits and recognises what comes back |
@@ -41,6 +41,7 @@ mod parking;
 mod pump;
 mod retrier;
 mod root;
+mod seat;
 mod shared;
 mod slots;
 mod supervisor;

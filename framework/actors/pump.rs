@@ -6,15 +6,16 @@
 //! `process()` for each message and, when that asks for the handler, calls `Handler::handle` with
 //! the actor and its context at hand. The actor's mailbox and timers are served in between.
 //!
-//! Owns the messages that run on one actor. Whatever happens to that actor, each of them comes out
-//! again exactly once: with a verdict, or as [`Verdict::Again`].
+//! Owns the messages that run on one actor, and its seat: an actor that a panic may have broken
+//! gives that up at once, and ends when what it runs is done. Whatever happens to it, each of its
+//! messages comes out again exactly once: with a verdict, or as [`Verdict::Again`].
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -23,6 +24,7 @@ use tokio::sync::mpsc;
 
 use super::life::Life;
 use super::outbox::Outbox;
+use super::seat::{Dispatch, ExitReason, Seat};
 use super::slots::Slots;
 use crate::message::{Delivery, trace_of};
 use crate::pipeline::{
@@ -34,67 +36,6 @@ use crate::telemetry::{self, Instrument};
 /// After so many messages the pump gives way to the actor's mailbox and timers.
 const TURN_MAX: usize = 256;
 
-/// Work on its way from a consumer to a handler actor, and the way back.
-pub(crate) struct Dispatch {
-    pub(crate) works: Vec<Work>,
-    pub(crate) reply: mpsc::Sender<Vec<Outcome>>,
-    /// False once the lane that delivered it is gone: the broker delivers it again, to anyone.
-    pub(crate) alive: Arc<AtomicBool>,
-}
-
-/// A handler's place: outlives the actors that sit in it one after another.
-pub(crate) struct Seat {
-    /// Which of the subscription's seats it is.
-    pub(crate) index: usize,
-    pub(crate) scope: Arc<Scope>,
-    /// The queue of work, while no actor has it.
-    inbox: Mutex<Option<mpsc::Receiver<Dispatch>>>,
-    /// Told when an actor has left the seat.
-    exits: mpsc::Sender<Exit>,
-}
-
-/// An actor left its seat.
-#[derive(Debug)]
-pub(crate) struct Exit {
-    pub(crate) seat: usize,
-    pub(crate) why: ExitReason,
-}
-
-/// Why an actor left its seat.
-#[derive(Debug)]
-pub(crate) enum ExitReason {
-    /// Its handler panicked over a message, which was charged with it.
-    Panicked,
-    /// It stopped, or died, by itself; or could not be made at all.
-    Died(String),
-    /// No more work will come.
-    Finished,
-}
-
-impl Seat {
-    pub(crate) fn new(
-        index: usize,
-        scope: Arc<Scope>,
-        inbox: mpsc::Receiver<Dispatch>,
-        exits: mpsc::Sender<Exit>,
-    ) -> Self {
-        Self { index, scope, inbox: Mutex::new(Some(inbox)), exits }
-    }
-
-    fn take(&self) -> Option<mpsc::Receiver<Dispatch>> {
-        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    fn give_back(&self, inbox: mpsc::Receiver<Dispatch>) {
-        *self.inbox.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
-    }
-
-    /// Tells the supervisor; one exit at a time, so that the channel always has room.
-    pub(crate) fn report(&self, why: ExitReason) {
-        let _ = self.exits.try_send(Exit { seat: self.index, why });
-    }
-}
-
 /// How a delivery is put to an actor; what differs between single, batched and blocking handlers.
 pub(super) trait Station<A: Actor, T> {
     /// Begins with one delivery.
@@ -103,8 +44,16 @@ pub(super) trait Station<A: Actor, T> {
     /// Does what is due by time.
     fn poll(&mut self, actor: &mut A, ctx: &mut A::Context, cx: &mut Context<'_>);
 
+    /// Whether what was begun keeps everything else of the actor waiting, the pump included.
+    fn blocks(&self) -> bool {
+        false
+    }
+
     /// Whether a handler that takes too long can be aborted.
     const CAN_ABORT: bool = true;
+
+    /// Whether a panic of a handler may have broken the state of the actor that the pump lives in.
+    const BREAKS: bool = true;
 }
 
 /// What a pump and the messages that run in it share.
@@ -116,6 +65,8 @@ struct Desk<T> {
     /// What the handler began, by slot, until its message looks.
     begun: RefCell<Vec<Option<Running>>>,
     outbox: RefCell<Outbox>,
+    /// Whether a panic breaks the actor's state.
+    breaks: bool,
     /// A handler panicked: this actor's state may be broken.
     broken: Cell<bool>,
     life: Rc<Life>,
@@ -171,11 +122,11 @@ impl<T> Drop for Ticket<T> {
 
 impl<T> Ticket<T> {
     fn conclude(mut self, verdict: Verdict) {
-        if verdict.is_panic() {
+        if self.desk.breaks && verdict.is_panic() {
             self.desk.broken.set(true);
         }
         if let Some(slot) = self.slot {
-            self.desk.life.unblock(slot);
+            self.desk.life.answered(slot);
         }
         if let Some(work) = self.work.take() {
             self.desk.outbox.borrow_mut().push(Outcome { work, verdict });
@@ -232,6 +183,7 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
         calls: RefCell::default(),
         begun: RefCell::default(),
         outbox: RefCell::default(),
+        breaks: S::BREAKS,
         broken: Cell::new(false),
         life: Rc::clone(&life),
     });
@@ -266,11 +218,16 @@ where
         pump.slots.register(cx.waker());
         let given_way = pump.turn(actor, ctx, cx);
         pump.station.poll(actor, ctx, cx);
+        pump.note_blocking::<A>();
         pump.desk.outbox.borrow_mut().flush();
         if given_way {
             cx.waker().wake_by_ref();
         }
-        let leaves = pump.finished || pump.desk.broken.get();
+        if pump.desk.broken.get() {
+            // Whatever else it runs goes on here; what comes next is for the actor that is made now.
+            pump.leave(ExitReason::Panicked);
+        }
+        let leaves = pump.finished || pump.inbox.is_none();
         if leaves && pump.slots.running() == 0 {
             ctx.stop();
             return Poll::Ready(());
@@ -372,7 +329,7 @@ where
             Ok(delivery) => match answer_at_once(self.station.call(actor, ctx, delivery), cx) {
                 Ok(answer) => answer,
                 Err(running) => {
-                    self.go_on_in_a_slot(ticket, running);
+                    self.go_on_in_a_slot::<A>(ticket, running);
                     return false;
                 }
             },
@@ -382,13 +339,42 @@ where
         true
     }
 
-    fn go_on_in_a_slot(&mut self, ticket: Ticket<T>, running: Running) {
-        let blocks = matches!(running, Running::Reply(_));
+    fn go_on_in_a_slot<A: Actor>(&mut self, ticket: Ticket<T>, running: Running)
+    where
+        S: Station<A, T>,
+    {
+        let way = Way::of(&running);
         let slot = self.slots.insert(|slot| (self.make)(slot, ticket, Some(running)));
-        if blocks {
-            self.desk.life.block(slot, self.desk.scope.settings.timeout);
-        }
+        self.note_begun::<A>(slot, way);
         self.slots.poll(slot);
+    }
+
+    /// Notes whom the actor's end would be charged to.
+    fn note_begun<A: Actor>(&self, slot: usize, way: Way)
+    where
+        S: Station<A, T>,
+    {
+        match way {
+            Way::Alone => {}
+            Way::Together => {
+                self.desk.life.join(slot);
+                self.note_blocking::<A>();
+            }
+            Way::Blocking => {
+                self.desk.life.join(slot);
+                self.desk.life.block(self.desk.scope.settings.timeout);
+            }
+        }
+    }
+
+    /// Keeps the time of a batch whose answer blocks the actor, from the moment it does.
+    fn note_blocking<A: Actor>(&self)
+    where
+        S: Station<A, T>,
+    {
+        if self.station.blocks() && !self.desk.life.is_blocked() {
+            self.desk.life.block(self.desk.scope.settings.timeout);
+        }
     }
 
     /// Puts to the handler what is to be put to it.
@@ -401,9 +387,7 @@ where
         while !self.desk.life.is_blocked() {
             let Some((slot, delivery)) = self.desk.calls.borrow_mut().pop_front() else { return };
             let running = self.station.call(actor, ctx, delivery);
-            if let Running::Reply(_) = running {
-                self.desk.life.block(slot, self.desk.scope.settings.timeout);
-            }
+            self.note_begun::<A>(slot, Way::of(&running));
             let mut begun = self.desk.begun.borrow_mut();
             if begun.len() <= slot {
                 begun.resize_with(slot + 1, || None);
@@ -421,15 +405,45 @@ impl<T, S, F, M> Drop for Pump<T, S, F, M> {
         self.slots.clear();
         self.desk.calls.borrow_mut().clear();
         self.desk.outbox.borrow_mut().flush();
-        if let Some(inbox) = self.inbox.take() {
-            self.seat.give_back(inbox);
-        }
-        self.seat.report(if self.finished {
+        self.leave(if self.finished {
             ExitReason::Finished
         } else if self.desk.broken.get() {
             ExitReason::Panicked
         } else {
             ExitReason::Died(String::from("the handler actor stopped by itself"))
         });
+    }
+}
+
+impl<T, S, F, M> Pump<T, S, F, M> {
+    /// Gives up the seat, once: the queue goes to the next actor.
+    fn leave(&mut self, why: ExitReason) {
+        if let Some(inbox) = self.inbox.take() {
+            self.seat.give_back(inbox);
+            self.seat.report(why);
+        }
+    }
+}
+
+/// How a handler answers, as far as it matters when its actor ends.
+#[derive(Clone, Copy)]
+enum Way {
+    /// For its own message, while the actor goes on.
+    Alone,
+    /// For several messages.
+    Together,
+    /// For its own message, and the actor waits for it.
+    Blocking,
+}
+
+impl Way {
+    fn of(running: &Running) -> Self {
+        match running {
+            Running::Reply(_) => Self::Blocking,
+            Running::Gathered(_) => Self::Together,
+            Running::Done(_) | Running::Future(_) | Running::Watched(_) | Running::Panicked(_) => {
+                Self::Alone
+            }
+        }
     }
 }

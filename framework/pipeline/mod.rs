@@ -150,15 +150,17 @@ pub(crate) trait Call<T> {
 }
 
 /// A handler at work.
-pub(crate) enum Running {
+pub(crate) enum Running<O = Handled> {
     /// It answered at once.
-    Done(Handled),
+    Done(O),
     /// It answers when this is polled to its end.
-    Future(Pin<Box<dyn Future<Output = Handled>>>),
+    Future(Pin<Box<dyn Future<Output = O>>>),
     /// It answers through this; nothing comes when its actor dies.
-    Reply(oneshot::Receiver<Handled>),
+    Reply(oneshot::Receiver<O>),
     /// It answers through this, or tells that it panicked.
-    Watched(oneshot::Receiver<Result<Handled, String>>),
+    Watched(oneshot::Receiver<Result<O, String>>),
+    /// It is one of several; whoever gathered them keeps the time, and answers through this.
+    Gathered(oneshot::Receiver<Answer>),
     /// It panicked while it began.
     Panicked(String),
 }
@@ -203,7 +205,7 @@ pub(crate) fn answer_at_once(running: Running, cx: &mut Context<'_>) -> Result<A
             Ok(Poll::Pending) => Err(Running::Future(future)),
             Err(message) => Ok(Answer::Panicked(message)),
         },
-        waits @ (Running::Reply(_) | Running::Watched(_)) => Err(waits),
+        waits @ (Running::Reply(_) | Running::Watched(_) | Running::Gathered(_)) => Err(waits),
     }
 }
 
@@ -229,6 +231,7 @@ async fn answer_in_time(running: Running, work: &Work, scope: &Scope, can_abort:
             });
             within(reply, work, scope, can_abort).await
         }
+        Running::Gathered(answer) => answer.await.unwrap_or(Answer::Interrupted),
     }
 }
 

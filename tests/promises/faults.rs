@@ -1,7 +1,7 @@
 //! Handlers that panic, stop, cannot be made, or block: what it costs, and whom.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -54,6 +54,35 @@ fn a_panic_loses_no_neighbour_counts_none_and_the_actor_is_made_anew() {
         assert_eq!(log.iter().filter(|said| *said == line).count(), 1, "{line}: {log:?}");
     }
     assert_eq!(made.load(Ordering::SeqCst), 2);
+}
+
+#[test]
+fn after_a_panic_the_next_message_has_a_new_actor_at_once_and_the_neighbours_run_on() {
+    let (mut test, made) = counted("timeout = \"1h\"\nin_flight_max = 8");
+    test.publish("orders", text("running", "hang"));
+    test.publish("orders", text("slow", "slow"));
+    test.publish("orders", text("7", "panic once"));
+    test.publish("orders", text("8", "panic once"));
+    assert_eq!(made.load(Ordering::SeqCst), 3, "no time has passed, and both were replaced");
+    test.publish("orders", text("next", "ok"));
+    assert_eq!(test.log()[2], "next: attempt 1 handled", "{:?}", test.log());
+    test.advance(Duration::from_secs(1));
+    let mut log = test.log();
+    log.sort();
+    assert_eq!(
+        log,
+        [
+            "7: attempt 1 retry after 200ms: panicked: the handler has a bug",
+            "7: attempt 2 handled",
+            "8: attempt 1 retry after 200ms: panicked: the handler has a bug",
+            "8: attempt 2 handled",
+            "next: attempt 1 handled",
+            "slow: attempt 1 handled",
+        ],
+        "the first actor finishes what it runs, and nothing is counted twice"
+    );
+    let depth = depth(&mut test);
+    assert_eq!(depth.unsettled, Some(1), "the one that hangs is still in hand");
 }
 
 #[test]
@@ -154,6 +183,49 @@ fn a_blocking_handler_can_fail_and_panic_like_any_other() {
             "retry: attempt 2 handled",
         ]
     );
+}
+
+#[test]
+fn a_panic_of_one_blocking_thread_holds_up_no_other() {
+    struct Held(Arc<Mutex<std::sync::mpsc::Receiver<()>>>, std::sync::mpsc::Sender<()>);
+    impl Actor for Held {
+        type Context = SyncContext<Self>;
+    }
+    impl Handler<Delivery<String>> for Held {
+        type Result = Handled;
+        fn handle(&mut self, delivery: Delivery<String>, _: &mut SyncContext<Self>) -> Handled {
+            match (delivery.payload.as_str(), delivery.attempt()) {
+                ("held", _) => {
+                    let released = self.0.lock().unwrap().recv_timeout(Duration::from_secs(20));
+                    released.map_err(|_| Failure::reject("nobody came"))
+                }
+                ("panic", 1) => panic!("the driver has a bug"),
+                ("panic", _) => {
+                    self.1.send(()).expect("somebody waits");
+                    Ok(())
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+    let (release, released) = std::sync::mpsc::channel();
+    let released = Arc::new(Mutex::new(released));
+    let handlers = blocking(2, move || Held(Arc::clone(&released), release.clone()));
+    let builder = redeliver::Service::builder(config("", THRICE)).subscribe("orders", handlers);
+    crate::runtimes::blocking_on(async {
+        let service = builder.signals(false).start().await.expect("it starts");
+        crate::runtimes::publish(&service, ["held", "panic"]).await;
+        crate::runtimes::drained(&service).await;
+        let metrics = service.metrics().await;
+        for line in [
+            "redeliver_handled_total{subscription=\"orders\"} 2\n",
+            "redeliver_retried_total{subscription=\"orders\"} 1\n",
+            "redeliver_restarts_total{subscription=\"orders\"} 1\n",
+        ] {
+            assert!(metrics.contains(line), "{line}: {metrics}");
+        }
+        assert_eq!(service.stop().await.left, 0);
+    });
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Retry policies: bounds in order, lists where they are used, rules that end.
 
+use std::time::Duration;
+
 use super::super::units::duration_text;
 use super::super::{Retry, STANDARD, Then};
 use super::Check;
@@ -25,12 +27,7 @@ fn delays(check: &mut Check<'_>, table: &str, policy: &Retry) {
     if policy.backoff != Backoff::None && policy.backoff != Backoff::List {
         check.not_zero(table, "delay_min", min);
         if max < min {
-            let text = format!(
-                "({}) is below delay_min ({}); swap them or raise the maximum",
-                duration_text(max),
-                duration_text(min)
-            );
-            check.say(table, written(check, table), &["delay_min", "delay_max"], text);
+            out_of_order(check, table, min, max);
         }
     }
     check.not_zero(table, "delay_max", max);
@@ -48,12 +45,17 @@ fn delays(check: &mut Check<'_>, table: &str, policy: &Retry) {
     }
 }
 
-/// The one of the two bounds that was written, so that the complaint stands where it can be changed.
-fn written(check: &Check<'_>, table: &str) -> &'static str {
+/// Complains of the one of the two bounds that was written, so that the complaint stands where it
+/// can be changed.
+fn out_of_order(check: &mut Check<'_>, table: &str, min: Duration, max: Duration) {
+    let (min, max) = (duration_text(min), duration_text(max));
     if check.given(table, "delay_max") || !check.given(table, "delay_min") {
-        "delay_max"
+        let text = format!("({max}) is below delay_min ({min}); swap them or raise the maximum");
+        check.say(table, "delay_max", &["delay_min"], text);
     } else {
-        "delay_min"
+        let text =
+            format!("({min}) is above delay_max ({max}); lower it, or add a longer delay_max");
+        check.say(table, "delay_min", &["delay_max"], text);
     }
 }
 

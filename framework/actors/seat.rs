@@ -1,0 +1,74 @@
+//! A handler's place in its subscription: the queue of its work, and who is told when it is vacant.
+//!
+//! Owns the queue while no actor has it; outlives the actors that sit in it one after another. Runs
+//! nothing.
+
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+
+use crate::pipeline::{Outcome, Scope, Work};
+
+/// Work on its way from a consumer to a handler actor, and the way back.
+pub(crate) struct Dispatch {
+    pub(crate) works: Vec<Work>,
+    pub(crate) reply: mpsc::Sender<Vec<Outcome>>,
+    /// False once the lane that delivered it is gone: the broker delivers it again, to anyone.
+    pub(crate) alive: Arc<AtomicBool>,
+}
+
+/// A handler's place: outlives the actors that sit in it one after another.
+pub(crate) struct Seat {
+    /// Which of the subscription's seats it is.
+    pub(crate) index: usize,
+    pub(crate) scope: Arc<Scope>,
+    /// The queue of work, while no actor has it.
+    inbox: Mutex<Option<mpsc::Receiver<Dispatch>>>,
+    /// Told when an actor has left the seat.
+    exits: mpsc::Sender<Exit>,
+}
+
+/// An actor left its seat.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    pub(crate) seat: usize,
+    pub(crate) why: ExitReason,
+}
+
+/// Why an actor left its seat.
+#[derive(Debug)]
+pub(crate) enum ExitReason {
+    /// Its handler panicked over a message, which was charged with it.
+    Panicked,
+    /// It stopped, or died, by itself; or could not be made at all.
+    Died(String),
+    /// No more work will come.
+    Finished,
+}
+
+impl Seat {
+    pub(crate) fn new(
+        index: usize,
+        scope: Arc<Scope>,
+        inbox: mpsc::Receiver<Dispatch>,
+        exits: mpsc::Sender<Exit>,
+    ) -> Self {
+        Self { index, scope, inbox: Mutex::new(Some(inbox)), exits }
+    }
+
+    /// The queue of work, for the actor that sits down; `None` if another has it.
+    pub(super) fn take(&self) -> Option<mpsc::Receiver<Dispatch>> {
+        self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    /// The queue of work, for the next actor.
+    pub(super) fn give_back(&self, inbox: mpsc::Receiver<Dispatch>) {
+        *self.inbox.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
+    }
+
+    /// Tells the supervisor; one exit at a time, so that the channel always has room.
+    pub(crate) fn report(&self, why: ExitReason) {
+        let _ = self.exits.try_send(Exit { seat: self.index, why });
+    }
+}
