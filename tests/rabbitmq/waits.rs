@@ -222,11 +222,9 @@ async fn short_waits_in_the_process_hold_no_neighbour_back() {
     service.stop().await;
     let runs = seen.runs();
     let first_retry = runs.iter().position(|run| run.attempt == 2).expect("some were tried again");
-    let first = runs.iter().find(|run| run.number == 0).expect("it was seen").at;
     let overtaken = runs.iter().filter(|run| run.number >= 20 && run.at < runs[first_retry].at);
-    // With one permit and 900 ms a wait, waiting with the permit held would take 18 seconds.
+    // With one permit, waiting with the permit held would let nobody pass.
     assert!(overtaken.count() > 0, "the others went on meanwhile");
-    assert!(runs.last().expect("some").at - first < Duration::from_secs(15));
     assert!(gaps(&seen).values().flatten().all(|gap| *gap >= Duration::from_millis(900)));
 }
 

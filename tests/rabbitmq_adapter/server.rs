@@ -9,7 +9,7 @@ use redeliver::broker::{
 };
 use redeliver::config::{self, Subscription, Url};
 use redeliver::testing::broker_conformance::Subject;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
 pub(crate) use crate::common::rabbitmq::{
     Node, PATIENCE, Raw, control, delete_queues, unique, url,
@@ -171,4 +171,13 @@ pub(crate) fn texts(messages: &[Received]) -> Vec<String> {
         .iter()
         .map(|message| String::from_utf8_lossy(message.envelope.body()).into_owned())
         .collect()
+}
+
+/// Asks until the answer is yes.
+pub(crate) async fn until(what: &str, mut ask: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !ask() {
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        sleep(Duration::from_millis(25)).await;
+    }
 }

@@ -20,9 +20,9 @@ start() {
     . "$dir/node.sh"
     # A name server of its own: the machine's is shared with other nodes and would stay behind.
     runs "$dir" epmd || spawn "$dir" epmd epmd -port "$ERL_EPMD_PORT" -address 127.0.0.1
-    wait_ready 10 "$dir" epmd listens "$ERL_EPMD_PORT"
+    wait_ready 60 "$dir" epmd listens "$ERL_EPMD_PORT"
     spawn "$dir" rabbitmq "$(programs)/rabbitmq-server"
-    wait_ready 90 "$dir" rabbitmq booted "$dir/rabbitmq.log"
+    wait_ready 300 "$dir" rabbitmq booted "$dir/rabbitmq.log"
     cat "$dir/env"
 }
 
