@@ -46,6 +46,8 @@ struct Log {
     /// Behind the last record there was when reading began.
     end: i64,
     position: i64,
+    /// What was committed here, after a removal.
+    committed: Option<i64>,
 }
 
 /// Opens a reader that begins at the first dead letter that was not removed.
@@ -109,7 +111,7 @@ fn read_logs(
         let queue = Queue::new(Arc::clone(consumer.context()), records, Arc::new(Alarm::default()));
         start.add_partition_offset(&name.topic, name.number, Offset::Offset(position))?;
         let offsets = Offsets::new(Some(position), mark);
-        logs.push(Log { name, queue: Arc::new(queue), offsets, end, position });
+        logs.push(Log { name, queue: Arc::new(queue), offsets, end, position, committed: None });
     }
     consumer.assign(&start)?;
     Ok(KafkaDeadLetters { cluster: cluster.clone(), consumer, group, logs, read: Vec::new() })
@@ -162,9 +164,10 @@ impl KafkaDeadLetters {
     }
 
     /// Notes what was removed, so that every other reader knows.
-    async fn commit(&self, index: usize) -> Result<(), BrokerError> {
+    async fn commit(&mut self, index: usize) -> Result<(), BrokerError> {
         let log = &self.logs[index];
         let Some(mark) = log.offsets.mark(true) else { return Ok(()) };
+        let base = mark.base;
         if !mark.fits() {
             return Err(BrokerError::new(
                 Fault::Other,
@@ -190,11 +193,25 @@ impl KafkaDeadLetters {
             consumer.commit(&list, CommitMode::Sync)
         });
         match committed.await {
-            Ok(committed) => committed.map_err(|error| fault::fault(&self.attempt(), &error)),
+            Ok(committed) => committed.map_err(|error| fault::fault(&self.attempt(), &error))?,
             Err(error) => {
-                Err(BrokerError::new(Fault::Other, format!("{}: {error}", self.attempt())))
+                return Err(BrokerError::new(Fault::Other, format!("{}: {error}", self.attempt())));
             }
         }
+        self.logs[index].committed = Some(base);
+        Ok(())
+    }
+
+    /// What was removed earlier, and read after our last removal, is done with too: else the lag of the group would
+    /// count it for ever. A reader that removed nothing commits nothing, because another may be removing.
+    async fn commit_the_rest(&mut self) -> Result<(), BrokerError> {
+        for index in 0..self.logs.len() {
+            let log = &self.logs[index];
+            if log.committed.is_some() && log.committed < log.offsets.base() {
+                self.commit(index).await?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -225,6 +242,7 @@ impl DeadLetterReader for KafkaDeadLetters {
     }
 
     async fn close(&mut self) -> Result<(), BrokerError> {
+        let rest = self.commit_the_rest().await;
         let (consumer, logs) = (Arc::clone(&self.consumer), std::mem::take(&mut self.logs));
         // On a thread that may wait: ending a consumer takes a moment.
         let closed = spawn_blocking(move || {
@@ -234,7 +252,7 @@ impl DeadLetterReader for KafkaDeadLetters {
             closed
         });
         match closed.await {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => rest,
             Ok(Err(error)) => Err(fault::fault(&self.attempt(), &error)),
             Err(error) => {
                 Err(BrokerError::new(Fault::Other, format!("{}: {error}", self.attempt())))
