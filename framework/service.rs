@@ -293,7 +293,7 @@ impl Service {
 
     async fn sample(&self) {
         let holdings = self.inner.root.send(InspectAll).await.unwrap_or_default();
-        for (name, Subscription { scope, broker, .. }) in &self.inner.subscriptions {
+        for (name, Subscription { scope, .. }) in &self.inner.subscriptions {
             let metrics = &scope.metrics;
             let holdings = holdings.get(name).map(Vec::as_slice).unwrap_or_default();
             let sum = |count: fn(&crate::actors::Holding) -> usize| {
@@ -304,17 +304,9 @@ impl Service {
             metrics.carrying.set(sum(|holding| holding.carrying));
             let oldest = holdings.iter().filter_map(|holding| holding.oldest).min();
             metrics.oldest.set(oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64()));
-            if let Ok(depth) = broker.depth(&scope.source.load()).await {
-                let gauges = [&metrics.ready, &metrics.waiting, &metrics.dead_letters];
-                for (gauge, count) in
-                    gauges.into_iter().zip([depth.ready, depth.waiting, depth.dead])
-                {
-                    if let Some(count) = count {
-                        gauge.set(count as i64);
-                    }
-                }
-            }
         }
+        // Together, so that a broker which does not answer hides nothing but its own.
+        futures_util::future::join_all(self.inner.subscriptions.values().map(sample_depth)).await;
     }
 
     /// How many messages of this subscription are where.
@@ -370,6 +362,18 @@ impl Service {
     #[cfg(feature = "testing")]
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
+    }
+}
+
+async fn sample_depth(Subscription { scope, broker, .. }: &Subscription) {
+    let metrics = &scope.metrics;
+    let source = scope.source.load_full();
+    let Ok(depth) = broker.depth(&source).await else { return };
+    let gauges = [&metrics.ready, &metrics.waiting, &metrics.dead_letters];
+    for (gauge, count) in gauges.into_iter().zip([depth.ready, depth.waiting, depth.dead]) {
+        if let Some(count) = count {
+            gauge.set(count as i64);
+        }
     }
 }
 

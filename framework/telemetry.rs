@@ -37,6 +37,7 @@ pub(crate) struct Metrics {
     copies_failed: Family<BySubscription, Counter>,
     restarts: Family<BySubscription, Counter>,
     lanes_reopened: Family<BySubscription, Counter>,
+    given_up: Family<BySubscription, Gauge>,
     breaker: Family<BySubscription, Gauge>,
     in_flight: Family<BySubscription, Gauge>,
     parked: Family<BySubscription, Gauge>,
@@ -90,6 +91,8 @@ pub(crate) struct SubscriptionMetrics {
     pub(crate) restarts: Counter,
     /// Lanes opened again.
     pub(crate) lanes_reopened: Counter,
+    /// 1 while the subscription is held because its restarts are spent.
+    pub(crate) given_up: Gauge,
     /// 1 while the breaker holds messages back.
     pub(crate) breaker: Gauge,
     /// Handlers that run.
@@ -171,7 +174,8 @@ impl Metrics {
                 }),*)
             };
         }
-        let (breaker, in_flight, parked, carrying, ready, waiting, dead_letters) = gauges! {
+        let (given_up, breaker, in_flight, parked, carrying, ready, waiting, dead_letters) = gauges! {
+            "given_up" "1 while the subscription is held because its restarts are spent, else 0",
             "breaker_state" "1 while the breaker holds messages back, else 0",
             "in_flight" "Handlers that run",
             "parked" "Messages that wait in the process",
@@ -213,6 +217,7 @@ impl Metrics {
             copies_failed,
             restarts,
             lanes_reopened,
+            given_up,
             breaker,
             in_flight,
             parked,
@@ -244,6 +249,7 @@ impl Metrics {
             copies_failed: self.copies_failed.get_or_create_owned(&by),
             restarts: self.restarts.get_or_create_owned(&by),
             lanes_reopened: self.lanes_reopened.get_or_create_owned(&by),
+            given_up: self.given_up.get_or_create_owned(&by),
             breaker: self.breaker.get_or_create_owned(&by),
             in_flight: self.in_flight.get_or_create_owned(&by),
             parked: self.parked.get_or_create_owned(&by),

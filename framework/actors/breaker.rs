@@ -2,6 +2,8 @@
 //!
 //! Owns the counting of what failed; the arithmetic is `retry::Breaker`'s.
 
+use std::sync::atomic::Ordering;
+
 use tokio::time::Instant;
 
 use crate::pipeline::{Scope, Verdict, Work};
@@ -86,8 +88,14 @@ impl Gate {
         change.is_some()
     }
 
+    /// The probe's lane is gone, and its outcome may never come: another message may probe.
+    pub(super) fn abandon_probe(&mut self) {
+        self.breaker.probe_abandoned();
+    }
+
     fn note(&mut self, change: Change, now: Instant, scope: &Scope) {
         scope.metrics.breaker.set(i64::from(self.is_open()));
+        scope.is_held_back.store(self.is_open(), Ordering::Relaxed);
         match change {
             Change::Opened { pause } => {
                 self.open_until = Some(now + pause);

@@ -40,20 +40,47 @@ impl Desk {
             return self.keep_fate(work, verdict);
         }
         self.record(&work, &verdict);
-        if work.is_probe && verdict.is_failure() {
-            // A probe costs no attempt.
-            if let Some(fault) = verdict.fault() {
-                self.shared.scope.observe(&work, Event::ProbeFailed(fault));
-            }
-            work.is_probe = false;
-            return self.put_back_probe(work);
+        let is_probe = std::mem::take(&mut work.is_probe);
+        if is_probe {
+            self.probing = false;
+        }
+        if verdict.may_be_spared() && (is_probe || self.shared.gate.borrow().is_open()) {
+            return self.spare(work, verdict, is_probe);
         }
         self.carry_out(work, verdict);
     }
 
-    /// Puts a message back whose probe failed: behind the others, since it may be the message that
-    /// is bad and not what all depend on; but to the head where an order is kept.
-    fn put_back_probe(&mut self, work: Work) {
+    /// Takes a failure back that says nothing about its message, because everything fails: its
+    /// attempt does not count, even if it was the last.
+    fn spare(&mut self, mut work: Work, verdict: Verdict, is_probe: bool) {
+        if let Some(fault) = verdict.fault() {
+            let event = if is_probe { Event::ProbeFailed(fault) } else { Event::Spared(fault) };
+            self.shared.scope.observe(&work, event);
+        }
+        let leaves = self.winding_down && !self.is_ordered();
+        match verdict {
+            // It waits as if it had counted; what waits at the broker any process may have then.
+            Verdict::Retry(waiting, _) if leaves || (!is_probe && self.may_leave(waiting)) => {
+                self.shared.scope.metrics.deferred.inc();
+                work.keep_first_seen(&self.shared.scope);
+                self.wait(work, waiting, None);
+            }
+            _ => {
+                // Whoever runs it next asks for its guards anew.
+                work.held = None;
+                self.put_back(work);
+            }
+        }
+    }
+
+    /// Whether a wait of this kind takes a message away from here, and from no order.
+    fn may_leave(&self, waiting: Waiting) -> bool {
+        matches!(waiting, Waiting::Broker(_)) && !self.is_ordered()
+    }
+
+    /// Puts a message back until the breaker lets it through: behind the others, since it may be
+    /// the message that is bad and not what all depend on; but to the head where an order is kept.
+    fn put_back(&mut self, work: Work) {
         match self.is_ordered() {
             true => self.ready.push_front(work),
             false => self.ready.push_back(work),
@@ -97,6 +124,11 @@ impl Desk {
                 scope.observe(&work, Event::Handled);
                 self.settle(work);
             }
+            Verdict::Duplicate => {
+                scope.observe(&work, Event::Duplicate);
+                self.settle(work);
+            }
+            Verdict::Carried => self.settle(work),
             Verdict::Ignore(fault) => {
                 scope.metrics.ignored.inc();
                 scope.observe(&work, Event::Ignored(&fault));
@@ -109,11 +141,11 @@ impl Desk {
             Verdict::StoreDown(why) => self.hold_for_store(work, why),
             Verdict::Retry(waiting, fault) => {
                 scope.metrics.retried.inc();
-                work.count_attempt(Some(waiting.delay()), scope.attempts_max(), scope.clock.now());
+                work.count_attempt(Some(waiting.delay()), &scope);
                 self.wait(work, waiting, Some(*fault));
             }
             Verdict::Defer(waiting) => {
-                work.set_first_seen(scope.clock.now());
+                work.keep_first_seen(&scope);
                 scope.metrics.deferred.inc();
                 self.wait(work, waiting, None);
             }
@@ -132,34 +164,18 @@ impl Desk {
         self.ready.push_front(work);
     }
 
-    /// Keeps what came of a message whose lane is gone; the next of its key may begin, as this one
-    /// comes back in its old place, if it comes back here at all.
-    fn keep_fate(&mut self, mut work: Work, verdict: Verdict) {
-        self.next_turn(&work);
-        // Whoever gets it now must not wait for us.
-        work.held = None;
-        let verdict = match verdict {
-            Verdict::Retry(..) if work.key.is_some() => {
-                let scope = &self.shared.scope;
-                work.count_attempt(None, scope.attempts_max(), scope.clock.now());
-                Verdict::Again
-            }
-            verdict => verdict,
-        };
-        if verdict != Verdict::Again {
-            // Its turn is over; what is left to do needs none.
-            work.key = None;
-        }
-        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
-    }
-
     fn wait(&mut self, work: Work, waiting: Waiting, fault: Option<Fault>) {
         let waiting = self.with_room(waiting);
         let event =
             fault.as_ref().map_or(Event::Defers(waiting), |fault| Event::Retries(waiting, fault));
         self.shared.scope.observe(&work, event);
         match waiting {
-            Waiting::Here(delay) => self.parked.park(work, Instant::now() + delay),
+            Waiting::Here(delay) => {
+                if !delay.is_zero() {
+                    self.shared.scope.metrics.wait_time.observe(delay.as_secs_f64());
+                }
+                self.parked.park(work, Instant::now() + delay);
+            }
             Waiting::Broker(delay) => {
                 let errand = match fault {
                     Some(fault) => Errand::Retry(delay, fault),
@@ -211,7 +227,7 @@ impl Desk {
             return;
         }
         if epitaph.attempted {
-            work.count_attempt(None, scope.attempts_max(), scope.clock.now());
+            work.count_attempt(None, &scope);
         }
         self.errands.push((work, Errand::Bury(epitaph)));
     }
@@ -248,7 +264,7 @@ impl Desk {
     pub(super) fn is_carried(&mut self, work: Work) {
         self.carrying -= 1;
         if self.ledger.is_orphan(work.slot) {
-            self.keep_fate(work, Verdict::Ack);
+            self.keep_fate(work, Verdict::Carried);
         } else {
             self.settle(work);
         }

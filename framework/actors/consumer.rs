@@ -240,7 +240,8 @@ async fn take_in_suspect(lane: &mut dyn Lane, desk: &mut Desk) {
 async fn put_back_suspect(lane: &mut dyn Lane, desk: &mut Desk) -> usize {
     let left = desk.running;
     for (slot, received) in desk.ledger.held() {
-        let work = Work::new(received, desk.index, slot, &desk.shared.scope);
+        let received_at = desk.shared.scope.tick(desk.now);
+        let work = Work::new(received, received_at, desk.index, slot, &desk.shared.scope);
         desk.errands.push((work, Errand::Suspect));
     }
     desk.run_errands();

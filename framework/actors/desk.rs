@@ -7,7 +7,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -21,7 +21,7 @@ use super::shared::{Shared, Suspected};
 use super::supervisor::Holding;
 use crate::broker::{Lane, LaneId, Received, Settlement};
 use crate::config;
-use crate::pipeline::{Epitaph, Fault, Outcome, Reason, Verdict, Work};
+use crate::pipeline::{Epitaph, Fault, Outcome, Reason, Scope, Verdict, Work, kind_of};
 use crate::telemetry;
 
 /// How long the broker may take to say whether a silent lane should be silent.
@@ -56,7 +56,11 @@ pub(super) struct Desk {
     pub(super) winding_down: bool,
     /// It drains the suspects: one at a time, and nothing else beside.
     pub(super) suspects: bool,
+    /// It handed out the breaker's probe, and does not know yet what came of it.
+    pub(super) probing: bool,
     shown_at: Instant,
+    /// What is shown of the oldest message may be out of date.
+    shown_is_old: bool,
     /// What an inspector sees.
     pub(super) holding: Rc<Cell<Holding>>,
 }
@@ -96,7 +100,9 @@ impl Desk {
             last_delivery: Instant::now(),
             now: Instant::now(),
             winding_down: false,
+            probing: false,
             shown_at: Instant::now(),
+            shown_is_old: false,
             holding,
         }
     }
@@ -110,39 +116,6 @@ impl Desk {
         self.ledger.lose(generation, Instant::now());
         self.alive = Arc::new(AtomicBool::new(true));
         self.last_delivery = Instant::now();
-    }
-
-    /// The lane is gone: what waits here comes again from the broker, and is recognised then.
-    pub(super) fn lose(&mut self) {
-        self.alive.store(false, Ordering::Release);
-        self.settlements.clear();
-        let followers = self.shared.keys.borrow_mut().forget(self.index);
-        let now = Instant::now();
-        let ordered = self.is_ordered();
-        let parked = self.parked.drain().map(|(mut work, due)| {
-            // Not earlier for having lost its lane; under an order its place in it is what counts.
-            work.carried.rest = (!ordered).then(|| due.saturating_duration_since(now));
-            work
-        });
-        for work in parked.collect::<Vec<_>>().into_iter().chain(std::mem::take(&mut self.ready)) {
-            self.next_turn(&work);
-            self.keep(work);
-        }
-        for work in followers {
-            self.keep(work);
-        }
-        self.note_starved();
-        // What it held of keys and of permits is for the others now.
-        self.shared.changed.notify_waiters();
-        if self.suspects {
-            self.shared.leave_alone();
-        }
-    }
-
-    /// Keeps a message of a lane that is gone for its redelivery.
-    pub(super) fn keep(&mut self, work: Work) {
-        let verdict = Verdict::Again;
-        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
     }
 
     pub(super) fn is_ordered(&self) -> bool {
@@ -196,6 +169,9 @@ impl Desk {
         if self.now.duration_since(self.shown_at) >= SHOWN_AGE_MAX {
             self.shown_at = self.now;
             shown.oldest = self.ledger.oldest();
+            self.shown_is_old = false;
+        } else {
+            self.shown_is_old = true;
         }
         let oldest = shown.oldest;
         let (running, parked, carrying) = (self.running, self.parked.len(), self.carrying);
@@ -210,11 +186,12 @@ impl Desk {
         let mut received = std::mem::take(&mut self.received);
         shared.scope.metrics.received.inc_by(received.len() as u64);
         telemetry::received(shared.scope.name(), &self.lane, received.len());
+        let received_at = shared.scope.tick(self.now);
         for received in received.drain(..) {
             match self.ledger.adopt(&received) {
                 None => {
-                    let slot = self.ledger.enter(received.clone(), self.last_delivery);
-                    let work = Work::new(received, self.index, slot, &shared.scope);
+                    let slot = self.ledger.enter(received.clone(), self.now);
+                    let work = Work::new(received, received_at, self.index, slot, &shared.scope);
                     self.admit(work);
                 }
                 Some(Adopted::Running) => self.note_adopted(),
@@ -228,24 +205,16 @@ impl Desk {
         self.run_errands();
     }
 
-    /// Goes on with a message whose lane was lost while it was here.
-    fn resume(&mut self, outcome: Outcome) {
-        if outcome.verdict == Verdict::Again {
-            return self.admit(outcome.work);
-        }
-        self.running += 1;
-        self.shared.running.set(self.shared.running.get() + 1);
-        self.conclude(outcome);
-    }
-
     /// Takes in a message: to the handlers, unless it came back from crashes too often.
-    fn admit(&mut self, mut work: Work) {
+    pub(super) fn admit(&mut self, mut work: Work) {
         if let Some(rest) = work.carried.rest {
             work.carried.rest = None;
             return self.wait_on(work, rest);
         }
         let scope = &self.shared.scope;
-        if let Some(due) = work.carried.due {
+        // One that is delivered again was late when it came first, if at all.
+        let due = work.carried.due.filter(|_| !work.received.envelope.is_redelivered());
+        if let Some(due) = due {
             let late = scope.clock.now().duration_since(due).unwrap_or_default();
             scope.metrics.lateness.observe(late.as_secs_f64());
         }
@@ -304,11 +273,12 @@ impl Desk {
     pub(super) fn hand_out(&mut self) {
         self.now = Instant::now();
         let now = self.now;
-        while let Some(work) = self.parked.take_due(now) {
+        while let Some((work, late)) = self.parked.take_due(now) {
+            self.shared.scope.metrics.lateness.observe(late.as_secs_f64());
             self.ready.push_back(work);
         }
         if self.is_ordered() {
-            self.ready.extend(self.shared.keys.borrow_mut().take_turns(self.index));
+            self.take_turns();
         }
         if self.ready.is_empty() || self.store_is_down(now) || !self.may_hand_out() {
             return;
@@ -316,6 +286,7 @@ impl Desk {
         let shared = Rc::clone(&self.shared);
         let permits = self.permits().min(self.ready.len());
         let granted = shared.gate.borrow_mut().grant(permits, now);
+        self.probing |= granted.is_probe;
         let mut unknown = Vec::new();
         for mut work in self.ready.drain(..granted.count) {
             work.is_probe = granted.is_probe;
@@ -328,7 +299,7 @@ impl Desk {
         shared.running.set(shared.running.get() + granted.count);
         self.links.dispatch(&self.outcomes_to, &self.alive);
         for work in unknown {
-            let verdict = unknown_type(self.settings(), &work);
+            let verdict = unknown_type(&work, &shared.scope);
             self.conclude(Outcome { work, verdict });
         }
         self.run_errands();
@@ -367,7 +338,8 @@ impl Desk {
         self.shared.store_down_until.get().is_some_and(|until| until > now)
     }
 
-    /// When something is due by time: a parked message, the breaker, a look at a silent lane.
+    /// When something is due by time: a parked message, the breaker, a look at a silent lane, or at
+    /// the oldest message for those who want to see it.
     pub(super) fn wake_at(&self) -> Instant {
         let stall = self.last_delivery + self.settings().stall_after;
         // Once its pause is over, the breaker waits for a message to probe with, not for time.
@@ -377,7 +349,8 @@ impl Desk {
         let store = self.shared.store_down_until.get();
         let parked = parked.map(|due| due.max(store.unwrap_or(due)));
         let store = store.filter(|until| *until > self.now);
-        [parked, gate, store].into_iter().flatten().fold(stall, Instant::min)
+        let look = self.shown_is_old.then(|| self.shown_at + SHOWN_AGE_MAX);
+        [parked, gate, store, look].into_iter().flatten().fold(stall, Instant::min)
     }
 
     /// Whether the lane is silent though the broker has something for it.
@@ -399,11 +372,11 @@ impl Desk {
     }
 }
 
-fn unknown_type(settings: &config::Subscription, work: &Work) -> Verdict {
-    let kind = work.received.envelope.kind().unwrap_or("(none)");
-    let shown: String = kind.chars().take(100).collect();
+fn unknown_type(work: &Work, scope: &Scope) -> Verdict {
+    let kind = kind_of(work, scope);
+    let shown: String = kind.as_deref().unwrap_or("(none)").chars().take(100).collect();
     let error = format!("no handler is for messages of type `{shown}`; see `on_unknown_type`");
-    match settings.on_unknown_type {
+    match scope.settings.on_unknown_type {
         config::OnUnknownType::DeadLetter => {
             Verdict::Dead(Box::new(Epitaph::new(Reason::UnknownType, error)))
         }

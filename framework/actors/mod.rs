@@ -35,6 +35,7 @@ mod ledger;
 mod life;
 mod links;
 pub mod lock_keeper;
+mod orphans;
 mod outbox;
 mod panics;
 mod parking;

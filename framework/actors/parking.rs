@@ -4,6 +4,7 @@
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -33,10 +34,10 @@ impl Parking {
         self.heap.peek().map(|Reverse(parked)| parked.due)
     }
 
-    /// The next one, if it is due.
-    pub(super) fn take_due(&mut self, now: Instant) -> Option<Work> {
-        self.next_due().filter(|due| *due <= now)?;
-        self.heap.pop().map(|Reverse(parked)| parked.work)
+    /// The next one, if it is due, and how late it is.
+    pub(super) fn take_due(&mut self, now: Instant) -> Option<(Work, Duration)> {
+        let due = self.next_due().filter(|due| *due <= now)?;
+        self.heap.pop().map(|Reverse(parked)| (parked.work, now - due))
     }
 
     /// Everything, with when it is due.

@@ -151,7 +151,7 @@ fn note(scope: &Scope, work: &Work, errand: &Errand) {
 /// The copy that an errand asks for, with everything it has to carry.
 fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
     let now = scope.clock.now();
-    let mut stamps = lasting(work, now);
+    let mut stamps = lasting(work, scope);
     let place = match errand {
         Errand::Retry(delay, fault) => {
             stamps.push((wire::ERROR, wire::sanitise(&fault.error)));
@@ -192,13 +192,13 @@ fn hop(delay: Duration, scope: &Scope, stamps: &mut Stamps) -> Place {
 }
 
 /// What every copy of a message carries on.
-fn lasting(work: &Work, now: std::time::SystemTime) -> Stamps {
+fn lasting(work: &Work, scope: &Scope) -> Stamps {
     let carried = &work.carried;
     let mut stamps = Stamps::new();
     if let Some(id) = work.id() {
         stamps.push((wire::ID, id.to_owned()));
     }
-    stamps.push((wire::FIRST_SEEN, wire::format_time(carried.first_seen.unwrap_or(now))));
+    stamps.push((wire::FIRST_SEEN, wire::format_time(scope.first_seen(work))));
     let origin = carried.origin.as_deref().map(str::to_owned);
     stamps.push((wire::ORIGIN, origin.unwrap_or_else(|| work.received.envelope.origin())));
     if carried.attempts > 0 {

@@ -211,13 +211,18 @@ impl Supervisor {
             ctx.run_later(delay, move |supervisor, _| supervisor.fill(&supervisor.seats[seat]));
             return;
         }
+        self.vacant.push(seat);
+        if self.vacant.len() > 1 {
+            // It was said, and the subscription is held already.
+            return;
+        }
+        self.scope.metrics.given_up.set(1);
         telemetry::restarts_spent(self.scope.name(), &why);
         if self.service.on_restarts_spent == OnRestartsSpent::Exit {
             std::process::exit(EXIT_RESTARTS_SPENT);
         }
         let reason = format!("handler actors keep dying: {why}");
         ctx.notify(Halt { deadline: Instant::now(), state: SubscriptionState::Failed(reason) });
-        self.vacant.push(seat);
     }
 }
 
@@ -377,6 +382,7 @@ impl Handler<Resume> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Resume: Resume, ctx: &mut Context<Self>) {
+        self.scope.metrics.given_up.set(0);
         for seat in std::mem::take(&mut self.vacant) {
             self.fill(&self.seats[seat]);
         }

@@ -1,8 +1,8 @@
 //! The one decision: what becomes of a message after an answer.
 //!
-//! Pure: the time and the chance are handed in.
+//! Pure: the message's age and the chance are handed in.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::{Retries, Work};
 use crate::message::{Failure, Wish};
@@ -31,11 +31,16 @@ pub(crate) enum Answer {
 }
 
 /// What the framework does with a message.
+///
 /// What only failures need is in boxes: verdicts travel with every message.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Verdict {
-    /// It is done with.
+    /// It was handled.
     Ack,
+    /// It was done with before: handled, given up, or gone on in another copy.
+    Duplicate,
+    /// Its copy is with the broker, and its lane was lost before it could be acknowledged.
+    Carried,
     /// A rule says that this failure does not matter: acknowledged and counted.
     Ignore(Box<Fault>),
     /// Another attempt after a wait; this one counts.
@@ -66,7 +71,12 @@ impl Verdict {
         match self {
             Self::Retry(_, fault) | Self::Ignore(fault) => Some(fault),
             Self::Dead(epitaph) => Some(&epitaph.fault),
-            Self::Ack | Self::Defer(_) | Self::StoreDown(_) | Self::Again => None,
+            Self::Ack
+            | Self::Duplicate
+            | Self::Carried
+            | Self::Defer(_)
+            | Self::StoreDown(_)
+            | Self::Again => None,
         }
     }
 
@@ -83,9 +93,29 @@ impl Verdict {
                 let is_spent = matches!(epitaph.reason, Reason::Exhausted | Reason::Expired);
                 epitaph.attempted && is_spent
             }
-            Self::Ack | Self::Ignore(_) | Self::Defer(_) | Self::StoreDown(_) | Self::Again => {
-                false
-            }
+            Self::Ack
+            | Self::Duplicate
+            | Self::Carried
+            | Self::Ignore(_)
+            | Self::Defer(_)
+            | Self::StoreDown(_)
+            | Self::Again => false,
+        }
+    }
+
+    /// Whether it costs an attempt that it need not cost when everything fails. Not so what is too
+    /// old: what costs no attempt has to end at that.
+    pub(crate) fn may_be_spared(&self) -> bool {
+        match self {
+            Self::Retry(..) => true,
+            Self::Dead(epitaph) => epitaph.reason == Reason::Exhausted,
+            Self::Ack
+            | Self::Duplicate
+            | Self::Carried
+            | Self::Ignore(_)
+            | Self::Defer(_)
+            | Self::StoreDown(_)
+            | Self::Again => false,
         }
     }
 
@@ -202,7 +232,7 @@ pub(crate) fn decide(
     work: &Work,
     kind: Option<&str>,
     retries: &Retries,
-    now: SystemTime,
+    age: Duration,
     chance: &mut dyn FnMut() -> f64,
 ) -> Verdict {
     let (wish, fault) = match answer {
@@ -223,7 +253,7 @@ pub(crate) fn decide(
     match retries.rule_for(fault.class.as_deref(), kind) {
         Rule::Ignore => Verdict::Ignore(Box::new(fault)),
         Rule::Reject => dead(Reason::Rejected, fault),
-        Rule::Retry(policy) => again(wish, fault, work, policy, retries, now, chance),
+        Rule::Retry(policy) => again(wish, fault, work, policy, retries, age, chance),
     }
 }
 
@@ -243,7 +273,7 @@ fn again(
     work: &Work,
     policy: &Policy,
     retries: &Retries,
-    now: SystemTime,
+    age: Duration,
     chance: &mut dyn FnMut() -> f64,
 ) -> Verdict {
     let asked = match wish {
@@ -257,7 +287,6 @@ fn again(
     if counted && attempt.get() >= policy.attempts_max.get() {
         return dead(Reason::Exhausted, fault);
     }
-    let age = carried.first_seen.and_then(|seen| now.duration_since(seen).ok()).unwrap_or_default();
     if age >= policy.age_max {
         let age_max = policy.age_max;
         let error = format!("older than age_max ({age_max:?}): {}", fault.error);

@@ -73,7 +73,7 @@ fn answer_of(
             telemetry::duplicate(scope.name(), work.id(), "done");
             let on_duplicate = scope.settings.idempotency.as_ref().map(|it| it.on_duplicate);
             if on_duplicate != Some(OnDuplicate::Call) {
-                return Err(Refusal::Verdict(Verdict::Ack));
+                return Err(Refusal::Verdict(Verdict::Duplicate));
             }
             work.claim = Some(Arc::new(Claim::new(ClaimStatus::Done, None, 0, result)));
             Ok(None)
@@ -81,12 +81,12 @@ fn answer_of(
         Admission::Superseded => {
             metrics.duplicates.inc();
             telemetry::duplicate(scope.name(), work.id(), "superseded");
-            Err(Refusal::Verdict(Verdict::Ack))
+            Err(Refusal::Verdict(Verdict::Duplicate))
         }
         Admission::Dead { reason } => {
             metrics.duplicates.inc();
             telemetry::duplicate(scope.name(), work.id(), &reason);
-            Err(Refusal::Verdict(Verdict::Ack))
+            Err(Refusal::Verdict(Verdict::Duplicate))
         }
         Admission::Running { remaining } => {
             let wait = remaining.min(ask_again_after(work, scope.clock.now()));
@@ -192,8 +192,8 @@ pub(super) async fn conclude(
             verdict
         }
         Verdict::Ack | Verdict::Ignore(_) => complete(held, verdict, work, scope).await,
-        failed if work.is_probe && failed.is_failure() => {
-            // A probe costs no attempt.
+        failed if failed.may_be_spared() && (work.is_probe || scope.holds_back()) => {
+            // A probe costs no attempt, nor does what fails while everything does.
             let _ = held.release().await;
             verdict
         }
@@ -203,7 +203,7 @@ pub(super) async fn conclude(
             let _ = held.failed(*delay, attempts, false).await;
             verdict
         }
-        Verdict::Defer(_) | Verdict::StoreDown(_) => {
+        Verdict::Defer(_) | Verdict::StoreDown(_) | Verdict::Duplicate | Verdict::Carried => {
             let _ = held.release().await;
             verdict
         }
@@ -239,6 +239,11 @@ async fn complete(held: Box<Held>, verdict: Verdict, work: &Work, scope: &Scope)
 }
 
 impl Scope {
+    /// Whether the breaker holds messages back.
+    pub(crate) fn holds_back(&self) -> bool {
+        self.is_held_back.load(atomic::Ordering::Relaxed)
+    }
+
     /// Notes that the store answers, or not; true if that is news.
     pub(crate) fn note_store(&self, is_down: bool) -> bool {
         self.store_is_down.swap(is_down, atomic::Ordering::Relaxed) != is_down

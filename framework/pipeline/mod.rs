@@ -29,7 +29,7 @@ pub(crate) use decide::{Answer, Epitaph, Fault, Verdict, Waiting, decide};
 pub(crate) use observe::{Event, Observer};
 pub(crate) use retries::Retries;
 pub(crate) use screen::{expires_at, screen};
-pub(crate) use work::{Outcome, Scope, Work};
+pub(crate) use work::{Outcome, Scope, Tick, Work};
 
 use crate::config::TypeSource;
 use crate::message::{Delivery, Failure, Handled};
@@ -49,7 +49,7 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
 ) -> Verdict {
     if let Some(epitaph) = work.doom.as_deref().cloned() {
         return match guarding::is_over(work, scope).await {
-            Ok(true) => Verdict::Ack,
+            Ok(true) => Verdict::Duplicate,
             Ok(false) => judge(Answer::Refused(epitaph), work, scope),
             Err(verdict) => verdict,
         };
@@ -263,8 +263,8 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Answer {
 pub(crate) fn judge(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
     let retries = scope.retries.load();
     let kind = kind_of(work, scope);
-    let now = scope.clock.now();
-    let verdict = decide(answer, work, kind.as_deref(), &retries, now, &mut fastrand::f64);
+    let age = scope.age(work);
+    let verdict = decide(answer, work, kind.as_deref(), &retries, age, &mut fastrand::f64);
     if let Some(error) = verdict.error() {
         let attempt = work.attempt(retries.attempts_max()).get();
         telemetry::attempt_failed(scope.name(), work.id(), attempt, error);

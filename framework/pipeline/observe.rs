@@ -32,6 +32,10 @@ pub(crate) enum Event<'a> {
     Interrupted,
     /// A probe of the breaker failed; nothing counts.
     ProbeFailed(&'a Fault),
+    /// It failed while the breaker held messages back; nothing counts.
+    Spared(&'a Fault),
+    /// It was done with before.
+    Duplicate,
     /// It had expired and was dropped.
     Dropped,
     /// The dead letters have it, confirmed.

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
+use tokio::time::Instant;
 
 use super::guards::{Guards, Held};
 use super::{Epitaph, Observer, Retries, Verdict, lookup};
@@ -18,6 +19,19 @@ use crate::retry::Attempt;
 use crate::store::{Locks, Scope as Holding};
 use crate::telemetry::SubscriptionMetrics;
 use crate::wire::{ID_LENGTH_MAX, Luggage};
+
+/// A moment in this process, in milliseconds; wraps after 49 days, longer than anything is in hand.
+///
+/// Four bytes that fit into a gap of each message, where an `Instant` would add sixteen.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Tick(u32);
+
+impl Tick {
+    /// What has passed since.
+    fn elapsed(self, now: Self) -> Duration {
+        Duration::from_millis(now.0.wrapping_sub(self.0).into())
+    }
+}
 
 /// A received message that is not settled yet.
 pub(crate) struct Work {
@@ -39,6 +53,8 @@ pub(crate) struct Work {
     pub(crate) holding: Option<Arc<Holding>>,
     /// Its guards, while it is on the way to a wait or the dead letters.
     pub(crate) held: Option<Box<Held>>,
+    /// When it was received.
+    pub(crate) received_at: Tick,
     /// Handed out to learn whether a dependency is back.
     pub(crate) is_probe: bool,
     /// It is to be given up unseen, unless it was handled before.
@@ -47,7 +63,13 @@ pub(crate) struct Work {
 
 impl Work {
     /// Reads what a message carries, and looks for its id where the subscription says.
-    pub(crate) fn new(received: Received, lane: u32, slot: u32, scope: &Scope) -> Self {
+    pub(crate) fn new(
+        received: Received,
+        received_at: Tick,
+        lane: u32,
+        slot: u32,
+        scope: &Scope,
+    ) -> Self {
         let carried = Luggage::read(received.envelope.as_ref());
         if carried.malformed > 0 {
             scope.metrics.malformed.inc_by(carried.malformed.into());
@@ -64,26 +86,22 @@ impl Work {
             claim: None,
             holding: None,
             held: None,
+            received_at,
             is_probe: false,
             doom: None,
         }
     }
 
     /// An attempt was made and counts; the next one comes after `delay`.
-    pub(crate) fn count_attempt(
-        &mut self,
-        delay: Option<Duration>,
-        attempts_max: u32,
-        now: SystemTime,
-    ) {
-        self.carried.attempts = self.attempt(attempts_max).get();
+    pub(crate) fn count_attempt(&mut self, delay: Option<Duration>, scope: &Scope) {
+        self.carried.attempts = self.attempt(scope.attempts_max()).get();
         self.carried.delay = delay.or(self.carried.delay);
-        self.set_first_seen(now);
+        self.keep_first_seen(scope);
     }
 
-    /// Notes when it was first seen, if that is not known yet.
-    pub(crate) fn set_first_seen(&mut self, now: SystemTime) {
-        self.carried.first_seen.get_or_insert(now);
+    /// Writes down when it was first delivered, so that it outlives this process.
+    pub(crate) fn keep_first_seen(&mut self, scope: &Scope) {
+        self.carried.first_seen = Some(scope.first_seen(self));
     }
 
     pub(crate) fn id(&self) -> Option<&str> {
@@ -175,10 +193,14 @@ pub(crate) struct Scope {
     pub(crate) type_source: config::TypeSource,
     pub(crate) delivery: Arc<DeliveryScope>,
     pub(crate) clock: Clock,
+    /// What ticks are counted from.
+    pub(crate) began: Instant,
     pub(crate) guards: Guards,
     /// The store of the subscription's locks, for its handlers.
     pub(crate) locks: Option<Locks>,
     pub(crate) store_is_down: AtomicBool,
+    /// The breaker holds messages back: what fails meanwhile costs no attempt.
+    pub(crate) is_held_back: AtomicBool,
     pub(crate) metrics: SubscriptionMetrics,
     /// Service, host and process, for dead letters.
     pub(crate) consumer: Arc<str>,
@@ -193,6 +215,26 @@ impl Scope {
 
     pub(crate) fn attempts_max(&self) -> u32 {
         self.retries.load().attempts_max()
+    }
+
+    /// The tick of a moment that was read already.
+    pub(crate) fn tick(&self, at: Instant) -> Tick {
+        // Truncated: ticks wrap.
+        Tick(at.saturating_duration_since(self.began).as_millis() as u32)
+    }
+
+    /// When a message was first delivered: as its copies carry it, else when it was received here.
+    pub(crate) fn first_seen(&self, work: &Work) -> SystemTime {
+        work.carried.first_seen.unwrap_or_else(|| {
+            let now = self.clock.now();
+            now.checked_sub(work.received_at.elapsed(self.tick(Instant::now()))).unwrap_or(now)
+        })
+    }
+
+    /// How long ago a message was first delivered.
+    pub(crate) fn age(&self, work: &Work) -> Duration {
+        // A time in the future is somebody's wrong clock.
+        self.clock.now().duration_since(self.first_seen(work)).unwrap_or_default()
     }
 }
 
@@ -210,6 +252,7 @@ impl Work {
             claim: None,
             holding: None,
             held: None,
+            received_at: Tick::default(),
             is_probe: false,
             doom: None,
         }

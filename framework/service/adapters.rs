@@ -138,9 +138,11 @@ pub(super) fn scope_of(
         settings,
         retries: ArcSwap::from_pointee(retries),
         clock,
+        began: tokio::time::Instant::now(),
         consumer: consumer_name(&config.service.name).into(),
         guards,
         locks,
+        is_held_back: AtomicBool::new(false),
         store_is_down: AtomicBool::new(false),
         observer: None,
     }

@@ -65,6 +65,13 @@ pub enum Fate {
         /// The error's text.
         error: String,
     },
+    /// It failed while the breaker held messages back: no attempt is counted.
+    Spared {
+        /// The error's text.
+        error: String,
+    },
+    /// It was done with before: handled, given up, or gone on in another copy.
+    Duplicate,
     /// It had expired, and was dropped.
     Dropped,
     /// It is a dead letter.
@@ -107,6 +114,8 @@ impl fmt::Display for Record {
             }
             Fate::Interrupted => write!(f, "attempt {attempt} interrupted"),
             Fate::ProbeFailed { error } => write!(f, "attempt {attempt} probe failed: {error}"),
+            Fate::Spared { error } => write!(f, "attempt {attempt} spared: {error}"),
+            Fate::Duplicate => f.write_str("duplicate"),
             Fate::Dropped => f.write_str("dropped: expired"),
             Fate::DeadLettered { reason, error, attempted: true, .. } => {
                 write!(f, "attempt {attempt} dead-lettered: {}: {error}", reason.as_str())
@@ -133,6 +142,8 @@ impl Fate {
             Event::Defers(waiting) => Self::Deferred { after: waiting.delay(), at: place(waiting) },
             Event::Interrupted => Self::Interrupted,
             Event::ProbeFailed(fault) => Self::ProbeFailed { error: error(fault) },
+            Event::Spared(fault) => Self::Spared { error: error(fault) },
+            Event::Duplicate => Self::Duplicate,
             Event::Dropped => Self::Dropped,
             Event::Dead(Epitaph { reason, fault, attempted }) => Self::DeadLettered {
                 reason: *reason,
@@ -187,7 +198,9 @@ impl Observer for Witness {
             | Event::Ignored(_)
             | Event::Defers(_)
             | Event::Interrupted
-            | Event::ProbeFailed(_) => work.attempt(scope.attempts_max()).get(),
+            | Event::ProbeFailed(_)
+            | Event::Spared(_)
+            | Event::Duplicate => work.attempt(scope.attempts_max()).get(),
         };
         self.records().push(Record {
             at: self.start.elapsed(),

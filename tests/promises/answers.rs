@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use redeliver::testing::Fate;
+use redeliver::{Delivery, Failure, Handled};
 
 use crate::bench::{THRICE, check, obey, orders, text};
 
@@ -109,6 +110,57 @@ fn retries_end_at_the_age_too() {
     assert_eq!(test.log().len(), 4, "{:?}", test.log());
     assert!(test.log()[3].contains("expired: older than age_max (10s): not yet"));
     assert_eq!(test.records()[3].at, Duration::from_secs(12));
+}
+
+#[test]
+fn any_error_converts_into_a_retry_and_can_be_given_a_class_for_the_rules() {
+    async fn count(delivery: Delivery<String>) -> Handled {
+        match delivery.id() {
+            Some("plain") => {
+                delivery.payload.parse::<u32>()?;
+            }
+            Some("io") => {
+                std::fs::read("/there/is/no/such/file")?;
+            }
+            _ => {
+                let number = delivery.payload.parse::<u32>();
+                number.map_err(|error| Failure::from(error).class("validation"))?;
+            }
+        }
+        Ok(())
+    }
+    let retry = format!("{THRICE}rules = [{{ class = \"validation\", then = \"reject\" }}]\n");
+    let mut test = orders("", &retry, count);
+    for id in ["plain", "io", "classed"] {
+        test.publish("orders", text(id, "many"));
+    }
+    let log = test.log();
+    assert_eq!(log[0], "plain: attempt 1 retry after 200ms: invalid digit found in string");
+    assert!(log[1].starts_with("io: attempt 1 retry after 200ms: No such file"), "{log:?}");
+    assert_eq!(log[2], "classed: attempt 1 dead-lettered: rejected: invalid digit found in string");
+}
+
+#[test]
+fn age_is_counted_from_the_first_delivery_not_from_the_first_failure() {
+    let late = |_: Delivery<String>| async {
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        Handled::Err(Failure::retry("not yet"))
+    };
+    for (way, line) in [
+        ("dead-letter", "7: attempt 1 dead-lettered: expired: older than age_max (10s): not yet"),
+        ("drop", "7: dropped: expired"),
+    ] {
+        let settings = format!("timeout = \"1m\"\non_expired = \"{way}\"");
+        let mut test = orders(&settings, &format!("{THRICE}age_max = \"10s\"\n"), late);
+        test.advance(Duration::from_secs(100));
+        test.publish("orders", text("7", "ok"));
+        test.finish();
+        assert_eq!(test.log(), [line]);
+        for letter in test.dead_letters("orders") {
+            let (first, end) = (letter.first_seen.expect("kept"), letter.dead_at.expect("kept"));
+            assert_eq!(end.duration_since(first).ok(), Some(Duration::from_secs(11)));
+        }
+    }
 }
 
 #[test]

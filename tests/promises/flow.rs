@@ -169,3 +169,127 @@ fn rejects_never_open_the_breaker() {
     assert_eq!(test.dead_letters("orders").len(), 200);
     assert!(!test.service().health().subscriptions["orders"].breaker_open);
 }
+
+/// Everything takes a second and fails, until the switch is turned.
+fn failing(subscription: &str, retry: &str) -> (TestService, Arc<AtomicBool>) {
+    let up = Arc::new(AtomicBool::new(false));
+    let dependency = Arc::clone(&up);
+    let handler = move |_: Delivery<String>| {
+        let up = Arc::clone(&dependency);
+        async move {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            match up.load(Ordering::SeqCst) {
+                true => Handled::Ok(()),
+                false => Err(Failure::retry("connection refused")),
+            }
+        }
+    };
+    (orders(subscription, retry, handler), up)
+}
+
+const OPENS_AT_FIVE: &str = "breaker = { attempts_min = 5, failure_rate = 0.9, window = \"10s\", \
+                             pause = \"5s\", pause_max = \"20s\" }\n";
+
+fn fates(test: &TestService, fits: fn(&Fate) -> bool) -> usize {
+    test.records().iter().filter(|record| fits(&record.fate)).count()
+}
+
+#[test]
+fn what_is_in_flight_when_the_breaker_opens_loses_no_attempt_not_even_its_last() {
+    // Each of an order runs alone, so there only probes are in flight.
+    let order = "ordering = \"lane\"\norder_on_long_wait = \"dead-letter\"";
+    let claims = "idempotency = { store = \"main\" }";
+    for ordering in ["", order, claims] {
+        let settings = format!("{OPENS_AT_FIVE}in_flight_max = 20\n{ordering}");
+        let retry = "attempts_max = 1\n[stores.main]\nkind = \"memory\"\n";
+        let (mut test, up) = failing(&settings, retry);
+        for id in 0..50 {
+            test.publish("orders", text(&id.to_string(), "ok"));
+        }
+        test.advance(Duration::from_secs(60));
+        assert_eq!(test.dead_letters("orders").len(), 4, "those before it opened: {ordering}");
+        up.store(true, Ordering::SeqCst);
+        test.finish();
+        assert_eq!(handled(&test), 46, "{ordering}");
+        assert!(test.records().iter().all(|record| record.attempt == 1), "{ordering}");
+    }
+}
+
+#[test]
+fn what_is_spared_waits_as_if_it_had_failed_and_counts_as_deferred() {
+    let retry = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"30s\"\nattempts_max = 2\n";
+    let settings = format!("{OPENS_AT_FIVE}in_flight_max = 20");
+    let (mut test, up) = failing(&settings, retry);
+    for id in 0..20 {
+        test.publish("orders", text(&id.to_string(), "ok"));
+    }
+    test.advance(Duration::from_millis(1_001));
+    let spared = |fate: &Fate| matches!(fate, Fate::Spared { .. });
+    assert_eq!(fates(&test, spared), 16, "{:?}", test.log());
+    let held = depth(&mut test);
+    assert_eq!((held.waiting, held.unsettled), (Some(20), Some(0)), "any process may have them");
+    up.store(true, Ordering::SeqCst);
+    test.finish();
+    let attempts: Vec<u32> = test
+        .records()
+        .iter()
+        .filter(|record| record.fate == Fate::Handled)
+        .map(|record| record.attempt)
+        .collect();
+    assert_eq!(attempts.iter().filter(|attempt| **attempt == 2).count(), 4, "{attempts:?}");
+    assert_eq!(attempts.iter().filter(|attempt| **attempt == 1).count(), 16, "{attempts:?}");
+}
+
+#[test]
+fn while_the_breaker_is_open_one_probe_runs_at_a_time_and_the_rest_stays_with_the_broker() {
+    let settings = format!("{OPENS_AT_FIVE}in_flight_max = 8");
+    let (mut test, up) = failing(&settings, THRICE);
+    for id in 0..200 {
+        test.publish("orders", text(&id.to_string(), "ok"));
+    }
+    test.advance(Duration::from_secs(2));
+    for _ in 0..100 {
+        let service = test.service();
+        let running = test.run(async move { service.metrics().await });
+        let line = running.lines().find(|line| line.starts_with("redeliver_in_flight{"));
+        let line = line.expect("it is there");
+        assert!(line.ends_with(" 0") || line.ends_with(" 1"), "{line}");
+        assert!(depth(&mut test).unsettled <= Some(16), "{:?}", depth(&mut test));
+        test.advance(Duration::from_millis(700));
+    }
+    up.store(true, Ordering::SeqCst);
+    test.finish();
+    assert_eq!(handled(&test), 200);
+}
+
+#[test]
+fn probes_of_one_message_end_at_its_age() {
+    // Alone, and bad: no other message would ever close the breaker.
+    let retry = "backoff = \"none\"\nattempts_max = 100\nage_max = \"1h\"\n";
+    let (mut test, _) = failing(&format!("{OPENS_AT_FIVE}in_flight_max = 1"), retry);
+    test.publish("orders", text("7", "ok"));
+    test.finish();
+    let last = test.records().pop().expect("it ended");
+    let over = Duration::from_secs(3600)..Duration::from_secs(3600 + 60);
+    assert!(over.contains(&last.at), "{last}");
+    assert!(last.to_string().contains("expired: older than age_max (3600s)"), "{last}");
+}
+
+#[test]
+fn an_ordered_message_that_waits_comes_back_to_its_place_and_no_earlier() {
+    let settings = "ordering = \"key\"\nkey = \"header:customer\"";
+    let retry = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"10s\"\nattempts_max = 3\n";
+    let mut test = orders(settings, retry, obey);
+    test.publish("orders", text("1", "retry once").header("customer", "acme"));
+    test.publish("orders", text("2", "ok").header("customer", "acme"));
+    test.advance(Duration::from_secs(3));
+    // The lane goes away and comes back, as after a lost connection.
+    pause(&mut test);
+    resume(&mut test);
+    test.finish();
+    assert_eq!(
+        test.log(),
+        ["1: attempt 1 retry after 10s: not yet", "1: attempt 2 handled", "2: attempt 1 handled",]
+    );
+    assert!(test.records()[1].at >= Duration::from_secs(10), "{:?}", test.records());
+}

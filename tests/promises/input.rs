@@ -157,6 +157,21 @@ fn an_unknown_type_is_a_dead_letter_or_ignored() {
 }
 
 #[test]
+fn an_unknown_type_is_named_as_it_was_found_in_a_header_or_in_the_payload() {
+    for (source, message) in [
+        ("header:event", Message::bytes("{}").header("event", "refund").kind("order")),
+        ("/kind", Message::bytes("{\"kind\":\"refund\"}").kind("order")),
+    ] {
+        let handlers = by_type().on("order", anything);
+        let mut test = orders(&format!("type = \"{source}\""), THRICE, handlers);
+        test.publish("orders", message.id("7"));
+        let log = test.log();
+        assert_eq!(log.len(), 1, "{log:?}");
+        assert!(log[0].contains("messages of type `refund`"), "{source}: {log:?}");
+    }
+}
+
+#[test]
 fn every_type_has_its_own_handler() {
     async fn order(delivery: Delivery<u32>) -> Handled {
         assert_eq!(delivery.kind(), Some("order"));

@@ -75,7 +75,15 @@ fn a_changed_file_is_put_in_force_and_a_bad_one_is_refused_while_the_old_policy_
         std::fs::write(&path, file("\"soon\"")).expect("it can be written");
         let error = service.reload().await.expect_err("`soon` is no duration");
         assert!(error.to_string().contains("delay_min"), "{error}");
-        assert!(!service.topology("orders").expect("it is configured").is_empty());
+        // The watcher has seen it too by then.
+        tokio::time::sleep(Duration::from_millis(600)).await;
+        crate::runtimes::publish(&service, ["x"]).await;
+        let waits = async {
+            while service.depth("orders").await.expect("it tells").waiting != Some(1) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), waits).await.expect("the old policy: 1h");
 
         std::fs::write(&path, file("\"150ms\"")).expect("it can be written");
         // By the watcher: what waits only 150 ms is dead soon.

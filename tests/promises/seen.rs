@@ -8,7 +8,7 @@ use redeliver::testing::TestService;
 use crate::bench::{THRICE, obey, orders, text};
 
 /// Every metric, as it stands in the text.
-const METRICS: [&str; 21] = [
+const METRICS: [&str; 25] = [
     "redeliver_received_total",
     "redeliver_handled_total",
     "redeliver_retried_total",
@@ -17,12 +17,16 @@ const METRICS: [&str; 21] = [
     "redeliver_dropped_total",
     "redeliver_adopted_total",
     "redeliver_malformed_headers_total",
+    "redeliver_duplicates_total",
+    "redeliver_possible_duplicates_total",
     "redeliver_copies_failed_total",
     "redeliver_restarts_total",
     "redeliver_lanes_reopened_total",
+    "redeliver_given_up",
     "redeliver_breaker_state",
     "redeliver_in_flight",
     "redeliver_parked",
+    "redeliver_carrying",
     "redeliver_source_ready",
     "redeliver_source_waiting",
     "redeliver_dead_letters",
@@ -92,6 +96,124 @@ fn the_metrics_count_what_happened() {
 }
 
 #[test]
+fn waits_in_the_process_are_waits_too() {
+    let mut test = orders("", THRICE, obey);
+    test.publish("orders", text("7", "retry"));
+    test.publish("orders", text("8", "ok"));
+    test.finish();
+    let text = metrics(&mut test);
+    assert_eq!(value(&text, "redeliver_wait_seconds_count"), 2.0, "{text}");
+    assert_eq!(value(&text, "redeliver_wait_seconds_sum"), 0.4, "{text}");
+    assert_eq!(value(&text, "redeliver_lateness_seconds_count"), 2.0, "{text}");
+}
+
+#[test]
+fn a_duplicate_is_counted_as_one_and_not_as_handled() {
+    let retry = format!("{THRICE}[stores.main]\nkind = \"memory\"\n");
+    let mut test = orders("idempotency = { store = \"main\" }", &retry, obey);
+    for _ in 0..3 {
+        test.publish("orders", text("7", "ok"));
+    }
+    test.finish();
+    assert_eq!(test.log(), ["7: attempt 1 handled", "7: duplicate", "7: duplicate"]);
+    let text = metrics(&mut test);
+    assert_eq!(value(&text, "redeliver_handled_total"), 1.0);
+    assert_eq!(value(&text, "redeliver_duplicates_total"), 2.0);
+}
+
+#[test]
+fn the_gauges_tell_what_is_ready_in_hand_waiting_and_dead_and_how_old_the_oldest_is() {
+    let retry = "jitter = \"none\"\ndelay_min = \"10m\"\n";
+    let mut test = orders("in_flight_max = 2\ntimeout = \"1h\"", retry, obey);
+    test.publish("orders", text("dead", "reject"));
+    test.publish("orders", text("waiting", "retry"));
+    test.publish("orders", text("hangs", "hang"));
+    test.advance(Duration::from_secs(5));
+    test.publish("orders", text("slow", "slow"));
+    for id in 0..3 {
+        test.publish("orders", text(&id.to_string(), "hang"));
+    }
+    let seen = |test: &mut TestService| {
+        let text = metrics(test);
+        [
+            "redeliver_source_ready",
+            "redeliver_in_flight",
+            "redeliver_source_waiting",
+            "redeliver_dead_letters",
+            "redeliver_oldest_delivery_seconds",
+        ]
+        .map(|name| value(&text, name))
+    };
+    assert_eq!(seen(&mut test), [3.0, 2.0, 1.0, 1.0, 5.0]);
+    test.advance(Duration::from_secs(2));
+    assert_eq!(seen(&mut test), [2.0, 2.0, 1.0, 1.0, 7.0]);
+    test.stop();
+}
+
+#[test]
+fn the_age_of_the_oldest_delivery_is_that_of_one_still_in_hand() {
+    let mut test = orders("timeout = \"1h\"", THRICE, obey);
+    test.publish("orders", text("old", "slow"));
+    test.advance(Duration::from_millis(950));
+    test.publish("orders", text("young", "slow"));
+    test.advance(Duration::from_millis(500));
+    let text_of = metrics(&mut test);
+    assert_eq!(value(&text_of, "redeliver_oldest_delivery_seconds"), 0.5, "{text_of}");
+    test.advance(Duration::from_secs(60));
+    assert_eq!(value(&metrics(&mut test), "redeliver_oldest_delivery_seconds"), 0.0);
+}
+
+/// What is logged while `run` runs.
+fn logged<T>(run: impl FnOnce() -> T) -> (T, String) {
+    let log = Log::default();
+    let sink = log.clone();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::TRACE)
+        .with_writer(move || sink.clone())
+        .finish();
+    let done = tracing::subscriber::with_default(subscriber, run);
+    let logged = String::from_utf8(log.0.lock().unwrap().clone()).expect("text");
+    (done, logged)
+}
+
+#[test]
+fn spent_restarts_are_one_error_line_and_a_metric_until_somebody_resumes() {
+    async fn unused(_: redeliver::Delivery<String>) -> redeliver::Handled {
+        Ok(())
+    }
+    struct Dead;
+    impl actix::Actor for Dead {
+        type Context = actix::Context<Self>;
+    }
+    impl actix::Handler<redeliver::Delivery<String>> for Dead {
+        type Result = redeliver::Handled;
+        fn handle(
+            &mut self,
+            _: redeliver::Delivery<String>,
+            _: &mut Self::Context,
+        ) -> redeliver::Handled {
+            Ok(())
+        }
+    }
+    let ((), logged) = logged(|| {
+        let handlers = redeliver::by_type()
+            .on("order", || -> Dead { panic!("no database") })
+            .on("refund", || -> Dead { panic!("no database") })
+            .otherwise(unused);
+        let mut test = orders("handlers = 2", THRICE, handlers);
+        assert_eq!(value(&metrics(&mut test), "redeliver_given_up"), 0.0);
+        test.advance(Duration::from_secs(60));
+        let text = metrics(&mut test);
+        assert_eq!(value(&text, "redeliver_given_up"), 1.0, "{text}");
+        assert!(!test.service().health().ready);
+        test.advance(Duration::from_secs(3600));
+    });
+    let errors: Vec<_> = logged.lines().filter(|line| line.contains("ERROR")).collect();
+    assert_eq!(errors.len(), 1, "{errors:?}");
+    assert!(errors[0].contains("handler actors keep dying"), "{errors:?}");
+}
+
+#[test]
 fn a_running_service_is_ready_and_a_stopped_one_is_not_live() {
     let mut test = orders("", THRICE, obey);
     let health = test.service().health();
@@ -119,13 +241,7 @@ impl std::io::Write for Log {
 
 #[test]
 fn no_log_line_and_no_debug_output_shows_a_secret_or_a_payload() {
-    let log = Log::default();
-    let sink = log.clone();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::TRACE)
-        .with_writer(move || sink.clone())
-        .finish();
-    let shown = tracing::subscriber::with_default(subscriber, || {
+    let (shown, logged) = logged(|| {
         let text_of = "[brokers.main]\nkind = \"rabbitmq\"\nurl = \"amqp://me:hunter2@localhost/%2f\"\n\
                        [subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"\n";
         let config = redeliver::config::Config::from_toml(text_of).expect("it is usable");
@@ -138,7 +254,6 @@ fn no_log_line_and_no_debug_output_shows_a_secret_or_a_payload() {
         test.finish();
         shown
     });
-    let logged = String::from_utf8(log.0.lock().unwrap().clone()).expect("text");
     assert!(logged.contains("dead-lettered"), "something is logged: {logged}");
     for everything in [shown, logged] {
         assert!(!everything.contains("hunter2"), "{everything}");

@@ -5,11 +5,14 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use redeliver::{Delivery, Handled, Service};
+use tokio::signal::unix::{SignalKind, signal};
 
 use crate::bench::{THRICE, config};
 use crate::runtimes::{blocking_on, publish};
 
 const ROLE: &str = "REDELIVER_TEST_HANDLER_TAKES";
+/// Signals are the program's own business.
+const EMBEDDED: &str = "REDELIVER_TEST_EMBEDDED";
 
 /// Not a promise: what the child process runs. Does nothing when nobody asks for it.
 #[test]
@@ -23,8 +26,18 @@ fn child() {
         Handled::Ok(())
     };
     blocking_on(async {
-        let builder = Service::builder(config("in_flight_max = 1", THRICE));
+        let ours = std::env::var_os(EMBEDDED).is_none();
+        let builder = Service::builder(config("in_flight_max = 1", THRICE)).signals(ours);
         let service = builder.subscribe("orders", handler).start().await.expect("it starts");
+        let mut terminate = signal(SignalKind::terminate()).expect("it can be listened to");
+        if !ours {
+            let service = service.clone();
+            tokio::spawn(async move {
+                terminate.recv().await;
+                println!("live {}", service.health().live);
+                service.stop().await;
+            });
+        }
         publish(&service, 0..3).await;
         let stop = service.stopped().await;
         println!("left {}", stop.left);
@@ -34,9 +47,17 @@ fn child() {
 
 /// A child whose handler is at work on its first message.
 fn start(takes: Duration) -> (Child, BufReader<std::process::ChildStdout>) {
+    start_with(takes, &[])
+}
+
+fn start_with(
+    takes: Duration,
+    variables: &[(&str, &str)],
+) -> (Child, BufReader<std::process::ChildStdout>) {
     let mut child = Command::new(std::env::current_exe().expect("this program"))
         .args(["signals::child", "--exact", "--nocapture"])
         .env(ROLE, takes.as_millis().to_string())
+        .envs(variables.iter().copied())
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
         .spawn()
@@ -50,7 +71,7 @@ fn start(takes: Duration) -> (Child, BufReader<std::process::ChildStdout>) {
     (child, lines)
 }
 
-fn signal(child: &Child, name: &str) {
+fn send(child: &Child, name: &str) {
     let kill = Command::new("kill").args([format!("-{name}"), child.id().to_string()]).status();
     assert!(kill.expect("kill runs").success());
 }
@@ -65,7 +86,7 @@ fn end(mut child: Child, lines: BufReader<std::process::ChildStdout>) -> (ExitSt
 fn sigterm_and_ctrl_c_finish_what_runs_begin_nothing_new_and_exit_0() {
     for name in ["TERM", "INT"] {
         let (child, lines) = start(Duration::from_millis(500));
-        signal(&child, name);
+        send(&child, name);
         let (status, said) = end(child, lines);
         assert_eq!(status.code(), Some(0), "{name}: {said:?}");
         let said: Vec<_> = said
@@ -80,11 +101,61 @@ fn sigterm_and_ctrl_c_finish_what_runs_begin_nothing_new_and_exit_0() {
 fn a_second_signal_ends_it_at_once() {
     let (child, lines) = start(Duration::from_secs(20));
     let began = Instant::now();
-    signal(&child, "TERM");
+    send(&child, "TERM");
     // The first one has to be taken before the second is one.
     std::thread::sleep(Duration::from_millis(200));
-    signal(&child, "TERM");
+    send(&child, "TERM");
     let (status, said) = end(child, lines);
     assert_eq!(status.code(), Some(128 + 15), "{said:?}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn signals_that_are_left_to_the_program_do_not_stop_the_service() {
+    let (child, lines) = start_with(Duration::from_millis(300), &[(EMBEDDED, "yes")]);
+    send(&child, "TERM");
+    let (status, said) = end(child, lines);
+    assert_eq!(status.code(), Some(0), "{said:?}");
+    assert!(said.iter().any(|line| line == "live true"), "the program stops it: {said:?}");
+    assert!(said.iter().any(|line| line == "left 0"), "{said:?}");
+}
+
+/// Not a promise: what the child process runs. Does nothing when nobody asks for it.
+#[test]
+fn dying_child() {
+    if std::env::var_os(DIES).is_none() {
+        return;
+    }
+    struct Never;
+    impl actix::Actor for Never {
+        type Context = actix::Context<Self>;
+    }
+    impl actix::Handler<Delivery<u32>> for Never {
+        type Result = Handled;
+        fn handle(&mut self, _: Delivery<u32>, _: &mut Self::Context) -> Handled {
+            Ok(())
+        }
+    }
+    let settings = "[service]\nrestarts_max = 0\non_restarts_spent = \"exit\"\n[brokers.main]\n\
+                    kind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n";
+    let config = redeliver::config::Config::from_toml(settings).expect("it is usable");
+    blocking_on(async {
+        let builder = Service::builder(config);
+        let builder = builder.subscribe("orders", || -> Never { panic!("no database") });
+        let service = builder.start().await.expect("it starts");
+        service.stopped().await;
+    });
+}
+
+const DIES: &str = "REDELIVER_TEST_DIES";
+
+#[test]
+fn when_the_restarts_are_spent_the_process_exits_with_70_if_told_to() {
+    let child = Command::new(std::env::current_exe().expect("this program"))
+        .args(["signals::dying_child", "--exact", "--nocapture"])
+        .env(DIES, "yes")
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
+    assert_eq!(child.expect("it runs").code(), Some(70));
 }

@@ -57,6 +57,12 @@ fn a_handler_that_computes_for_long_does_not_stall_another_subscription() {
         let publisher = service.publisher("main").expect("it is configured");
         let report = redeliver::Message::bytes("1").to_queue("reports");
         publisher.send(report).await.expect("it is confirmed");
+        let computes = async {
+            while service.depth("reports").await.expect("it tells").unsettled != Some(1) {
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(15), computes).await.expect("it computes");
         let began = Instant::now();
         publish(&service, 0..100).await;
         drained(&service).await;

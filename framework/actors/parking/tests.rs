@@ -1,7 +1,6 @@
 //! Parking against a sorted list.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use proptest::prelude::*;
 
@@ -31,8 +30,9 @@ proptest! {
         model.sort();
         for look in looks {
             prop_assert_eq!(parking.next_due(), model.first().map(|(due, _)| at(*due)));
-            while let Some(work) = parking.take_due(at(look)) {
+            while let Some((work, late)) = parking.take_due(at(look)) {
                 let (due, number) = model.remove(0);
+                prop_assert_eq!(at(due) + late, at(look));
                 prop_assert!(due <= look, "{} is not due at {}", due, look);
                 prop_assert_eq!(work.slot, number);
             }

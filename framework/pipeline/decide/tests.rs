@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use proptest::prelude::*;
 
@@ -91,7 +92,8 @@ fn failure(wish: Wish) -> Failure {
 }
 
 fn decided(answer: Answer, work: &Work, table: Retry, chance: f64) -> Verdict {
-    decide(answer, work, None, &retries(table), now(), &mut || chance)
+    let age = work.carried.first_seen.and_then(|seen| now().duration_since(seen).ok());
+    decide(answer, work, None, &retries(table), age.unwrap_or_default(), &mut || chance)
 }
 
 proptest! {
