@@ -16,7 +16,7 @@ use crate::error::Error;
 use crate::health::{HealthCell, SubscriptionState};
 use crate::pipeline::Observer;
 use crate::reload;
-use crate::signals;
+use crate::signals::{self, Heed};
 use crate::store::Locks;
 use crate::telemetry::{self, Metrics};
 
@@ -98,7 +98,7 @@ impl ServiceBuilder {
     }
 
     /// Whether SIGTERM and Ctrl-C stop the service (they do unless this is false). A second one
-    /// ends the process at once.
+    /// ends the process at once, and so does the first after the service has stopped.
     #[must_use]
     pub fn signals(mut self, signals: bool) -> Self {
         self.signals = signals;
@@ -184,6 +184,7 @@ impl ServiceBuilder {
         let (stop, stopping) = watch::channel(false);
         let (end, ended) = watch::channel(None);
         let Self { config, signals, watch, files, clock, .. } = self;
+        let heed = signals.then(Heed::begin).flatten();
         let root = Root::new(plans).start();
         let inner = Arc::new(Inner {
             config,
@@ -204,12 +205,13 @@ impl ServiceBuilder {
             let attended = attend_all(keepers.values().cloned().collect());
             tokio::select! {
                 () = attended => {}
-                () = signals::wait_for_stop(stopping, signals) => {}
+                () = signals::wait_for_stop(stopping, heed.clone()) => {}
             }
             let left = inner.shut_down().await;
             keepers.values().for_each(|seat| seat.stop());
             telemetry::stopped(left);
             end.send_replace(Some(Stop { left }));
+            drop(heed);
         };
         Ok((service, life))
     }

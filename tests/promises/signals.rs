@@ -13,6 +13,8 @@ use crate::runtimes::{blocking_on, publish};
 const ROLE: &str = "REDELIVER_TEST_HANDLER_TAKES";
 /// Signals are the program's own business.
 const EMBEDDED: &str = "REDELIVER_TEST_EMBEDDED";
+/// The program hangs after its service has stopped.
+const HANGS: &str = "REDELIVER_TEST_HANGS";
 
 /// Not a promise: what the child process runs. Does nothing when nobody asks for it.
 #[test]
@@ -41,6 +43,9 @@ fn child() {
         publish(&service, 0..3).await;
         let stop = service.stopped().await;
         println!("left {}", stop.left);
+        if std::env::var_os(HANGS).is_some() {
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
     });
     std::process::exit(0);
 }
@@ -108,6 +113,22 @@ fn a_second_signal_ends_it_at_once() {
     let (status, said) = end(child, lines);
     assert_eq!(status.code(), Some(128 + 15), "{said:?}");
     assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_second_signal_ends_a_program_that_hangs_after_its_service_has_stopped() {
+    let (child, mut lines) = start_with(Duration::from_millis(100), &[(HANGS, "yes")]);
+    let began = Instant::now();
+    send(&child, "TERM");
+    let mut line = String::new();
+    while !line.contains("left 0") {
+        line.clear();
+        assert!(lines.read_line(&mut line).expect("a line") > 0, "the child ended");
+    }
+    send(&child, "INT");
+    let (status, said) = end(child, lines);
+    assert_eq!(status.code(), Some(128 + 2), "{said:?}");
+    assert!(began.elapsed() < Duration::from_secs(50), "{:?}", began.elapsed());
 }
 
 #[test]
