@@ -5,11 +5,11 @@
 
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext};
+use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
@@ -24,6 +24,9 @@ use crate::telemetry;
 
 /// How long a question to the cluster may take.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
+
+/// How long the client may take to say why there was no answer.
+const SAYING_MAX: Duration = Duration::from_millis(100);
 
 /// One cluster.
 #[derive(Clone)]
@@ -83,9 +86,11 @@ impl Cluster {
     ) -> Result<T, BrokerError> {
         let client = self.asker().map_err(|error| fault::fault(attempt, &error))?;
         let answered = spawn_blocking(move || {
-            // Serves what it has to say, above all why it cannot connect.
             let answer = question(&client);
-            let _ = client.poll(Duration::ZERO);
+            // Serves what it has to say, above all why it cannot connect: errors come one by one, among its logs.
+            let patience = if answer.is_err() { SAYING_MAX } else { Duration::ZERO };
+            let end = Instant::now() + patience;
+            while client.poll(end.saturating_duration_since(Instant::now())).is_some() {}
             answer
         });
         match answered.await {
@@ -211,11 +216,18 @@ impl ClientContext for Context {
 impl ConsumerContext for Context {
     fn rebalance(
         &self,
-        _: &BaseConsumer<Self>,
+        client: &BaseConsumer<Self>,
         what: RDKafkaRespErr,
         partitions: &mut TopicPartitionList,
     ) {
-        let Some(consumer) = self.consumer.get().and_then(Weak::upgrade) else { return };
+        let Some(consumer) = self.consumer.get().and_then(Weak::upgrade) else {
+            // It is being dropped, and waits until what it had is given up.
+            let _ = match client.rebalance_protocol() {
+                RebalanceProtocol::Cooperative => client.incremental_unassign(partitions),
+                RebalanceProtocol::Eager | RebalanceProtocol::None => client.unassign(),
+            };
+            return;
+        };
         match what {
             RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS => {
                 self.assignment.assign(&consumer, partitions);

@@ -333,8 +333,14 @@ fn stray(consumer: &Consumer, record: &rdkafka::message::BorrowedMessage<'_>) {
 }
 
 /// Gives everything up: the lanes are drained and committed, then the group is told.
+///
+/// A member with a name of its own (`group.instance.id`) says nothing: its partitions wait for it, until its session
+/// times out.
 fn leave(member: &Member, consumer: &Arc<Consumer>) {
     member.commit(consumer, &consumer.context().assignment.partitions());
+    if member.cluster.clients.consumer(&member.group).get("group.instance.id").is_some() {
+        return;
+    }
     consumer.unsubscribe();
     let deadline = Instant::now() + LEAVE_MAX;
     while !consumer.context().assignment.partitions().is_empty() && Instant::now() < deadline {
