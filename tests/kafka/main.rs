@@ -7,9 +7,15 @@
 mod brokers;
 mod crashes;
 mod lab;
+mod members;
+mod nodes;
+mod order;
 mod process;
 mod rebalances;
+#[cfg(feature = "kafka-tls")]
+mod secured;
 mod service;
+mod tools;
 
 use redeliver::testing::broker_conformance;
 
