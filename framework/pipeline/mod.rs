@@ -171,8 +171,10 @@ fn decode<T: 'static>(
     codecs: &Codecs<T>,
 ) -> Result<Delivery<T>, Epitaph> {
     let envelope = &work.received.envelope;
-    let payload = codecs
-        .decode(envelope.as_ref())
+    // A codec is the user's code and meets hostile input: uncaught, its panic would end the actor at
+    // each try, until the restarts are spent.
+    let payload = caught(|| codecs.decode(envelope.as_ref()))
+        .unwrap_or_else(|panic| Err(format!("the codec panicked: {panic}").into()))
         .map_err(|error| Epitaph::new(Reason::Undecodable, error.to_string()))?;
     Ok(Delivery::new(payload, work.metadata(scope)))
 }

@@ -263,6 +263,25 @@ fn while_the_breaker_is_open_one_probe_runs_at_a_time_and_the_rest_stays_with_th
 }
 
 #[test]
+fn a_pause_gives_up_at_once_what_an_open_breaker_holds_and_no_attempt_with_it() {
+    let settings = format!("{OPENS_AT_FIVE}in_flight_max = 20");
+    let (mut test, up) = failing(&settings, "attempts_max = 1\n");
+    for id in 0..50 {
+        test.publish("orders", text(&id.to_string(), "ok"));
+    }
+    test.advance(Duration::from_secs(3));
+    assert_eq!(depth(&mut test).unsettled, Some(16), "what was in flight is held");
+    pause(&mut test);
+    let given_up = depth(&mut test);
+    assert_eq!((given_up.unsettled, given_up.dead), (Some(0), Some(4)));
+    up.store(true, Ordering::SeqCst);
+    resume(&mut test);
+    test.finish();
+    assert_eq!(handled(&test), 46);
+    assert!(test.records().iter().all(|record| record.attempt == 1), "{:?}", test.log());
+}
+
+#[test]
 fn probes_of_one_message_end_at_its_age() {
     // Alone, and bad: no other message would ever close the breaker.
     let retry = "backoff = \"none\"\nattempts_max = 100\nage_max = \"1h\"\n";

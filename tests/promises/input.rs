@@ -287,6 +287,33 @@ fn the_codec_is_chosen_by_content_type() {
 }
 
 #[test]
+fn a_codec_that_panics_makes_a_dead_letter_and_costs_no_actor() {
+    #[derive(Debug)]
+    struct Picky;
+    impl<'de> serde::Deserialize<'de> for Picky {
+        fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+            let text = <String as serde::Deserialize>::deserialize(from)?;
+            assert!(text == "ok", "no such word");
+            Ok(Self)
+        }
+    }
+    async fn take(_: Delivery<Picky>) -> Handled {
+        Ok(())
+    }
+    let mut test = orders("", THRICE, take);
+    for id in 0..20 {
+        test.publish("orders", text(&format!("bad-{id}"), "surprise"));
+        test.publish("orders", text(&format!("good-{id}"), "ok"));
+    }
+    test.finish();
+    let log = test.log();
+    let bad = "dead-lettered: undecodable: the codec panicked: no such word";
+    assert_eq!(log.iter().filter(|line| line.ends_with(bad)).count(), 20, "{log:?}");
+    assert_eq!(log.iter().filter(|line| line.ends_with("attempt 1 handled")).count(), 20);
+    assert!(test.service().health().ready);
+}
+
+#[test]
 fn a_dead_letter_keeps_payload_and_user_headers_byte_for_byte() {
     let mut test = orders("", THRICE, obey);
     let body = b"\x00\xff not JSON".as_slice();
