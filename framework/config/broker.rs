@@ -8,6 +8,22 @@ use serde::Deserialize;
 use super::{Properties, Secret, Url, units};
 
 /// One connection to a broker.
+///
+/// ```
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "rabbitmq"
+///     url = "amqps://orders@rabbit:5671/%2f"
+///     password = "hunter2"      # or password_file
+///     tls = { ca = "/etc/ssl/ours.pem" }
+/// "#)?;
+/// let url = config.brokers["main"].url.as_ref().expect("it was given");
+/// assert_eq!(url.expose(), "amqps://orders:hunter2@rabbit:5671/%2f");
+/// assert_eq!(url.to_string(), "amqps://rabbit:5671/%2f");
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Broker {
@@ -34,6 +50,18 @@ pub struct Broker {
 }
 
 /// The brokers that can be consumed from.
+///
+/// ```
+/// use redeliver::config::{BrokerKind, Config};
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.events]
+///     kind = "kafka"
+///     url = "kafka-1:9092,kafka-2:9092"
+/// "#)?;
+/// assert_eq!(config.brokers["events"].kind, BrokerKind::Kafka);
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum BrokerKind {
@@ -47,6 +75,19 @@ pub enum BrokerKind {
 }
 
 /// How a connection is encrypted. All files are PEM.
+///
+/// ```
+/// use redeliver::config::Config;
+///
+/// let half = Config::from_toml(r#"
+///     [stores.main]
+///     kind = "redis"
+///     url = "rediss://redis:6379"
+///     tls = { cert = "/etc/ssl/orders.pem" }
+/// "#);
+/// let problems = half.expect_err("a certificate serves nobody without its key");
+/// assert_eq!(problems.list()[0].path(), "stores.main.tls.cert");
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Tls {

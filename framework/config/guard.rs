@@ -9,6 +9,20 @@ use super::{KeySource, units};
 use crate::retry::BreakerPolicy;
 
 /// Messages taken together: a batch is handed on when it has `size` messages or is `wait` old.
+///
+/// ```
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [subscriptions.rows]
+///     broker = "main"
+///     batch = { size = 32, wait = "1s" }
+/// "#)?;
+/// assert_eq!(config.subscriptions["rows"].batch.as_ref().map(|batch| batch.size.get()), Some(32));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Batch {
@@ -30,6 +44,21 @@ impl Default for Batch {
 }
 
 /// When a subscription pauses because too much of it fails. Rejected messages do not count.
+///
+/// ```
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [subscriptions.orders]
+///     broker = "main"
+///     breaker = { failure_rate = 0.5, pause = "1s" }
+/// "#)?;
+/// let breaker = &config.subscriptions["orders"].breaker;
+/// assert_eq!((breaker.failure_rate, breaker.attempts_min.get()), (0.5, 20));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Breaker {
@@ -75,6 +104,24 @@ impl Breaker {
 }
 
 /// How a message id is handled once.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [stores.main]
+///     kind = "memory"
+///     [subscriptions.payments]
+///     broker = "main"
+///     idempotency = { store = "main", keep = "30d" }
+/// "#)?;
+/// let once = config.subscriptions["payments"].idempotency.as_ref().expect("it was given");
+/// assert_eq!(once.keep, Duration::from_secs(30 * 86_400));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Idempotency {
@@ -102,6 +149,23 @@ impl Default for Idempotency {
 }
 
 /// What happens to a message whose id was handled before.
+///
+/// ```
+/// use redeliver::config::{Config, OnDuplicate};
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [stores.main]
+///     kind = "memory"
+///     [subscriptions.payments]
+///     broker = "main"
+///     idempotency = { store = "main", on_duplicate = "call" }
+/// "#)?;
+/// let once = config.subscriptions["payments"].idempotency.as_ref().expect("it was given");
+/// assert_eq!(once.on_duplicate, OnDuplicate::Call);
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnDuplicate {
@@ -113,6 +177,23 @@ pub enum OnDuplicate {
 }
 
 /// How one message of a key is handled at a time, in all processes.
+///
+/// ```
+/// use redeliver::config::{Config, KeySource};
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [stores.main]
+///     kind = "memory"
+///     [subscriptions.payments]
+///     broker = "main"
+///     lock = { store = "main", key = "header:account", fair = true }
+/// "#)?;
+/// let lock = config.subscriptions["payments"].lock.as_ref().expect("it was given");
+/// assert_eq!(lock.key, KeySource::Header("account".to_owned()));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Lock {

@@ -25,6 +25,22 @@ impl Config {
 
     /// Reads several files, each over those before it, and the environment over all.
     ///
+    /// ```
+    /// use redeliver::config::Config;
+    ///
+    /// let folder = std::env::temp_dir().join(format!("redeliver-{}", std::process::id()));
+    /// std::fs::create_dir_all(&folder)?;
+    /// let (base, ours) = (folder.join("base.toml"), folder.join("ours.toml"));
+    /// std::fs::write(&base, "service = { name = \"billing\", restarts_max = 3 }")?;
+    /// std::fs::write(&ours, "service = { restarts_max = 9 }")?;
+    ///
+    /// assert_eq!(Config::load(&base)?.service.restarts_max, 3);
+    /// let both = Config::load_all(&[&base, &ours])?;
+    /// assert_eq!((both.service.name.as_str(), both.service.restarts_max), ("billing", 9));
+    /// # std::fs::remove_dir_all(folder)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// Every problem at once, with its place and what to do.
     pub fn load_all(paths: &[impl AsRef<Path>]) -> Result<Self, Problems> {
@@ -75,6 +91,15 @@ impl Config {
     }
 
     /// Checks a configuration that was made in code for contradictions. Loading does the same, and more.
+    ///
+    /// ```
+    /// use redeliver::config::{Broker, BrokerKind, Config};
+    ///
+    /// let mut config = Config::default();
+    /// config.brokers.insert("main".to_owned(), Broker { kind: BrokerKind::Rabbitmq, ..Broker::default() });
+    /// let problems = config.check().expect_err("nobody knows where it is");
+    /// assert_eq!(problems.list()[0].path(), "brokers.main.url");
+    /// ```
     ///
     /// # Errors
     /// Every problem at once; without places, since nothing was written.

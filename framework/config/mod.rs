@@ -10,6 +10,7 @@
 //! ```
 
 mod broker;
+mod choices;
 mod guard;
 mod retry;
 mod service;
@@ -36,6 +37,10 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 pub use broker::{Broker, BrokerKind, Tls};
+pub use choices::{
+    DeliveryGuarantee, IdMissing, OnExpired, OnLongWait, OnStoreDown, OnUnknownType, OrderScope,
+    Ordering, QueueType, Topology,
+};
 pub use guard::{Batch, Breaker, Idempotency, Lock, OnDuplicate};
 pub use problem::{Origin, Problem, Problems};
 pub use retry::{Retry, Rule, Then};
@@ -43,10 +48,7 @@ pub use secret::{Properties, Secret, Url};
 pub use service::{OnRestartsSpent, Service};
 pub use source::{IdSource, KeySource, Pointer, TypeSource};
 pub use store::{Store, StoreKind};
-pub use subscription::{
-    Binding, DeliveryGuarantee, IdMissing, OnExpired, OnLongWait, OnStoreDown, OnUnknownType,
-    OrderScope, Ordering, QueueType, Subscription, Topology,
-};
+pub use subscription::{Binding, Subscription};
 pub use template::Template;
 
 /// The whole configuration. `Config::default()` has no broker and no subscription.

@@ -39,6 +39,16 @@ impl Problems {
 }
 
 /// One thing that is wrong.
+///
+/// ```
+/// use redeliver::config::Config;
+///
+/// let problems = Config::from_toml("[service]\nshutdown_grace = 5").unwrap_err();
+/// let problem = &problems.list()[0];
+/// assert_eq!(problem.path(), "service.shutdown_grace");
+/// assert!(problem.text().starts_with("is 5, which has no unit"));
+/// assert!(problem.to_string().starts_with("line 2, column 18: service.shutdown_grace is 5"), "{problem}");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     pub(super) origin: Option<Origin>,
@@ -80,6 +90,15 @@ impl Problem {
 }
 
 /// Where a value was written.
+///
+/// ```
+/// use redeliver::config::{Config, Origin};
+///
+/// let no_files: [&str; 0] = [];
+/// let problems = Config::load_all_with(&no_files, [("REDELIVER__BROKERS__MAIN__KIND", "rabitmq")]).unwrap_err();
+/// let variable = Origin::Variable("REDELIVER__BROKERS__MAIN__KIND".to_owned());
+/// assert_eq!(problems.list()[0].origin(), Some(&variable));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
     /// In a file, or in a text that was handed in.

@@ -9,6 +9,24 @@ use super::units;
 use crate::retry::{Backoff, Jitter, Policy};
 
 /// One retry policy.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::config::Config;
+/// use redeliver::retry::Attempt;
+///
+/// let config = Config::from_toml(r#"
+///     [retry.patient]
+///     backoff = "list"
+///     jitter = "none"
+///     delays = ["1s", "1m", "5m"]
+///     attempts_max = 4
+/// "#)?;
+/// let policy = config.retry["patient"].policy();
+/// let third = Attempt::FIRST.next().next();
+/// assert_eq!(policy.delay_before(third, None, 0.5), Duration::from_secs(60));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Retry {
@@ -62,6 +80,23 @@ impl Default for Retry {
 }
 
 /// An exception from a policy: for failures of one class, or for messages of one type.
+///
+/// ```
+/// use redeliver::config::{Config, Then};
+///
+/// let config = Config::from_toml(r#"
+///     [[retry.standard.rules]]
+///     class = "validation"          # what Failure::class said
+///     then = "reject"
+///     [[retry.standard.rules]]
+///     type = "heartbeat"
+///     then = "ignore"
+/// "#)?;
+/// let rules = &config.retry["standard"].rules;
+/// assert_eq!((rules[0].class.as_deref(), rules[0].then), (Some("validation"), Then::Reject));
+/// assert_eq!((rules[1].kind.as_deref(), rules[1].then), (Some("heartbeat"), Then::Ignore));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Rule {
@@ -77,6 +112,21 @@ pub struct Rule {
 }
 
 /// What a rule decides.
+///
+/// ```
+/// use redeliver::config::{Config, Then};
+///
+/// let config = Config::from_toml(r#"
+///     [retry.slow]
+///     delay_min = "1m"
+///     [[retry.standard.rules]]
+///     class = "rate-limited"
+///     retry = "slow"
+/// "#)?;
+/// let rule = &config.retry["standard"].rules[0];
+/// assert_eq!((rule.then, rule.retry.as_deref()), (Then::Retry, Some("slow")));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Then {

@@ -53,6 +53,7 @@ impl fmt::Debug for Secret {
 ///
 /// let url = Url::new("amqp://app:hunter2@rabbit:5672/%2f?auth=x");
 /// assert_eq!(url.to_string(), "amqp://rabbit:5672/%2f?***");
+/// assert_eq!(url.expose(), "amqp://app:hunter2@rabbit:5672/%2f?auth=x");
 /// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Url(String);
@@ -112,6 +113,18 @@ impl fmt::Debug for Url {
 ///
 /// A nested table is the dotted name: `security.protocol = "ssl"` and `"security.protocol" = "ssl"` are one.
 /// Numbers and booleans are taken as the text they are written as.
+///
+/// ```
+/// use redeliver::config::Properties;
+///
+/// let mut properties = Properties::default();
+/// properties.set("sasl.password", "hunter2");
+/// properties.set("client.rack", "eu-1");
+/// assert_eq!(properties.expose("sasl.password"), Some("hunter2"));
+/// assert_eq!(properties.names().collect::<Vec<_>>(), ["client.rack", "sasl.password"]);
+/// assert_eq!(properties.expose_all().count(), 2);
+/// assert_eq!(format!("{properties:?}"), r#"{"client.rack": "eu-1", "sasl.password": "***"}"#);
+/// ```
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Properties(BTreeMap<String, Secret>);
 

@@ -7,6 +7,21 @@ use serde::Deserialize;
 use super::units;
 
 /// The process: its name, how long it may take to start and stop, and its budget of restarts.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [service]
+///     name = "billing"
+///     shutdown_grace = "10s"
+/// "#)?;
+/// assert_eq!(config.service.name, "billing");
+/// assert_eq!(config.service.shutdown_grace, Duration::from_secs(10));
+/// assert_eq!(Config::default().service.shutdown_grace, Duration::from_secs(25));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Service {
@@ -29,6 +44,14 @@ pub struct Service {
 }
 
 /// What happens when an actor dies more often than `restarts_max` allows.
+///
+/// ```
+/// use redeliver::config::{Config, OnRestartsSpent};
+///
+/// let config = Config::from_toml("service = { restarts_max = 3, on_restarts_spent = \"exit\" }")?;
+/// assert_eq!(config.service.on_restarts_spent, OnRestartsSpent::Exit);
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnRestartsSpent {

@@ -10,6 +10,15 @@ use serde::{Deserialize, Deserializer};
 /// A JSON pointer (RFC 6901), checked: begins with `/`, and `~` is followed by `0` or `1`.
 ///
 /// The empty pointer, the whole document, is refused: as a key or an id it is never what is meant.
+///
+/// ```
+/// use redeliver::config::KeySource;
+///
+/// let Ok(KeySource::Pointer(pointer)) = "/customer/id".parse() else { panic!("it is a pointer") };
+/// let payload = serde_json::json!({ "customer": { "id": 42 } });
+/// assert_eq!(payload.pointer(pointer.as_str()), Some(&42.into()));
+/// assert!("/a~b".parse::<KeySource>().is_err());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Pointer(String);
 
@@ -39,6 +48,20 @@ pub enum KeySource {
 }
 
 /// Where the id of a message is.
+///
+/// ```
+/// use redeliver::config::{Config, IdSource};
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [subscriptions.orders]
+///     broker = "main"
+///     id = "header:X-Request-Id"
+/// "#)?;
+/// assert_eq!(config.subscriptions["orders"].id, IdSource::Header("X-Request-Id".to_owned()));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum IdSource {
     /// `message-id`: the broker's own property.
@@ -53,6 +76,23 @@ pub enum IdSource {
 }
 
 /// Where the type of a message is.
+///
+/// ```
+/// use redeliver::config::{Config, TypeSource};
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [subscriptions.orders]
+///     broker = "main"
+///     type = "/event"
+/// "#)?;
+/// let Some(TypeSource::Pointer(pointer)) = &config.subscriptions["orders"].message_type else {
+///     panic!("it was given");
+/// };
+/// assert_eq!(pointer.as_str(), "/event");
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub enum TypeSource {
     /// `property`: the broker's own property.

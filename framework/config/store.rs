@@ -8,6 +8,22 @@ use serde::Deserialize;
 use super::{Secret, Tls, Url, units};
 
 /// One store of shared state.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::config::{Config, StoreKind};
+///
+/// let config = Config::from_toml(r#"
+///     [stores.main]
+///     kind = "redis"
+///     url = "redis-sentinel://redis-1:26379,redis-2:26379/main"
+///     deadline = "500ms"
+///     strict = true
+/// "#)?;
+/// let store = &config.stores["main"];
+/// assert_eq!((store.kind, store.deadline), (StoreKind::Redis, Duration::from_millis(500)));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Store {
@@ -34,6 +50,14 @@ pub struct Store {
 }
 
 /// The stores that can keep locks and claims.
+///
+/// ```
+/// use redeliver::config::{Config, StoreKind};
+///
+/// let config = Config::from_toml("stores.main = { kind = \"memory\" }")?;
+/// assert_eq!(config.stores["main"].kind, StoreKind::Memory);
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum StoreKind {

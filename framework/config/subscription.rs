@@ -6,7 +6,9 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{
-    Batch, Breaker, BrokerKind, IdSource, Idempotency, KeySource, Lock, Template, TypeSource, units,
+    Batch, Breaker, BrokerKind, DeliveryGuarantee, IdMissing, IdSource, Idempotency, KeySource,
+    Lock, OnExpired, OnLongWait, OnStoreDown, OnUnknownType, OrderScope, Ordering, QueueType,
+    Template, Topology, TypeSource, units,
 };
 
 const MIB: u64 = 1 << 20;
@@ -16,6 +18,25 @@ const fn count(number: usize) -> NonZeroUsize {
 }
 
 /// One subscription.
+///
+/// ```
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "rabbitmq"
+///     url = "amqp://rabbit:5672/%2f"
+///     [subscriptions.orders]
+///     broker = "main"
+///     queue = "orders"
+///     in_flight_max = 16
+///     timeout = "5s"
+/// "#)?;
+/// let orders = &config.subscriptions["orders"];
+/// assert_eq!((orders.queue.as_deref(), orders.in_flight_max.get()), (Some("orders"), 16));
+/// assert_eq!((orders.handlers.get(), orders.parked_max.get()), (1, 128), "the defaults");
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Subscription {
@@ -221,6 +242,20 @@ impl Subscription {
 }
 
 /// A binding of the queue to an exchange (RabbitMQ).
+///
+/// ```
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [subscriptions.orders]
+///     broker = "main"
+///     bindings = [{ exchange = "shop", routing_key = "order.*" }]
+/// "#)?;
+/// assert_eq!(config.subscriptions["orders"].bindings[0].routing_key, "order.*");
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Binding {
@@ -228,91 +263,4 @@ pub struct Binding {
     pub exchange: String,
     /// The routing key or pattern; empty.
     pub routing_key: String,
-}
-
-/// Makes an enum whose variants are written in lower case with hyphens, the first one being the default.
-macro_rules! choices {
-    ($($(#[$doc:meta])* $name:ident { $(#[$first_doc:meta])* $first:ident, $($(#[$more_doc:meta])* $more:ident,)* })*) => {$(
-        $(#[$doc])*
-        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
-        #[serde(rename_all = "kebab-case")]
-        pub enum $name { $(#[$first_doc])* #[default] $first, $($(#[$more_doc])* $more,)* }
-    )*};
-}
-
-choices! {
-    /// The kind of queue that is declared (RabbitMQ).
-    QueueType {
-        /// Replicated, survives the loss of a minority of nodes.
-        Quorum,
-        /// On one node.
-        Classic,
-    }
-    /// What a crash may repeat (Kafka).
-    DeliveryGuarantee {
-        /// Effects may be repeated, never left out.
-        AtLeastOnce,
-        /// Output and offsets are one Kafka transaction.
-        Transactional,
-    }
-    /// Whether queues and topics are created, checked, or left alone.
-    Topology {
-        /// Created where they are missing.
-        Declare,
-        /// Checked at start; a missing one is an error.
-        Verify,
-        /// Neither; for users who may do nothing but consume and publish.
-        None,
-    }
-    /// What keeps its order.
-    Ordering {
-        /// Nothing.
-        None,
-        /// Messages of one key.
-        Key,
-        /// Messages of one lane.
-        Lane,
-    }
-    /// What happens under order to a message whose wait is longer than `order_wait_max`.
-    OnLongWait {
-        /// It waits at the broker, and those behind it go first.
-        Reorder,
-        /// It becomes a dead letter.
-        DeadLetter,
-    }
-    /// Among whom order is kept (RabbitMQ).
-    OrderScope {
-        /// Among all processes: one consumer at a time is served.
-        Queue,
-        /// Within each process.
-        Process,
-    }
-    /// What happens to a message whose type no handler takes.
-    OnUnknownType {
-        /// It becomes a dead letter.
-        DeadLetter,
-        /// It is acknowledged and counted.
-        Ignore,
-    }
-    /// What happens to a message that is older than it may be.
-    OnExpired {
-        /// It becomes a dead letter.
-        DeadLetter,
-        /// It is acknowledged and counted.
-        Drop,
-    }
-    /// What happens to a message without an id.
-    IdMissing {
-        /// It is handled; nothing can recognise its copies.
-        Run,
-        /// It becomes a dead letter.
-        Reject,
-    }
-    /// What happens while the store of locks and claims cannot be reached.
-    OnStoreDown {
-        /// The subscription pauses; its messages stay with the broker.
-        Pause,
-        /// Messages are handled without lock and claim.
-        Run,
-    }
 }

@@ -8,6 +8,7 @@ use serde::Deserialize;
 /// use redeliver::config::Template;
 ///
 /// let wait = Template::new("{queue}.wait.{ms}");
+/// assert_eq!(wait.as_str(), "{queue}.wait.{ms}");
 /// assert_eq!(wait.fill(&[("queue", "orders"), ("ms", "500")]), "orders.wait.500");
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Deserialize)]
