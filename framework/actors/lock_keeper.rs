@@ -22,6 +22,20 @@ const PROBE_EVERY: Duration = Duration::from_secs(1);
 /// The actor that watches one store and answers for its locks.
 ///
 /// [`Service::lock_keeper`](crate::Service::lock_keeper) gives its address.
+///
+/// ```
+/// use redeliver::lock_keeper::{ForceRelease, InspectLock};
+/// use redeliver::{Service, config::Config};
+///
+/// # actix::System::new().block_on(async {
+/// let service = Service::builder(Config::from_toml("stores.main = { kind = \"memory\" }")?).start().await?;
+/// let keeper = service.lock_keeper("main")?;
+/// assert_eq!(keeper.send(InspectLock("customer:42".into())).await??, None);
+/// assert!(!keeper.send(ForceRelease("customer:42".into())).await??, "nobody held it");
+/// # service.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[allow(missing_debug_implementations, reason = "it is seen by its address alone")]
 pub struct LockKeeper {
     name: Arc<str>,
@@ -64,6 +78,24 @@ fn probe_later(ctx: &mut Context<LockKeeper>) {
 }
 
 /// Asks for a lock.
+///
+/// ```
+/// # use redeliver::{Service, config::Config};
+/// use std::time::Duration;
+/// use redeliver::{lock_keeper::AcquireLock, store::LockPolicy};
+///
+/// # actix::System::new().block_on(async {
+/// # let service = Service::builder(Config::from_toml("stores.main = { kind = \"memory\" }")?).start().await?;
+/// # let keeper = service.lock_keeper("main")?;
+/// let policy = LockPolicy { wait: Duration::ZERO, ..LockPolicy::default() };
+/// let guard = keeper.send(AcquireLock { key: "report".into(), policy }).await??;
+/// let second = keeper.send(AcquireLock { key: "report".into(), policy }).await?;
+/// assert!(second.is_err(), "somebody holds it");
+/// guard.release().await?;
+/// # service.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Guard, LockError>")]
 pub struct AcquireLock {
@@ -74,11 +106,40 @@ pub struct AcquireLock {
 }
 
 /// Asks who holds the lock of this key, since when, and how many wait.
+///
+/// ```
+/// # use redeliver::{Service, config::Config};
+/// use redeliver::lock_keeper::InspectLock;
+///
+/// # actix::System::new().block_on(async {
+/// # let service = Service::builder(Config::from_toml("stores.main = { kind = \"memory\" }")?).start().await?;
+/// # let keeper = service.lock_keeper("main")?;
+/// let _guard = service.locks("main")?.acquire("report").await?;
+/// let state = keeper.send(InspectLock("report".into())).await??.expect("it is held");
+/// assert_eq!(state.waiting, 0);
+/// # service.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug, Message)]
 #[rtype(result = "Result<Option<LockState>, StoreError>")]
 pub struct InspectLock(pub String);
 
 /// Takes the lock of this key from whoever holds it; false if nobody did.
+///
+/// ```
+/// # use redeliver::{Service, config::Config};
+/// use redeliver::lock_keeper::ForceRelease;
+///
+/// # actix::System::new().block_on(async {
+/// # let service = Service::builder(Config::from_toml("stores.main = { kind = \"memory\" }")?).start().await?;
+/// # let keeper = service.lock_keeper("main")?;
+/// let _guard = service.locks("main")?.acquire("report").await?;
+/// assert!(keeper.send(ForceRelease("report".into())).await??);
+/// # service.stop().await;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # }).unwrap();
+/// ```
 #[derive(Debug, Message)]
 #[rtype(result = "Result<bool, StoreError>")]
 pub struct ForceRelease(pub String);

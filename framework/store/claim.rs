@@ -15,6 +15,31 @@ pub const RESULT_BYTES_MAX: usize = 64 * 1024;
 
 /// Remembers which message ids run, wait, are done or dead. The contract stands at the head of
 /// [`store`](super).
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::store::{ClaimAnswer, ClaimAsk, ClaimKey, Ending, Fence, Fingerprint, IdempotencyStore, Owner, Renewed};
+/// use redeliver::store::memory::MemoryStore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::StoreError> {
+/// let (store, owner) = (MemoryStore::new(), Owner::new());
+/// let (lease, keep) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// let fingerprint = Fingerprint::of(b"{}");
+/// let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint, generation: 0 };
+/// let ask = ClaimAsk { key: &key, owner: &owner, lease, keep, attempts: 0, holder: "billing@host", force: false, seen: Fence(0) };
+///
+/// assert!(matches!(store.claim(&ask).await?, ClaimAnswer::Granted(_)));
+/// assert_eq!(store.renew_claim(&key, &owner, lease).await?, Renewed::Kept);
+/// assert!(store.end(&key, &owner, &Ending::Complete(Some(b"receipt 9")), keep).await?);
+///
+/// let duplicate = store.claim(&ClaimAsk { owner: &Owner::new(), ..ask }).await?;
+/// assert_eq!(duplicate, ClaimAnswer::Done(Some("receipt 9".into())));
+/// assert_eq!(store.peek(&key).await?.map(|known| known.state), Some("done"));
+/// assert!(store.reset(&key).await?, "an operator wants it handled again");
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait IdempotencyStore: Send + Sync {
     /// Asks to run an id.
@@ -60,6 +85,15 @@ pub trait IdempotencyStore: Send + Sync {
 }
 
 /// A message id within its subscription, with what a late end needs to write the record anew.
+///
+/// ```
+/// use redeliver::store::{ClaimKey, Fingerprint};
+///
+/// let fingerprint = Fingerprint::of(br#"{"cents": 100}"#);
+/// let key = ClaimKey { scope: "payments".into(), id: "7".into(), fingerprint, generation: 0 };
+/// assert_ne!(key, ClaimKey { scope: "refunds".into(), ..key.clone() });
+/// assert_eq!(format!("{key:?}"), "ClaimKey(payments/7 generation 0)");
+/// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClaimKey {
     /// The subscription: the same id means another message in another one.
@@ -79,6 +113,28 @@ impl fmt::Debug for ClaimKey {
 }
 
 /// What is asked for.
+///
+/// ```
+/// # use redeliver::store::{ClaimKey, Fence, Fingerprint, IdempotencyStore, Owner, memory::MemoryStore};
+/// # use std::time::Duration;
+/// use redeliver::store::{ClaimAnswer, ClaimAsk, Ending};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::StoreError> {
+/// # let (store, owner) = (MemoryStore::new(), Owner::new());
+/// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
+/// # let ask = ClaimAsk {
+/// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
+/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// # };
+/// assert!(matches!(store.claim(&ask).await?, ClaimAnswer::Granted(_)));
+/// store.end(&key, &owner, &Ending::Complete(None), ask.keep).await?;
+/// assert_eq!(store.claim(&ask).await?, ClaimAnswer::Done(None));
+/// let forced = ClaimAsk { force: true, ..ask };
+/// assert!(matches!(store.claim(&forced).await?, ClaimAnswer::Granted(_)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug)]
 pub struct ClaimAsk<'a> {
     /// Which id, payload and generation.
@@ -100,6 +156,28 @@ pub struct ClaimAsk<'a> {
 }
 
 /// What a store says to [`IdempotencyStore::claim`].
+///
+/// ```
+/// # use redeliver::store::{Fence, IdempotencyStore, memory::MemoryStore};
+/// # use std::time::Duration;
+/// use redeliver::store::{ClaimAnswer, ClaimAsk, ClaimKey, Fingerprint, Owner};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::StoreError> {
+/// # let (store, owner) = (MemoryStore::new(), Owner::new());
+/// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
+/// # let ask = ClaimAsk {
+/// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
+/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// # };
+/// store.claim(&ask).await?;
+/// let other = ClaimAsk { owner: &Owner::new(), ..ask };
+/// assert!(matches!(store.claim(&other).await?, ClaimAnswer::Running { .. }));
+/// let changed = ClaimKey { fingerprint: Fingerprint::of(b"[]"), ..key.clone() };
+/// assert_eq!(store.claim(&ClaimAsk { key: &changed, ..other }).await?, ClaimAnswer::Mismatch);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ClaimAnswer {
     /// Run it.
@@ -125,6 +203,27 @@ pub enum ClaimAnswer {
 }
 
 /// A claim that was granted.
+///
+/// ```
+/// # use redeliver::store::{ClaimKey, Fence, Fingerprint, IdempotencyStore, Owner, memory::MemoryStore};
+/// # use std::time::Duration;
+/// use redeliver::store::{ClaimAnswer, ClaimAsk};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::StoreError> {
+/// # let (store, owner) = (MemoryStore::new(), Owner::new());
+/// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
+/// # let ask = ClaimAsk {
+/// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
+/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// # };
+/// let second_copy = ClaimAsk { attempts: 1, ..ask };
+/// let ClaimAnswer::Granted(claim) = store.claim(&second_copy).await? else { panic!("nobody has it") };
+/// assert_eq!((claim.attempts, claim.takeovers), (1, 0));
+/// assert!(claim.fence > ask.seen);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Claim {
     /// Whether anybody may have run it halfway.
@@ -138,6 +237,28 @@ pub struct Claim {
 }
 
 /// How a claim was had.
+///
+/// ```
+/// # use redeliver::store::{ClaimAsk, ClaimKey, Fence, Fingerprint, IdempotencyStore, Owner, memory::MemoryStore};
+/// # use std::time::Duration;
+/// use redeliver::store::{ClaimAnswer, ClaimKind, Ending};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::StoreError> {
+/// # let (store, owner) = (MemoryStore::new(), Owner::new());
+/// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
+/// # let ask = ClaimAsk {
+/// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
+/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// # };
+/// let ClaimAnswer::Granted(first) = store.claim(&ask).await? else { panic!("nobody has it") };
+/// assert_eq!(first.kind, ClaimKind::Fresh);
+/// store.end(&key, &owner, &Ending::Abandon, ask.keep).await?;
+/// let ClaimAnswer::Granted(second) = store.claim(&ask).await? else { panic!("it was abandoned") };
+/// assert_eq!(second.kind, ClaimKind::TakenOver);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ClaimKind {
     /// Nobody ran this attempt before.
@@ -147,6 +268,33 @@ pub enum ClaimKind {
 }
 
 /// How a claim ends.
+///
+/// ```
+/// # use redeliver::store::{ClaimKey, Fence, Fingerprint, IdempotencyStore, memory::MemoryStore};
+/// # use std::time::Duration;
+/// use redeliver::store::{ClaimAnswer, ClaimAsk, Ending, Owner};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::StoreError> {
+/// # let (store, owner) = (MemoryStore::new(), Owner::new());
+/// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
+/// # let ask = ClaimAsk {
+/// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
+/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// # };
+/// store.claim(&ask).await?;
+/// let failed = Ending::Failed { attempts: 1, due_in: Duration::from_secs(30), copied: true };
+/// store.end(&key, &owner, &failed, ask.keep).await?;
+///
+/// // The original, which came again because the process died before it acknowledged, is not needed ...
+/// let original = ClaimAsk { owner: &Owner::new(), ..ask };
+/// assert_eq!(store.claim(&original).await?, ClaimAnswer::Superseded);
+/// // ... the copy, which says that an attempt was made, may run.
+/// let copy = ClaimAsk { attempts: 1, ..original };
+/// assert!(matches!(store.claim(&copy).await?, ClaimAnswer::Granted(_)));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ending<'a> {
     /// Handled. With a small result for those who ask again.
@@ -170,6 +318,28 @@ pub enum Ending<'a> {
 }
 
 /// What is known of an id.
+///
+/// ```
+/// # use redeliver::store::{ClaimAsk, ClaimKey, Fence, Fingerprint, IdempotencyStore, Owner, memory::MemoryStore};
+/// # use std::time::Duration;
+/// use redeliver::store::Ending;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::StoreError> {
+/// # let (store, owner) = (MemoryStore::new(), Owner::new());
+/// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
+/// # let ask = ClaimAsk {
+/// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
+/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// # };
+/// assert_eq!(store.peek(&key).await?, None);
+/// store.claim(&ask).await?;
+/// store.end(&key, &owner, &Ending::Dead("rejected"), ask.keep).await?;
+/// let known = store.peek(&key).await?.expect("it was claimed");
+/// assert_eq!((known.state, known.holder.as_str()), ("dead", "billing@host"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimState {
     /// `"running"`, `"failed"`, `"done"` or `"dead"`.
@@ -185,6 +355,13 @@ pub struct ClaimState {
 }
 
 /// The first 128 bits of a payload's SHA-256.
+///
+/// ```
+/// use redeliver::store::Fingerprint;
+///
+/// assert_eq!(Fingerprint::of(b"{}"), Fingerprint::of(b"{}"));
+/// assert_ne!(Fingerprint::of(b"{}"), Fingerprint::of(b"{ }"));
+/// ```
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint(pub [u8; 16]);
 

@@ -26,6 +26,12 @@ impl std::ops::Add<Duration> for Moment {
 }
 
 /// Which clock.
+///
+/// ```
+/// use redeliver::store::{Clock, LockStore, memory::MemoryStore};
+///
+/// assert_eq!(MemoryStore::new().clock(), Clock::Tokio);
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Clock {
     /// `CLOCK_BOOTTIME`: goes on while the machine is suspended, as the server's clock does. What

@@ -12,6 +12,28 @@ use super::locks::{Shared, shown};
 use super::{Fence, Lease, Loss, Owner, Renew, Renewed, Store, StoreError};
 
 /// A lock that is held. Dropping the last guard of a hold releases it.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let store = Arc::new(MemoryStore::new());
+/// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+/// # let locks = Locks::new(store, keeper, "billing@host");
+/// let guard = locks.acquire("customer:42").await?;
+/// assert_eq!(guard.key(), "customer:42");
+/// let fence = guard.fence();
+/// guard.release().await?;
+///
+/// let next = locks.acquire("customer:42").await?;
+/// assert!(next.fence() > fence);
+/// assert_eq!(next.loss(), None, "surely held: go on and write");
+/// drop(next);                                 // released in the background
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a lock is released when its guard is dropped"]
 pub struct Guard(pub(super) Arc<Held>);
 

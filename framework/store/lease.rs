@@ -32,6 +32,23 @@ pub(crate) trait Renew: Send + Sync + 'static {
 }
 
 /// Why a lease is not ours any more.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+/// use redeliver::store::Loss;
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let store = Arc::new(MemoryStore::new());
+/// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+/// # let locks = Locks::new(store, keeper, "billing@host");
+/// let guard = locks.acquire("customer:42").await?;
+/// locks.force_release("customer:42").await?;
+/// assert_eq!(guard.lost().await, Loss::Forced);      // at the next renewal
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Loss {
@@ -60,6 +77,22 @@ impl fmt::Display for Loss {
 }
 
 /// The timer of all leases of one store, and the runtime that their renewals run on.
+///
+/// ```
+/// use std::sync::Arc;
+/// use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::LockError> {
+/// let store = Arc::new(MemoryStore::new());
+/// // In a service: the runtime of a thread that no handler blocks.
+/// let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+/// let locks = Locks::new(store, keeper, "billing@host");
+/// let _guard = locks.acquire("report").await?;
+/// assert_eq!(locks.leases(), 1, "to be renewed at a third of its lease");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Keeper(Arc<KeeperShared>);
 

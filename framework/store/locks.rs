@@ -23,6 +23,24 @@ use super::{
 const POLL_MAX: Duration = Duration::from_secs(1);
 
 /// How a lock is asked for.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+/// use std::time::Duration;
+/// use redeliver::store::LockPolicy;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let store = Arc::new(MemoryStore::new());
+/// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+/// # let locks = Locks::new(store, keeper, "billing@host");
+/// let patient = LockPolicy { wait: Duration::from_secs(60), fair: true, ..LockPolicy::default() };
+/// let guard = locks.acquire("report").policy(patient).await?;
+/// assert_eq!(guard.key(), "report");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LockPolicy {
     /// How long it outlives a process that died holding it.
@@ -51,7 +69,7 @@ impl Default for LockPolicy {
 /// ```
 /// use std::sync::Arc;
 /// use std::time::Duration;
-/// use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+/// use redeliver::store::{Keeper, LockStore, Locks, StoreState, memory::MemoryStore};
 ///
 /// # #[tokio::main(flavor = "current_thread")]
 /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -60,8 +78,10 @@ impl Default for LockPolicy {
 /// let locks = Locks::new(store, keeper, "billing@host");
 ///
 /// let guard = locks.acquire("customer:42").lease(Duration::from_secs(30)).await?;
-/// println!("token {} goes with every write", guard.fence());
+/// println!("fence {} goes with every write", guard.fence());
 /// guard.release().await?;
+/// assert!(!locks.force_release("customer:42").await?, "it is free");
+/// assert_eq!(locks.state(), StoreState::Up);
 /// # Ok(())
 /// # }
 /// ```
@@ -287,6 +307,29 @@ impl Drop for Queued<'_> {
 }
 
 /// A question for a lock, which begins when it is awaited.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+/// use std::time::Duration;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let store = Arc::new(MemoryStore::new());
+/// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+/// # let locks = Locks::new(store, keeper, "billing@host");
+/// let asking = locks.acquire("report")
+///     .lease(Duration::from_secs(10))
+///     .wait(Duration::from_secs(1))
+///     .fair(true)
+///     .hold_max(Duration::from_secs(60));
+/// assert_eq!(locks.leases(), 0, "nothing is asked before it is awaited");
+/// let guard = asking.await?;
+/// assert_eq!(locks.leases(), 1);
+/// guard.release().await?;
+/// # Ok(())
+/// # }
+/// ```
 #[must_use = "a lock is asked for when this is awaited"]
 pub struct Acquire {
     locks: Locks,
@@ -359,6 +402,26 @@ impl Drop for Asking {
 }
 
 /// Why a lock was not had.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+/// use std::time::Duration;
+/// use redeliver::store::LockError;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let store = Arc::new(MemoryStore::new());
+/// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+/// # let locks = Locks::new(store, keeper, "billing@host");
+/// let _guard = locks.acquire("report").await?;
+/// match locks.acquire("report").wait(Duration::ZERO).await {
+///     Err(LockError::Busy { key, remaining }) => assert!(key == "report" && !remaining.is_zero()),
+///     other => panic!("somebody holds it: {other:?}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LockError {
     /// Somebody else held it all the time.

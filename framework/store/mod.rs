@@ -76,6 +76,32 @@ pub use owner::Owner;
 pub use wake::Wakes;
 
 /// Locks and claims in one place, so that a message's guards can be had in one round trip.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::store::{ClaimAnswer, ClaimAsk, ClaimKey, Ending, Fence, Fingerprint, LockAnswer, LockAsk, Owner, Store, StoreState};
+/// use redeliver::store::memory::MemoryStore;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), redeliver::store::StoreError> {
+/// let store = MemoryStore::new();
+/// store.drive_on(&tokio::runtime::Handle::current());
+/// assert!(store.check().await?.is_empty(), "no setting loses anything");
+///
+/// let (owner, lock_owner) = (Owner::new(), Owner::new());
+/// let (lease, keep) = (Duration::from_secs(60), Duration::from_secs(3600));
+/// let fingerprint = Fingerprint::of(b"{}");
+/// let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint, generation: 0 };
+/// let claim = ClaimAsk { key: &key, owner: &owner, lease, keep, attempts: 0, holder: "billing@host", force: false, seen: Fence(0) };
+/// let lock = LockAsk { key: "customer:42", owner: &lock_owner, lease, holder: "billing@host", fair: false, waits: false, seen: Fence(0) };
+///
+/// let both = store.claim_and_acquire(&claim, &lock).await?;
+/// assert!(matches!(both, (ClaimAnswer::Granted(_), Some(LockAnswer::Held(_)))));
+/// assert!(store.end_and_release(&key, &owner, &Ending::Complete(None), keep, lock.key, &lock_owner).await?);
+/// assert_eq!((store.state(), store.kind()), (StoreState::Up, "memory"));
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Store: LockStore + IdempotencyStore {
     /// Claims, and where that is granted asks for the lock.
@@ -133,6 +159,18 @@ pub trait Store: LockStore + IdempotencyStore {
 }
 
 /// What a store is up to.
+///
+/// ```
+/// use redeliver::store::{Store, StoreState};
+///
+/// fn shown(store: &dyn Store) -> String {
+///     match store.state() {
+///         StoreState::Up => format!("{} answers", store.kind()),
+///         StoreState::Down(why) => format!("{} is down: {why}", store.kind()),
+///     }
+/// }
+/// assert_eq!(shown(&redeliver::store::memory::MemoryStore::new()), "memory answers");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreState {
     /// The last call was answered, or none was made yet.
@@ -142,6 +180,14 @@ pub enum StoreState {
 }
 
 /// What a store could not do.
+///
+/// ```
+/// use redeliver::store::{LockError, StoreError, StoreFault};
+///
+/// let text = "cannot ask store `main` for a lock: no answer within 1s; is it reachable?";
+/// let error = LockError::from(StoreError::new(StoreFault::Down, text));
+/// assert_eq!(error.to_string(), text);
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct StoreError {
@@ -159,6 +205,21 @@ impl StoreError {
 }
 
 /// The kinds of faults that anyone decides on.
+///
+/// ```
+/// use redeliver::store::{LockError, StoreError, StoreFault};
+/// use redeliver::Failure;
+///
+/// /// A lock that is busy, or whose store is away for now, is no fault of the message.
+/// fn failure(error: LockError) -> Failure {
+///     match &error {
+///         LockError::Store(StoreError { fault: StoreFault::Refused, .. }) => Failure::reject(error),
+///         _ => Failure::retry(error),
+///     }
+/// }
+/// let refused = StoreError::new(StoreFault::Refused, "WRONGPASS");
+/// assert!(format!("{:?}", failure(refused.into())).contains("Reject"));
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum StoreFault {

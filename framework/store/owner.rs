@@ -5,6 +5,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 /// A process's name followed by a number: no two holds of any processes share one.
+///
+/// ```
+/// use redeliver::store::Owner;
+///
+/// let (first, second) = (Owner::new(), Owner::new());
+/// assert_ne!(first.as_str(), second.as_str());
+/// ```
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner(Arc<str>);
 

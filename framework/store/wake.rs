@@ -11,6 +11,16 @@ use tokio::sync::Notify;
 use super::Owner;
 
 /// Everybody of this process who waits for a lock of one store.
+///
+/// ```
+/// use redeliver::store::{LockStore, memory::MemoryStore};
+///
+/// let store = MemoryStore::new();
+/// // What an adapter does when its server says that a lock is free for this waiter of ours:
+/// store.wakes().wake("0190b2.1");
+/// // and when it was not connected for a while:
+/// store.wakes().wake_all();
+/// ```
 #[derive(Clone, Default)]
 pub struct Wakes(Arc<Mutex<HashMap<Owner, Arc<Notify>>>>);
 

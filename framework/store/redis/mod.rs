@@ -34,6 +34,23 @@ use replicas::Replicas;
 use scripts::{SCRIPTS, call};
 
 /// What a Redis store is made of.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::config::Config;
+/// use redeliver::store::redis::RedisSettings;
+///
+/// let config = Config::from_toml(r#"
+///     [stores.main]
+///     kind = "redis"
+///     url = "redis://:hunter2@127.0.0.1:6379"
+///     deadline = "300ms"
+/// "#)?;
+/// let settings = RedisSettings::of("main", &config.stores["main"])?;
+/// assert_eq!((settings.deadline, settings.prefix.as_str()), (Duration::from_millis(300), "redeliver"));
+/// assert!(!format!("{settings:?}").contains("hunter2"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone)]
 pub struct RedisSettings {
     /// The store's name, for messages.
@@ -117,6 +134,18 @@ impl std::fmt::Debug for RedisSettings {
 }
 
 /// A store in Redis; connects at its first use, and again for ever.
+///
+/// ```
+/// use redeliver::store::redis::{RedisSettings, RedisStore};
+/// use redeliver::store::{Store, StoreFault};
+///
+/// let store = RedisStore::new(RedisSettings::new("main", "redis://127.0.0.1:6379"))?;
+/// assert_eq!(store.kind(), "redis");         // not connected before its first use
+///
+/// let wrong = RedisStore::new(RedisSettings::new("main", "http://127.0.0.1:6379"));
+/// assert_eq!(wrong.err().map(|error| error.fault), Some(StoreFault::Invalid));
+/// # Ok::<(), redeliver::store::StoreError>(())
+/// ```
 pub struct RedisStore {
     link: Link,
     keys: Keys,
