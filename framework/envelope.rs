@@ -7,6 +7,36 @@ use std::any::Any;
 use std::time::{Duration, SystemTime};
 
 /// A message as the broker holds it: bytes stay bytes until somebody asks.
+///
+/// ```
+/// use std::{any::Any, time::SystemTime};
+/// use redeliver::broker::{Envelope, HeaderValue};
+///
+/// /// A line of a file, as an adapter for files would deliver it.
+/// struct Line { number: u64, text: String }
+///
+/// impl Envelope for Line {
+///     fn body(&self) -> &[u8] { self.text.as_bytes() }
+///     fn header(&self, _: &str) -> Option<HeaderValue<'_>> { None }
+///     fn visit_headers(&self, _: &mut dyn FnMut(&str, HeaderValue<'_>)) {}
+///     fn has_headers(&self) -> bool { false }
+///     fn id(&self) -> Option<&str> { None }
+///     fn content_type(&self) -> Option<&str> { Some("text/plain") }
+///     fn kind(&self) -> Option<&str> { None }
+///     fn key(&self) -> Option<&[u8]> { None }
+///     fn published_at(&self) -> Option<SystemTime> { None }
+///     fn is_redelivered(&self) -> bool { false }
+///     fn returns(&self) -> u32 { 0 }
+///     fn origin(&self) -> String { String::from("orders.txt") }
+///     fn position(&self) -> Option<String> { Some(format!("orders.txt/{}", self.number)) }
+///     fn as_any(&self) -> &dyn Any { self }
+/// }
+///
+/// let line = Line { number: 7, text: String::from("2 shirts") };
+/// assert_eq!(line.position().as_deref(), Some("orders.txt/7"));
+/// // What it does not know is left at what makes no promise.
+/// assert!(!line.is_tombstone() && line.time_to_live().is_none() && line.broker_reason().is_none());
+/// ```
 pub trait Envelope: Send + Sync + 'static {
     /// The payload.
     fn body(&self) -> &[u8];
@@ -71,6 +101,27 @@ pub trait Envelope: Send + Sync + 'static {
 }
 
 /// A header's value as far as anyone outside the adapter needs to know it.
+///
+/// ```
+/// use redeliver::{Delivery, Failure, Handled, broker::HeaderValue};
+///
+/// async fn ship(order: Delivery<u32>) -> Handled {
+///     match order.header("tenant") {
+///         Some(HeaderValue::Text(tenant)) => println!("{tenant} ordered {}", order.payload),
+///         _ => return Err(Failure::reject("nobody to send the bill to")),
+///     }
+///     Ok(())
+/// }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"";
+/// # let mut test = TestService::start(Service::builder(Config::from_toml(config)?).subscribe("orders", ship))?;
+///
+/// test.publish("orders", Message::json(&7)?.header("tenant", "acme"));
+/// test.publish("orders", Message::json(&8)?);
+/// assert_eq!(test.log()[0], "orders-1: attempt 1 handled");
+/// assert_eq!(test.log()[1], "orders-2: attempt 1 dead-lettered: rejected: nobody to send the bill to");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum HeaderValue<'a> {

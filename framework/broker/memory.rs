@@ -26,6 +26,21 @@ use crate::config::BrokerKind;
 use crate::wire;
 
 /// The broker. Clones share their queues.
+///
+/// ```
+/// use redeliver::broker::{Broker, Fault, Outgoing, Target, memory::MemoryBroker};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// # let message = Outgoing {
+/// #     target: Target::Queue("orders".to_owned()), id: "order-7".to_owned(), body: "{}".into(), headers: vec![],
+/// #     content_type: None, kind: None, key: None, time_to_live: None, priority: None,
+/// # };
+/// let broker = MemoryBroker::new();
+/// let sent = broker.publisher().send(&message).await;
+/// assert_eq!(sent.unwrap_err().fault, Fault::Unroutable, "a queue begins with the source that is prepared");
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct MemoryBroker {
     shared: Arc<Shared>,

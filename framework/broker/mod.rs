@@ -57,6 +57,29 @@ pub mod memory;
 pub mod rabbitmq;
 
 /// A connection to one broker, shared by every subscription and publisher that names it.
+///
+/// ```
+/// use std::sync::Arc;
+/// use redeliver::broker::{Broker, BrokerState, Depth, LaneEvent, Source, memory::MemoryBroker};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let broker = MemoryBroker::new();
+/// broker.connect().await?;
+/// assert_eq!((broker.kind(), broker.state()), ("memory", BrokerState::Connected));
+///
+/// let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// assert_eq!(broker.topology(&source), ["queue orders", "queue orders.dead"]);
+/// assert!(broker.prepare(&source).await?.is_empty(), "nothing to warn of");
+///
+/// let mut lanes = broker.lanes(source.clone());
+/// assert!(matches!(lanes.next().await, LaneEvent::Opened(..)));
+/// assert_eq!(broker.depth(&source).await?, Depth { ready: Some(0), unsettled: Some(0), waiting: Some(0), dead: Some(0) });
+/// broker.close().await;
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Broker: Send + Sync {
     /// What kind it is, as in the configuration: `"memory"`, `"rabbitmq"`, `"kafka"`.
@@ -104,6 +127,30 @@ pub trait Broker: Send + Sync {
 /// Hands out the lanes of one source.
 ///
 /// RabbitMQ: as many as the subscription has `consumers`. Kafka: one for each assigned partition.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, Source, memory::MemoryBroker};
+/// use redeliver::broker::LaneEvent;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// let mut lanes = broker.lanes(source);
+/// let LaneEvent::Opened(id, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// let generation = lane.generation();
+///
+/// lane.close().await?;
+/// lanes.release(id);
+/// let LaneEvent::Opened(_, again) = lanes.next().await else { panic!("a lane in memory opens") };
+/// assert!(again.generation() > generation);
+/// lanes.close().await;
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Lanes: Send {
     /// Waits for the next thing to happen.
@@ -120,6 +167,25 @@ pub trait Lanes: Send {
 }
 
 /// What can happen to the lanes of a source.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, Source, memory::MemoryBroker};
+/// use redeliver::broker::LaneEvent;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// match broker.lanes(source).next().await {
+///     LaneEvent::Opened(id, lane) => assert!(lane.is_active() && !id.is_suspects()),
+///     LaneEvent::Failed(id, error) => panic!("lane {id} must be released, to be tried again: {error}"),
+/// }
+/// # Ok(())
+/// # }
+/// ```
 pub enum LaneEvent {
     /// A lane is open and delivers.
     Opened(LaneId, Box<dyn Lane>),
@@ -128,6 +194,13 @@ pub enum LaneEvent {
 }
 
 /// Names a lane within its source: a channel's number, or `topic/partition`.
+///
+/// ```
+/// use redeliver::broker::LaneId;
+///
+/// assert_eq!(LaneId("orders/3".into()).to_string(), "orders/3");
+/// assert!(LaneId::suspects().is_suspects());
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub Arc<str>);
 
@@ -150,6 +223,43 @@ impl fmt::Display for LaneId {
 }
 
 /// What one consumer drains: a RabbitMQ queue through one channel, one Kafka partition.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::Settlement;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=2 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// let mut batch = Vec::new();
+/// lane.next(&mut batch, 64).await?;
+/// assert_eq!(batch.len(), 2, "no more than there are");
+///
+/// let mut settlements = vec![Settlement::Ack(batch[0].token), Settlement::Return(batch[1].token)];
+/// lane.settle(&mut settlements).await?;
+/// assert!(settlements.is_empty());
+///
+/// lane.next(&mut batch, 64).await?;
+/// assert!(batch[2].envelope.is_redelivered());
+/// lane.close().await?;                        // gives back what is not settled
+/// assert_eq!(broker.depth(&source).await?.ready, Some(1));
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait(?Send)]
 pub trait Lane: Send {
     /// Waits until at least one message is there and appends at most `limit` of them.
@@ -179,6 +289,41 @@ pub trait Lane: Send {
 }
 
 /// A broker wants a lane back, to give it to another consumer.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::Recall;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=1 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// // What a consumer does beside waiting for messages:
+/// let (recalled, mut batch) = (lane.recalled(), Vec::new());
+/// tokio::select! {
+///     next = lane.next(&mut batch, 1) => next?,
+///     recall = recalled => match recall {
+///         Recall::Until(end) => println!("settle what is finished, and close before {end:?}"),
+///         Recall::Gone => println!("close: nothing that is settled now counts"),
+///     },
+/// }
+/// assert_eq!(batch.len(), 1, "a broker in memory asks for nothing back");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recall {
     /// What is settled and closed by then is not delivered again.
@@ -188,6 +333,13 @@ pub enum Recall {
 }
 
 /// Why a lane delivers no more.
+///
+/// ```
+/// use redeliver::broker::{BrokerError, Fault, LaneEnd};
+///
+/// let lost = LaneEnd::Lost(BrokerError::new(Fault::Unreachable, "the connection was reset"));
+/// assert_eq!(lost.to_string(), "the lane was lost: the connection was reset");
+/// ```
 #[derive(Debug, thiserror::Error)]
 pub enum LaneEnd {
     /// The broker gave it to somebody else; finish nothing, settle nothing more.
@@ -202,6 +354,34 @@ pub enum LaneEnd {
 }
 
 /// One message in our hands, not settled yet.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::Received;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=1 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// let mut batch: Vec<Received> = Vec::new();
+/// lane.next(&mut batch, 1).await?;
+/// assert_eq!(batch[0].envelope.id(), Some("order-1"));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Received {
     /// What the broker delivered, as it delivered it.
@@ -211,10 +391,68 @@ pub struct Received {
 }
 
 /// A lane's own name for a delivery: a delivery tag, an offset.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::{Settlement, Token};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=1 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// let foreign = Token(0);
+/// lane.settle(&mut vec![Settlement::Ack(foreign)]).await?;
+/// assert_eq!(broker.depth(&source).await?.ready, Some(1), "it settled nothing");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Token(pub u64);
 
 /// What the broker is told about a delivery.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::Settlement;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=1 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// let mut batch = Vec::new();
+/// lane.next(&mut batch, 1).await?;
+/// lane.settle(&mut vec![Settlement::Ack(batch[0].token)]).await?;
+/// let depth = broker.depth(&source).await?;
+/// assert_eq!((depth.ready, depth.unsettled), (Some(0), Some(0)), "it is gone for good");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Settlement {
     /// It is done with.
@@ -224,6 +462,38 @@ pub enum Settlement {
 }
 
 /// Sends messages and waits until the broker has them.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::{Copy, Place};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=1 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// # let mut batch = Vec::new();
+/// # lane.next(&mut batch, 1).await?;
+/// let publisher = broker.publisher();
+/// let stamps = vec![(redeliver::wire::REASON, "rejected".to_owned())];
+/// let copy = Copy { source: source.clone(), envelope: batch[0].envelope.clone(), place: Place::Dead, stamps };
+/// publisher.copy(&copy).await?;               // stored: now the original may be acknowledged
+/// assert_eq!(broker.depth(&source).await?.dead, Some(1));
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait Publisher: Send + Sync {
     /// Sends a message of the user's.
@@ -243,6 +513,35 @@ pub trait Publisher: Send + Sync {
 }
 
 /// A message that a user publishes.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, Source, memory::MemoryBroker};
+/// use redeliver::broker::{Outgoing, Target};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// let order = Outgoing {
+///     target: Target::Queue("orders".to_owned()),
+///     id: "order-7".to_owned(),
+///     body: "{}".into(),
+///     headers: vec![("tenant".to_owned(), "acme".to_owned())],
+///     content_type: Some("application/json".to_owned()),
+///     kind: Some("placed".to_owned()),
+///     key: None,
+///     time_to_live: None,
+///     priority: None,
+/// };
+/// broker.publisher().send(&order).await?;
+/// let lost = Outgoing { target: Target::Queue("ordres".to_owned()), ..order };
+/// assert!(broker.publisher().send(&lost).await.is_err(), "there is no such queue");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Debug)]
 pub struct Outgoing {
     /// Where it goes.
@@ -266,6 +565,13 @@ pub struct Outgoing {
 }
 
 /// Where a published message goes.
+///
+/// ```
+/// use redeliver::broker::Target;
+///
+/// let target = Target::Exchange { exchange: "shop".into(), routing_key: "order.placed".into() };
+/// assert_eq!(target.to_string(), "exchange `shop` with routing key `order.placed`");
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Target {
@@ -295,6 +601,41 @@ impl fmt::Display for Target {
 }
 
 /// A message on its way to another place of its subscription.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::{Copy, Place};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=1 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// # let mut batch = Vec::new();
+/// # lane.next(&mut batch, 1).await?;
+/// let stamps = vec![(redeliver::wire::ATTEMPT, "1".to_owned())];
+/// let copy = Copy { source: source.clone(), envelope: batch[0].envelope.clone(), place: Place::Source, stamps };
+/// broker.publisher().copy(&copy).await?;
+///
+/// lane.next(&mut batch, 1).await?;
+/// let (original, copy) = (&batch[0].envelope, &batch[1].envelope);
+/// assert_eq!((copy.id(), copy.body()), (original.id(), original.body()));
+/// assert!(copy.header("tenant").is_some() && copy.header("redeliver-attempt").is_some());
+/// # Ok(())
+/// # }
+/// ```
 pub struct Copy {
     /// The subscription it belongs to.
     pub source: Arc<Source>,
@@ -307,6 +648,40 @@ pub struct Copy {
 }
 
 /// The places that belong to a subscription.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::{Copy, Place};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=1 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// # broker.connect().await?;
+/// # let mut batch = Vec::new();
+/// # lane.next(&mut batch, 1).await?;
+/// let place = Place::Wait(std::time::Duration::from_millis(20));
+/// let copy = Copy { source: source.clone(), envelope: batch[0].envelope.clone(), place, stamps: vec![] };
+/// broker.publisher().copy(&copy).await?;
+/// assert_eq!(broker.depth(&source).await?.waiting, Some(1));
+/// lane.next(&mut batch, 1).await?;            // no earlier than 20 ms later
+/// assert_eq!(broker.depth(&source).await?.waiting, Some(0));
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// The wait of exactly this length; one of [`Source::waits`].
@@ -320,6 +695,27 @@ pub enum Place {
 }
 
 /// What an adapter must know of a subscription.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use redeliver::{broker::Source, config::Config};
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "memory"
+///     [subscriptions.orders]
+///     broker = "main"
+///     queue = "shop.orders"
+/// "#)?;
+/// let source = Source {
+///     name: "orders".into(),
+///     settings: Arc::new(config.subscriptions["orders"].clone()),
+///     waits: vec![Duration::from_secs(5), Duration::from_secs(60)],
+///     service: config.service.name.as_str().into(),
+/// };
+/// assert_eq!(source.settings.queue.as_deref(), Some("shop.orders"));
+/// # Ok::<(), redeliver::config::Problems>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct Source {
     /// The subscription's name.
@@ -333,6 +729,31 @@ pub struct Source {
 }
 
 /// How many messages are where; `None` where the broker does not tell.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, Outgoing, Source, Target, memory::MemoryBroker};
+/// use redeliver::broker::Depth;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=2 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// let depth = broker.depth(&source).await?;
+/// assert_eq!(depth, Depth { ready: Some(2), unsettled: Some(0), waiting: Some(0), dead: Some(0) });
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Depth {
     /// Ready to be delivered.
@@ -346,6 +767,16 @@ pub struct Depth {
 }
 
 /// What a connection is up to.
+///
+/// ```
+/// use redeliver::broker::BrokerState;
+///
+/// fn may_publish(state: &BrokerState) -> bool {
+///     matches!(state, BrokerState::Connected)
+/// }
+/// assert!(!may_publish(&BrokerState::Blocked("low on memory".to_owned())));
+/// assert!(!may_publish(&BrokerState::Disconnected("127.0.0.1:5672: connection refused".to_owned())));
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum BrokerState {
@@ -361,6 +792,47 @@ pub enum BrokerState {
 ///
 /// What was read is held by the reader until it is removed or the reader is closed or dropped;
 /// then it is back where it was.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, LaneEvent, Outgoing, Source, Target, memory::MemoryBroker};
+/// # use redeliver::broker::{Copy, Place};
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # for number in 1..=2 {
+/// #     let (target, id) = (Target::Queue("orders".to_owned()), format!("order-{number}"));
+/// #     let body = format!("{number}").into();
+/// #     broker.publisher().send(&Outgoing {
+/// #         target, id, body, headers: vec![("tenant".into(), "acme".into())], content_type: None, kind: None,
+/// #         key: None, time_to_live: None, priority: None,
+/// #     }).await?;
+/// # }
+/// # let mut lanes = broker.lanes(source.clone());
+/// # let LaneEvent::Opened(_, mut lane) = lanes.next().await else { panic!("a lane in memory opens") };
+/// # let mut batch = Vec::new();
+/// # lane.next(&mut batch, 2).await?;
+/// # for received in &batch {
+/// #     let envelope = received.envelope.clone();
+/// #     let copy = Copy { source: source.clone(), envelope, place: Place::Dead, stamps: vec![] };
+/// #     broker.publisher().copy(&copy).await?;
+/// # }
+/// let mut reader = broker.dead_letters(source.clone()).await?;
+/// let first = reader.next().await?.expect("there are two");
+/// let second = reader.next().await?.expect("there are two");
+/// assert!(reader.next().await?.is_none());
+///
+/// reader.remove(first.token).await?;
+/// reader.close().await?;                      // the second is back where it was
+/// assert_eq!(broker.depth(&source).await?.dead, Some(1));
+/// # let _ = second;
+/// # Ok(())
+/// # }
+/// ```
 #[async_trait]
 pub trait DeadLetterReader: Send {
     /// The next dead letter, or `None` when all of them have been read.
@@ -374,6 +846,14 @@ pub trait DeadLetterReader: Send {
 }
 
 /// What a broker could not do.
+///
+/// ```
+/// use redeliver::broker::{BrokerError, Fault};
+///
+/// let error = BrokerError::new(Fault::Missing, "queue `orders` is not there; create it, or say topology = \"declare\"");
+/// assert_eq!(error.fault, Fault::Missing);
+/// assert!(error.to_string().starts_with("queue `orders` is not there"));
+/// ```
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{text}")]
 pub struct BrokerError {
@@ -391,6 +871,29 @@ impl BrokerError {
 }
 
 /// The kinds of faults that anyone decides on.
+///
+/// ```
+/// # use std::sync::Arc;
+/// # use redeliver::broker::{Broker, Source, memory::MemoryBroker};
+/// use redeliver::broker::Fault;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let broker = MemoryBroker::new();
+/// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+/// # let source = Arc::new(Source { name: "orders".into(), settings, waits: vec![], service });
+/// # broker.prepare(&source).await?;
+/// # use redeliver::broker::{Outgoing, Target};
+/// let nowhere = Target::Exchange { exchange: "shop".into(), routing_key: "nobody".into() };
+/// # let message = Outgoing {
+/// #     target: nowhere, id: "order-7".into(), body: "{}".into(), headers: vec![], content_type: None,
+/// #     kind: None, key: None, time_to_live: None, priority: None,
+/// # };
+/// let error = broker.publisher().send(&message).await.expect_err("nobody is bound there");
+/// assert_eq!(error.fault, Fault::Unroutable, "sending it again would not help");
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Fault {

@@ -42,6 +42,32 @@ use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Pu
 use crate::config;
 
 /// A Kafka cluster.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use redeliver::broker::{Broker, Source, kafka::KafkaBroker};
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.events]
+///     kind = "kafka"
+///     url = "127.0.0.1:9092"
+///     [subscriptions.orders]
+///     broker = "events"
+///     topics = ["orders"]
+///     group = "billing"
+/// "#)?;
+/// let broker = KafkaBroker::new("events", &config.brokers["events"], "shop")?;
+/// let settings = Arc::new(config.subscriptions["orders"].clone());
+/// let waits = vec![Duration::from_secs(5)];
+/// let source = Source { name: "orders".into(), settings, waits, service: "shop".into() };
+///
+/// // What would be created, without a connection.
+/// let lines = broker.topology(&source);
+/// assert!(lines.iter().any(|line| line.contains("orders.billing.wait.5000")), "{lines:?}");
+/// assert!(lines.iter().any(|line| line.contains("orders.billing.dead")), "{lines:?}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct KafkaBroker {
     cluster: Cluster,
     durability: Durability,

@@ -29,6 +29,31 @@ use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Pu
 use crate::config;
 
 /// A RabbitMQ server or cluster.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use redeliver::broker::{Broker, Source, rabbitmq::RabbitBroker};
+/// use redeliver::config::Config;
+///
+/// let config = Config::from_toml(r#"
+///     [brokers.main]
+///     kind = "rabbitmq"
+///     url = "amqp://127.0.0.1:5672/%2f"
+///     [subscriptions.orders]
+///     broker = "main"
+///     queue = "orders"
+/// "#)?;
+/// let broker = RabbitBroker::new("main", &config.brokers["main"], "shop")?;
+/// let settings = Arc::new(config.subscriptions["orders"].clone());
+/// let waits = vec![Duration::from_secs(5)];
+/// let source = Source { name: "orders".into(), settings, waits, service: "shop".into() };
+///
+/// // What would be declared, without a connection.
+/// let lines = broker.topology(&source);
+/// assert!(lines.iter().any(|line| line.contains("orders.wait.5000")), "{lines:?}");
+/// assert!(lines.iter().any(|line| line.contains("orders.dead")), "{lines:?}");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct RabbitBroker {
     consuming: Arc<Link>,
     publishing: Arc<Link>,
