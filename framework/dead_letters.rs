@@ -38,10 +38,13 @@ use crate::wire::{self, Carried, Stamps};
 ///     }
 /// }
 /// pages.close().await?;
+/// let letter = dead_letters.show("order-7").await?.expect("it was rejected");
+/// assert_eq!(letter.error.as_deref(), Some("sold out"));
 ///
 /// let filter = Filter { error_class: Some("stock".to_owned()), ..Filter::default() };
 /// let redriven = dead_letters.redrive(&Redrive { filter, rate_max: Some(50), ..Redrive::default() }).await?;
 /// assert_eq!(redriven.moved, 1);
+/// assert_eq!(dead_letters.purge(&Filter::default()).await?, 0, "none is left");
 /// # service.stop().await;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # }).unwrap();
@@ -54,6 +57,23 @@ pub struct DeadLetters {
 }
 
 /// One dead letter.
+///
+/// ```
+/// use redeliver::{DeadLetter, Reason};
+///
+/// # use redeliver::{Delivery, Failure, Handled};
+/// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+/// # test.publish("orders", Message::json(&7)?.id("order-7"));
+/// let letters: Vec<DeadLetter> = test.dead_letters("orders");
+/// let letter = &letters[0];
+/// assert_eq!((letter.id.as_deref(), letter.attempts), (Some("order-7"), 1));
+/// assert_eq!((letter.reason, letter.error.as_deref()), (Some(Reason::Rejected), Some("sold out")));
+/// assert_eq!((letter.error_class.as_deref(), &letter.body[..]), (Some("stock"), &b"7"[..]));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug)]
 pub struct DeadLetter {
     /// The message's id.
@@ -97,7 +117,7 @@ pub struct DeadLetter {
 ///     older_than: Some(Duration::from_secs(3600)),
 ///     ..Filter::default()
 /// };
-/// # let _ = filter;
+/// assert_eq!(filter.id, None, "whatever its id");
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Filter {
@@ -120,7 +140,7 @@ pub struct Filter {
 ///
 /// let how_many = Redrive { dry_run: true, ..Redrive::default() };
 /// let slowly = Redrive { rate_max: Some(10), count_max: 1000, ..Redrive::default() };
-/// # let _ = (how_many, slowly);
+/// assert!(!slowly.dry_run && how_many.count_max == usize::MAX, "the defaults: all of them, in earnest");
 /// ```
 #[derive(Clone, Debug)]
 pub struct Redrive {
@@ -141,6 +161,25 @@ impl Default for Redrive {
 }
 
 /// What a redrive did.
+///
+/// ```
+/// use redeliver::{Redrive, Redriven};
+///
+/// # use redeliver::{Delivery, Failure, Handled};
+/// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+/// # test.publish("orders", Message::json(&7)?.id("order-7"));
+/// # let service = test.service();
+/// # test.run(async move {
+/// let letters = service.dead_letters("orders")?;
+/// let would = letters.redrive(&Redrive { dry_run: true, ..Redrive::default() }).await?;
+/// assert_eq!(would, Redriven { matched: 1, moved: 0 });
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Redriven {
     /// How many the filter meant.
@@ -264,6 +303,25 @@ impl DeadLetters {
 }
 
 /// Dead letters page by page; those that were read are held until this is closed or dropped.
+///
+/// ```
+/// # use redeliver::{Delivery, Failure, Handled};
+/// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+/// # test.publish("orders", Message::json(&7)?.id("order-7"));
+/// # let service = test.service();
+/// # test.run(async move {
+/// let mut pages = service.dead_letters("orders")?.pages(100).await?;
+/// let first = pages.next().await?.expect("there is one dead letter");
+/// assert_eq!(first.len(), 1);
+/// assert!(pages.next().await?.is_none(), "that was the last page");
+/// pages.close().await?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// # })?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Pages {
     reader: Box<dyn DeadLetterReader>,
     size: usize,

@@ -37,6 +37,20 @@ pub struct Health {
 }
 
 /// The health of one subscription.
+///
+/// ```
+/// use redeliver::{Delivery, Handled, SubscriptionState};
+///
+/// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+/// # use redeliver::{Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+/// let health = test.service().health();
+/// let orders = &health.subscriptions["orders"];
+/// assert_eq!((&orders.state, orders.breaker_open), (&SubscriptionState::Running, false));
+/// assert!(orders.lanes.values().all(Option::is_none), "nothing is wrong with any lane");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct SubscriptionHealth {
     /// What it is doing.
@@ -52,6 +66,15 @@ pub struct SubscriptionHealth {
 }
 
 /// What a subscription is doing.
+///
+/// ```
+/// use redeliver::SubscriptionState;
+///
+/// let given_up = SubscriptionState::Failed("more than 5 restarts in 30s".to_owned());
+/// assert_eq!(serde_json::to_string(&given_up)?, r#"{"failed":"more than 5 restarts in 30s"}"#);
+/// assert_eq!(serde_json::to_string(&SubscriptionState::Running)?, r#""running""#);
+/// # Ok::<(), serde_json::Error>(())
+/// ```
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SubscriptionState {

@@ -19,6 +19,15 @@ use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::wire::{self, Carried, Luggage};
 
 /// What a handler answers: it worked, or a [`Failure`].
+///
+/// ```
+/// use redeliver::{Failure, Handled};
+///
+/// fn ship(order: u32) -> Handled {
+///     if order == 0 { Err(Failure::reject("there is no order 0")) } else { Ok(()) }
+/// }
+/// assert!(ship(7).is_ok() && ship(0).is_err());
+/// ```
 pub type Handled = Result<(), Failure>;
 
 /// One message, decoded, handed to a handler once.
@@ -45,7 +54,12 @@ pub type Handled = Result<(), Failure>;
 ///         })
 ///     }
 /// }
-/// # let _ = redeliver::IntoHandlers::into_handlers(|| Shipping);
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", || Shipping))?;
+/// test.publish("orders", Message::bytes(r#"{"id": 7}"#));
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Delivery<T> {
@@ -98,7 +112,14 @@ impl<T: 'static> actix::Message for Delivery<T> {
 /// }
 ///
 /// let handlers = in_batches(|| Import);
-/// # let _ = handlers;
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nbatch = { size = 2 }")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::json(&1)?);
+/// test.publish("orders", Message::json(&2)?);
+/// test.finish();
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled", "orders-2: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Batch<T> {
@@ -113,14 +134,38 @@ impl<T: 'static> actix::Message for Batch<T> {
 /// What is known about a delivery beside its payload.
 ///
 /// ```
-/// use redeliver::{Delivery, Handled};
+/// use redeliver::{Delivery, Handled, broker::HeaderValue};
 ///
-/// async fn ship(order: Delivery<serde_json::Value>) -> Handled {
-///     let id = order.id().unwrap_or("(no id)");
-///     println!("{id}, attempt {}, from {}", order.attempt(), order.subscription());
+/// async fn ship(order: Delivery<u32>) -> Handled {
+///     assert_eq!((order.id(), order.subscription(), order.attempt()), (Some("order-7"), "orders", 1));
+///     assert_eq!((order.kind(), order.content_type()), (Some("placed"), Some("application/json")));
+///     assert_eq!(order.header("tenant"), Some(HeaderValue::Text("acme")));
+///     assert_eq!((order.key(), order.body()), (None, &b"7"[..]));
+///     // Never redriven, sent by no other handler, seen for the first time, under no guard.
+///     assert_eq!((order.generation(), order.hops(), order.first_seen()), (0, 0, None));
+///     assert!(!order.is_redelivered() && order.claim().is_none() && order.locks().is_none());
+///
+///     // Carries on the trace, names this order as its cause, and counts a hop.
+///     let invoice = Message::json(&order.payload)?.to_queue("invoices");
+///     order.publisher().send(invoice).await?;
+///
+///     let (number, metadata) = order.into_parts();
+///     assert_eq!((number, metadata.attempt()), (7, 1));
 ///     Ok(())
 /// }
-/// # let _ = ship;
+/// async fn bill(invoice: Delivery<u32>) -> Handled {
+///     assert_eq!(invoice.header("redeliver-causation"), Some(HeaderValue::Text("order-7")));
+///     assert_eq!(invoice.hops(), 1);
+///     Ok(())
+/// }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[subscriptions.invoices]\nbroker = \"main\"")?;
+/// let builder = Service::builder(config).subscribe("orders", ship).subscribe("invoices", bill);
+/// let mut test = TestService::start(builder)?;
+/// test.publish("orders", Message::json(&7)?.id("order-7").kind("placed").header("tenant", "acme"));
+/// test.finish();
+/// assert!(test.log().iter().all(|line| line.ends_with("attempt 1 handled")), "{:?}", test.log());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Clone)]
 pub struct Metadata {
@@ -139,15 +184,24 @@ pub struct Metadata {
 /// use redeliver::{ClaimStatus, Delivery, Handled};
 ///
 /// async fn pay(payment: Delivery<u64>) -> Handled {
-///     if let Some(claim) = payment.claim() {
-///         if claim.status() == ClaimStatus::TakenOver {
-///             println!("somebody began with it: ask the bank before paying");
-///         }
-///         claim.keep("receipt 7");
+///     let claim = payment.claim().expect("this subscription has idempotency");
+///     match claim.status() {
+///         ClaimStatus::Fresh => claim.keep("receipt 9"),
+///         ClaimStatus::TakenOver => println!("{} began with it: ask the bank before paying", claim.takeovers()),
+///         ClaimStatus::Done => assert_eq!(claim.result().map(|kept| &kept[..]), Some(&b"receipt 9"[..])),
+///     }
+///     if let Some(fence) = claim.fence() {
+///         println!("{fence} goes with every write");
 ///     }
 ///     Ok(())
 /// }
-/// # let _ = pay;
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nidempotency = { store = \"main\", on_duplicate = \"call\" }\n[stores.main]\nkind = \"memory\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+/// test.publish("orders", Message::json(&100)?.id("payment-7"));
+/// test.publish("orders", Message::json(&100)?.id("payment-7"));
+/// assert_eq!(test.log(), ["payment-7: attempt 1 handled", "payment-7: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug)]
 pub struct Claim {
@@ -159,6 +213,25 @@ pub struct Claim {
 }
 
 /// What is known of earlier runs of the same id.
+///
+/// ```
+/// use redeliver::{ClaimStatus, Delivery, Failure, Handled};
+///
+/// async fn pay(payment: Delivery<u64>) -> Handled {
+///     match payment.claim().map(|claim| claim.status()) {
+///         Some(ClaimStatus::Fresh) => Ok(()),
+///         Some(ClaimStatus::TakenOver) => Err(Failure::reject("half paid, perhaps: a human must look")),
+///         Some(ClaimStatus::Done) | None => Err(Failure::reject("not with this configuration")),
+///     }
+/// }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nidempotency = { store = \"main\" }\n[stores.main]\nkind = \"memory\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+/// test.publish("orders", Message::json(&100)?.id("payment-7"));
+/// test.publish("orders", Message::json(&100)?.id("payment-7"));
+/// assert_eq!(test.log()[0], "payment-7: attempt 1 handled", "and its duplicate is not shown to anyone");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ClaimStatus {
     /// Nobody ran this attempt before.
@@ -352,6 +425,33 @@ pub(crate) fn message_id<'a>(
 /// }
 /// # assert!(ship("x").is_err() && ship("1").is_ok());
 /// ```
+///
+/// The other ways to fail, and what becomes of the message:
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::{Delivery, Failure, Handled};
+///
+/// async fn ship(order: Delivery<u32>) -> Handled {
+///     Err(match order.attempt() {
+///         1 => Failure::retry("no answer from the warehouse").class("warehouse"),
+///         2 => Failure::retry_after(Duration::from_secs(60), "429 Too Many Requests"),
+///         _ if order.payload == 0 => Failure::defer(Duration::from_secs(3600), "closed on Sundays"),
+///         _ => Failure::reject("sold out").class("stock"),
+///     })
+/// }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\njitter = \"none\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+/// test.publish("orders", Message::json(&7)?.id("order-7"));
+/// test.finish();
+/// assert_eq!(test.log(), [
+///     "order-7: attempt 1 retry after 200ms: no answer from the warehouse",
+///     "order-7: attempt 2 retry after 1m: 429 Too Many Requests",
+///     "order-7: attempt 3 dead-lettered: rejected: sold out",
+/// ]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Failure {
     pub(crate) wish: Wish,
     class: Option<Cow<'static, str>>,
@@ -447,7 +547,9 @@ impl<E: StdError + Send + Sync + 'static> From<E> for Failure {
 ///     # let _ = cents;
 ///     Ok(())
 /// }
-/// # assert!(refund("1.5").is_err());
+/// assert!(refund("1.5").is_err());
+/// let lent: Result<std::fs::File, _> = std::fs::File::open("/no/such/file").or_retry("disk");
+/// assert!(format!("{:?}", lent.unwrap_err()).contains("disk"));
 /// ```
 pub trait OrFailure<T> {
     /// An error is tried again, and is of this class for the policy's rules.

@@ -127,6 +127,18 @@ fn may_pass(fault: Fault) -> bool {
 }
 
 /// The id of a message that was confirmed.
+///
+/// ```
+/// use redeliver::{Delivery, Handled, MessageId};
+///
+/// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+/// let id: MessageId = test.publish("orders", Message::json(&7)?.id("order-7"));
+/// assert_eq!((id.as_str(), id.to_string()), ("order-7", "order-7".to_owned()));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct MessageId(pub(crate) String);
 
@@ -186,17 +198,22 @@ impl PublishError {
 /// A message to publish.
 ///
 /// ```
+/// use std::time::Duration;
 /// use redeliver::Message;
 ///
-/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let message = Message::json(&serde_json::json!({ "order": 7 }))?
+/// let order = Message::json(&serde_json::json!({ "order": 7 }))?
 ///     .to_queue("orders")
 ///     .id("order-7")
 ///     .kind("placed")
-///     .header("tenant", "acme");
-/// # let _ = message;
-/// # Ok(())
-/// # }
+///     .header("tenant", "acme")
+///     .expires_in(Duration::from_secs(3600));
+/// assert!(format!("{order:?}").contains("application/json"));
+///
+/// // RabbitMQ, through an exchange; Kafka, where the key keeps the order.
+/// let urgent = Message::bytes("7").content_type("text/plain").to_exchange("shop", "order.placed").priority(9);
+/// let event = Message::bytes("7").to_topic("orders").key("customer-42");
+/// assert!(format!("{urgent:?} {event:?}").contains("order.placed"));
+/// # Ok::<(), serde_json::Error>(())
 /// ```
 #[derive(Clone, Debug)]
 pub struct Message {

@@ -44,6 +44,7 @@ pub use build::ServiceBuilder;
 /// let publisher = service.publisher("main")?;
 /// publisher.send(Message::bytes("{}").to_queue("orders")).await?;
 /// assert!(service.health().live);
+/// println!("{:?} messages are ready", service.depth("orders").await?.ready);
 /// assert_eq!(service.stop().await.left, 0);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # }).unwrap();
@@ -220,6 +221,24 @@ impl Service {
 
     /// Reads the configuration's files again and puts their retry tables in force.
     ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::Service;
+    /// let path = std::env::temp_dir().join(format!("redeliver-reload-{}.toml", std::process::id()));
+    /// std::fs::write(&path, "retry.standard = { delay_min = \"1s\" }")?;
+    /// let service = Service::from_file(&path)?.signals(false).start().await?;
+    ///
+    /// std::fs::write(&path, "retry.standard = { delay_min = \"2s\" }")?;
+    /// service.reload().await?;
+    /// std::fs::write(&path, "retry.standard = { delay_min = \"1h\" }")?;
+    /// let refused = service.reload().await.expect_err("it is above delay_max");
+    /// assert!(refused.to_string().contains("retry.standard.delay_min"), "{refused}");
+    /// # service.stop().await;
+    /// # std::fs::remove_file(path)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// The new policy is not usable, or needs waits at the broker that may not be declared; the
     /// old one stays.
@@ -347,6 +366,17 @@ impl Service {
     }
 
     /// Waits until the service has stopped, by [`stop`](Self::stop) or by a signal.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, Stop, config::Config};
+    /// # let service = Service::builder(Config::default()).start().await?;
+    /// let handle = service.clone();
+    /// actix::spawn(async move { handle.stop().await });        // in earnest: SIGTERM
+    /// assert_eq!(service.stopped().await, Stop { left: 0 });
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn stopped(&self) -> Stop {
         let mut ended = self.inner.ended.clone();
         let stop = ended.wait_for(Option::is_some).await;

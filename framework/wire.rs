@@ -58,6 +58,13 @@ pub const ERROR_LENGTH_MAX: usize = 1024;
 pub const TEXT_LENGTH_MAX: usize = 512;
 
 /// Our own headers on their way out, in the order in which they were set.
+///
+/// ```
+/// use redeliver::wire::{self, Stamps};
+///
+/// let stamps: Stamps = vec![(wire::ATTEMPT, "3".to_owned()), (wire::REASON, "exhausted".to_owned())];
+/// assert!(stamps.iter().all(|(name, _)| name.starts_with(wire::PREFIX)));
+/// ```
 pub type Stamps = Vec<(&'static str, String)>;
 
 /// What a message carries of ours when it arrives.
@@ -244,6 +251,15 @@ pub fn format_time(time: SystemTime) -> String {
 }
 
 /// Reads what [`format_time`] wrote.
+///
+/// ```
+/// use std::time::{Duration, SystemTime};
+/// use redeliver::wire::parse_time;
+///
+/// let due = SystemTime::UNIX_EPOCH + Duration::from_secs(60);
+/// assert_eq!(parse_time("1970-01-01T00:01:00.000Z"), Some(due));
+/// assert_eq!(parse_time("in a minute"), None);
+/// ```
 pub fn parse_time(text: &str) -> Option<SystemTime> {
     text.parse::<jiff::Timestamp>().ok().map(SystemTime::from)
 }

@@ -253,6 +253,100 @@ fn nothing_is_left_to_do_and_no_test_looks_away() {
     assert_none(&broken);
 }
 
+#[test]
+fn every_public_item_has_an_example() {
+    let (mut broken, mut found) = (Vec::new(), 0);
+    for source in shown_sources() {
+        let lines: Vec<&str> = source.text.lines().collect();
+        for (index, line) in lines.iter().enumerate() {
+            // Rust's own lint sees to it that what is `pub` can be reached from outside.
+            let Some(name) = public_item(line) else { continue };
+            let above = lines[..index].iter().rev().take_while(|line| !ends_an_item(line));
+            let above: Vec<&str> = above.map(|line| line.trim_start()).collect();
+            if above.contains(&"#[doc(hidden)]") {
+                continue;
+            }
+            found += 1;
+            if !above.iter().any(|line| line.starts_with("/// ```")) {
+                broken.push(format!("{}:{}: {name} has no example", source.path, index + 1));
+            }
+        }
+    }
+    assert!(found > 100, "only {found} public items were found");
+    assert_none(&broken);
+}
+
+#[test]
+fn every_public_method_is_called_in_an_example() {
+    let sources = shown_sources();
+    let examples: String = sources.iter().map(|source| examples_of(&source.text)).collect();
+    let (mut broken, mut found) = (Vec::new(), 0);
+    for source in &sources {
+        for (number, line) in source.code() {
+            let Some(name) = public_method(line) else { continue };
+            found += 1;
+            let calls = [format!(".{name}("), format!("::{name}(")];
+            if !calls.iter().any(|call| examples.contains(call)) {
+                broken.push(format!("{}:{number}: no example calls {name}", source.path));
+            }
+        }
+    }
+    assert!(found > 100, "only {found} public methods were found");
+    assert_none(&broken);
+}
+
+/// The library but for the modules that its pages do not show.
+fn shown_sources() -> Vec<Source> {
+    let sources = library();
+    let hidden = sources.iter().flat_map(|source| {
+        let after = source.text.split("#[doc(hidden)]\npub mod ").skip(1);
+        after.filter_map(|rest| rest.split_once(';'))
+    });
+    let hidden: BTreeSet<String> = hidden.map(|(name, _)| format!("/{name}.rs")).collect();
+    let shown = |source: &Source| !hidden.iter().any(|name| source.path.ends_with(name));
+    sources.into_iter().filter(shown).collect()
+}
+
+/// The name of the public item that a line begins.
+fn public_item(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("pub ")?;
+    let kinds = ["struct ", "enum ", "trait ", "fn ", "async fn ", "type ", "macro "];
+    let name = kinds.iter().find_map(|kind| rest.strip_prefix(kind))?;
+    Some(&name[..name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len())])
+}
+
+/// The name of the public method that a line begins.
+fn public_method(line: &str) -> Option<&str> {
+    let rest = line.strip_prefix("    pub ")?;
+    let name = ["fn ", "async fn ", "const fn "].iter().find_map(|kind| rest.strip_prefix(kind))?;
+    Some(&name[..name.find(['(', '<']).unwrap_or(name.len())])
+}
+
+/// Whether a line belongs to what stands before an item: blank, or the end of another one.
+fn ends_an_item(line: &str) -> bool {
+    let comment = line.trim_start().starts_with("//");
+    line.is_empty() || (!comment && line.ends_with([';', '}']))
+}
+
+/// The lines of all examples in a source's documentation.
+fn examples_of(text: &str) -> String {
+    let mut examples = String::new();
+    let mut inside = false;
+    for line in text.lines().map(str::trim_start) {
+        let Some(line) = line.strip_prefix("///").or_else(|| line.strip_prefix("//!")) else {
+            inside = false;
+            continue;
+        };
+        if line.trim_start().starts_with("```") {
+            inside = !inside;
+        } else if inside {
+            examples.push_str(line);
+            examples.push('\n');
+        }
+    }
+    examples
+}
+
 /// A file of Rust.
 struct Source {
     /// From the root of the repository, with `/` between.

@@ -19,6 +19,32 @@ use crate::pipeline::{Running, caught};
 /// A plain value and a `ResponseFuture` are the fast ones. An `AtomicResponse` keeps everything
 /// else of its actor waiting, other deliveries included; one that panics or takes longer than the
 /// subscription's `timeout` ends its actor, which is made anew.
+///
+/// ```
+/// use actix::prelude::*;
+/// use redeliver::{Delivery, Handled};
+///
+/// struct Counter(u32);
+/// impl Actor for Counter { type Context = Context<Self>; }
+///
+/// impl Handler<Delivery<u32>> for Counter {
+///     type Result = ResponseActFuture<Self, Handled>;
+///
+///     fn handle(&mut self, delivery: Delivery<u32>, _: &mut Context<Self>) -> Self::Result {
+///         let looked_up = async move { delivery.payload * 2 };
+///         Box::pin(looked_up.into_actor(self).map(|number, counter, _| {
+///             counter.0 += number;             // the actor's own state, after the await
+///             Ok(())
+///         }))
+///     }
+/// }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", || Counter(0)))?;
+/// test.publish("orders", Message::json(&7)?);
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub trait IntoRunning<A: Actor, O = Handled> {
     #[doc(hidden)]
     fn into_running(self, ctx: &mut A::Context) -> Begun<O>;

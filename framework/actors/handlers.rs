@@ -21,6 +21,22 @@ use crate::message::{Batch, Delivery, Handled};
 use crate::pipeline::{Codec, Codecs, Json, Running, SharedCodecs, caught};
 
 /// The handlers of one subscription.
+///
+/// ```
+/// use redeliver::{Delivery, Handled, by_type};
+///
+/// async fn placed(_: Delivery<u32>) -> Handled { Ok(()) }
+/// async fn other(_: Delivery<serde_json::Value>) -> Handled { Ok(()) }
+///
+/// let handlers = by_type().on("placed", placed).otherwise(other);
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::json(&7)?.kind("placed"));
+/// test.publish("orders", Message::json(&"7")?.kind("cancelled"));
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled", "orders-2: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub struct Handlers {
     pub(crate) routes: Vec<Route>,
 }
@@ -52,7 +68,12 @@ pub(crate) trait Host: Send + Sync {
 /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
 ///
 /// let handlers: Handlers = ship.into_handlers();
-/// # let _ = handlers;
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::json(&7)?);
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub trait IntoHandlers<M> {
     /// Makes the handlers.
@@ -108,7 +129,12 @@ where
 ///     fn handle(&mut self, _: Delivery<Vec<u8>>, _: &mut Context<Self>) -> Handled { Ok(()) }
 /// }
 /// let handlers = with_codec(Raw, || Archive);
-/// # let _ = handlers;
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::bytes(&b"\xff"[..]));
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn with_codec<A, T, F>(codec: impl Codec<T>, factory: F) -> Handlers
 where
@@ -133,7 +159,13 @@ where
 /// #     fn handle(&mut self, _: Delivery<u32>, _: &mut Context<Self>) -> Handled { Ok(()) }
 /// # }
 /// let handlers = with_codecs(Codecs::new(Json), || Count);
-/// # let _ = handlers;
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::json(&7)?);
+/// test.publish("orders", Message::bytes("7").content_type("text/csv"));
+/// assert!(test.log()[1].starts_with("orders-2: dead-lettered: undecodable: no codec takes"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn with_codecs<A, T, F>(codecs: Codecs<T>, factory: F) -> Handlers
 where
@@ -165,7 +197,14 @@ where
 ///     }
 /// }
 /// let handlers = in_batches(|| Import);
-/// # let _ = handlers;
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nbatch = { size = 2 }")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::json(&1)?);
+/// test.publish("orders", Message::json(&2)?);
+/// test.finish();
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled", "orders-2: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn in_batches<A, T, F>(factory: F) -> Handlers
 where
@@ -193,13 +232,18 @@ where
 ///     type Result = Handled;
 ///
 ///     fn handle(&mut self, entry: Delivery<u32>, _: &mut SyncContext<Self>) -> Handled {
-///         std::fs::write(std::env::temp_dir().join("redeliver-ledger"), entry.payload.to_string())?;
-///         Ok(())
+///         std::thread::sleep(std::time::Duration::from_millis(1));      // a driver that blocks
+///         Ok(println!("booked {}", entry.payload))
 ///     }
 /// }
 ///
 /// let handlers = blocking(4, || Ledger);
-/// # let _ = handlers;
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::json(&7)?);
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn blocking<A, T, F>(threads: usize, factory: F) -> Handlers
 where
@@ -224,7 +268,14 @@ where
 /// async fn opened(_: Delivery<Issue>) -> Handled { Ok(()) }
 ///
 /// let handlers = by_type().on("push", pushed).on("issues", opened);
-/// # let _ = handlers;
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::bytes("{}").kind("push"));
+/// test.publish("orders", Message::bytes("{}").kind("star"));
+/// assert_eq!(test.log()[0], "orders-1: attempt 1 handled");
+/// assert!(test.log()[1].starts_with("orders-2: dead-lettered: unknown-type"));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub fn by_type() -> Handlers {
     Handlers { routes: Vec::new() }

@@ -42,6 +42,13 @@ pub trait Codec<T>: Send + Sync + 'static {
 }
 
 /// Why a payload could not be decoded. Must not quote the payload.
+///
+/// ```
+/// use redeliver::{Codec, DecodeError, Json};
+///
+/// let error: DecodeError = Codec::<u32>::decode(&Json, Some(b"\"secret\"")).unwrap_err();
+/// assert_eq!(error.to_string(), "the body is JSON, but not of the expected shape (line 1, column 8)");
+/// ```
 pub type DecodeError = Box<dyn StdError + Send + Sync>;
 
 /// JSON by serde, for messages without a content type and of every JSON type (RFC 6838 `+json`
@@ -141,7 +148,21 @@ impl Codec<Vec<u8>> for Raw {
 /// }
 ///
 /// let codecs: Codecs<u32> = Codecs::new(Json).or(Text);
-/// # let _ = codecs;
+/// # use redeliver::{Delivery, Handled, with_codecs};
+/// # use actix::prelude::*;
+/// # struct Count;
+/// # impl Actor for Count { type Context = Context<Self>; }
+/// # impl Handler<Delivery<u32>> for Count {
+/// #     type Result = Handled;
+/// #     fn handle(&mut self, _: Delivery<u32>, _: &mut Context<Self>) -> Handled { Ok(()) }
+/// # }
+/// let handlers = with_codecs(codecs, || Count);
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+/// test.publish("orders", Message::bytes(" 7\n").content_type("text/plain"));
+/// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 pub struct Codecs<T> {
     codecs: Vec<Box<dyn Codec<T>>>,

@@ -36,6 +36,7 @@ pub const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// };
 /// let steps = WaitSteps::for_policies(&[&listed], 16);
 /// assert_eq!(steps.as_slice(), [Duration::from_secs(5), Duration::from_secs(60)]);
+/// assert_eq!((steps.shortest(), steps.longest()), (Duration::from_secs(5), Duration::from_secs(60)));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct WaitSteps {

@@ -20,6 +20,37 @@ const SILENCE: Duration = Duration::from_millis(400);
 const WAIT: Duration = Duration::from_millis(700);
 
 /// A broker under test.
+///
+/// ```
+/// use std::{sync::Arc, time::Duration};
+/// use redeliver::broker::{Broker, Source, Target, memory::MemoryBroker};
+/// use redeliver::testing::broker_conformance::{Subject};
+///
+/// struct Memory(MemoryBroker);
+///
+/// impl Subject for Memory {
+///     fn broker(&self) -> &dyn Broker { &self.0 }
+///
+///     fn source(&self, waits: &[Duration]) -> Arc<Source> {
+///         let (name, settings) = (redeliver::store::Owner::new().as_str().into(), Arc::default());
+///         Arc::new(Source { name, settings, waits: waits.to_vec(), service: "test".into() })
+///     }
+///
+///     fn target(&self, source: &Source) -> Target { Target::Queue(source.name.to_string()) }
+///
+///     fn nowhere(&self) -> Target { Target::Queue("nobody".to_owned()) }
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), redeliver::broker::BrokerError> {
+/// let memory = Memory(MemoryBroker::new());
+/// let source = memory.source(&[]);
+/// assert!(memory.broker().prepare(&source).await?.is_empty());
+/// assert!(memory.settles_out_of_order() && !memory.has_lanes_for_copies(), "it is no log");
+/// assert!(memory.is_main(&redeliver::broker::LaneId("0".into())));
+/// # Ok(())
+/// # }
+/// ```
 pub trait Subject {
     /// The broker, connected.
     fn broker(&self) -> &dyn Broker;
@@ -50,6 +81,35 @@ pub trait Subject {
 }
 
 /// Runs all of them.
+///
+/// ```
+/// # use std::{sync::Arc, time::Duration};
+/// # use redeliver::broker::{Broker, Source, Target, memory::MemoryBroker};
+/// # use redeliver::testing::broker_conformance::{Subject, every_sentence};
+/// #
+/// # struct Memory(MemoryBroker);
+/// #
+/// # impl Subject for Memory {
+/// #     fn broker(&self) -> &dyn Broker { &self.0 }
+/// #
+/// #     fn source(&self, waits: &[Duration]) -> Arc<Source> {
+/// #         let (name, settings) = (redeliver::store::Owner::new().as_str().into(), Arc::default());
+/// #         Arc::new(Source { name, settings, waits: waits.to_vec(), service: "test".into() })
+/// #     }
+/// #
+/// #     fn target(&self, source: &Source) -> Target { Target::Queue(source.name.to_string()) }
+/// #
+/// #     fn nowhere(&self) -> Target { Target::Queue("nobody".to_owned()) }
+/// # }
+///
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() -> Result<(), redeliver::broker::BrokerError> {
+/// let memory = Memory(MemoryBroker::new());
+/// memory.broker().connect().await?;
+/// every_sentence(&memory).await;              // panics at the first that does not hold
+/// # Ok(())
+/// # }
+/// ```
 ///
 /// # Panics
 /// At the first sentence that does not hold.

@@ -21,6 +21,19 @@ use std::sync::Arc;
 use crate::store::Store;
 
 /// A sentence of a contract and the test of it.
+///
+/// ```
+/// use std::sync::Arc;
+/// use redeliver::store::memory::MemoryStore;
+/// use redeliver::testing::lock_conformance::SENTENCES;
+///
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() {
+/// let first = &SENTENCES[0];
+/// assert_eq!((first.number, first.says), (1, "a free key is had by who asks first"));
+/// first.check(Arc::new(MemoryStore::new())).await;
+/// # }
+/// ```
 pub struct Sentence {
     /// The number in the contract.
     pub number: u32,
@@ -42,6 +55,20 @@ impl Sentence {
 }
 
 /// Puts a store to every test of a suite, one after the other.
+///
+/// ```
+/// use std::sync::Arc;
+/// use redeliver::store::{Store, memory::MemoryStore};
+/// use redeliver::testing::{check_all, idempotency_conformance, lock_conformance};
+///
+/// // Leases end at once in a test, because its clock is paused.
+/// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+/// # async fn main() {
+/// let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+/// check_all(lock_conformance::SENTENCES, &store).await;
+/// check_all(idempotency_conformance::SENTENCES, &store).await;
+/// # }
+/// ```
 ///
 /// # Panics
 /// With the number of the first sentence that does not hold, printed before.

@@ -14,6 +14,25 @@ use crate::pipeline::{Epitaph, Event, Fault, Observer, Reason, Scope, Waiting, W
 /// What became of one message at one moment.
 ///
 /// Shown as a line: `order-7: attempt 1 retry after 200ms: not yet`.
+///
+/// ```
+/// use redeliver::testing::{Fate, Record};
+/// use redeliver::{Delivery, Failure, Handled};
+///
+/// async fn ship(order: Delivery<u32>) -> Handled {
+///     if order.attempt() == 1 { Err(Failure::retry("not yet").class("stock")) } else { Ok(()) }
+/// }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\njitter = \"none\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+/// test.publish("orders", Message::json(&7)?);
+/// test.finish();
+/// let records: Vec<Record> = test.records();
+/// assert_eq!((records[1].attempt, &records[1].fate), (2, &Fate::Handled));
+/// assert_eq!(records[1].at.as_millis(), 200, "counted from the start");
+/// assert_eq!(records[0].to_string(), "orders-1: attempt 1 retry after 200ms: not yet");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Record {
@@ -30,6 +49,24 @@ pub struct Record {
 }
 
 /// What became of a message.
+///
+/// ```
+/// use redeliver::testing::Fate;
+/// use redeliver::{Delivery, Failure, Handled};
+///
+/// async fn ship(order: Delivery<u32>) -> Handled {
+///     if order.attempt() == 1 { Err(Failure::retry("not yet").class("stock")) } else { Ok(()) }
+/// }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+/// test.publish("orders", Message::json(&7)?);
+/// match &test.records()[0].fate {
+///     Fate::Retried { error, class, .. } => assert_eq!((error.as_str(), class.as_deref()), ("not yet", Some("stock"))),
+///     other => panic!("{other:?}"),
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fate {
@@ -88,6 +125,21 @@ pub enum Fate {
 }
 
 /// Where a message waits for its next attempt.
+///
+/// ```
+/// use redeliver::testing::{Fate, WaitedAt};
+/// use redeliver::{Delivery, Failure, Handled};
+///
+/// async fn ship(order: Delivery<u32>) -> Handled {
+///     if order.attempt() == 1 { Err(Failure::retry("not yet").class("stock")) } else { Ok(()) }
+/// }
+/// # use redeliver::{Message, Service, config::Config, testing::TestService};
+/// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\njitter = \"none\"\nin_process_max = \"100ms\"")?;
+/// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+/// test.publish("orders", Message::json(&7)?);
+/// assert!(matches!(test.records()[0].fate, Fate::Retried { at: WaitedAt::Broker, .. }), "200 ms are too long to wait here");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitedAt {
     /// In the process.

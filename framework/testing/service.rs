@@ -55,6 +55,14 @@ const FINISH_MAX: Duration = Duration::from_secs(7 * 24 * 60 * 60);
 ///     "order-7: attempt 1 retry after 200ms: not yet",
 ///     "order-7: attempt 2 handled",
 /// ]);
+///
+/// service.clear_log();
+/// service.seed(7);                                   // jitter comes out in another way
+/// service.publish("orders", Message::json(&"not a number")?.id("order-8"));
+/// service.finish();
+/// assert_eq!(service.dead_letters("orders")[0].id.as_deref(), Some("order-8"));
+/// assert_eq!(service.elapsed(), Duration::from_millis(200), "a dead letter took no time");
+/// assert_eq!(service.stop().left, 0);
 /// # Ok(())
 /// # }
 /// ```
