@@ -88,8 +88,9 @@ pub(crate) async fn attempts_are_counted_on_by_the_next_process(kind: Kind) {
         sleep(Duration::from_millis(500)).await;
         until("its copy is confirmed", async || {
             let depth = onlooker.depth("orders").await.unwrap_or_default();
-            let copies = if attempt == 4 { depth.dead } else { depth.waiting };
-            depth.ready == Some(0) && copies == Some(1)
+            let places = (depth.waiting, depth.dead);
+            let expected = if attempt == 4 { (0, 1) } else { (1, 0) };
+            depth.ready == Some(0) && places == (Some(expected.0), Some(expected.1))
         })
         .await;
         match attempt % 2 {

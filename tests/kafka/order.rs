@@ -98,6 +98,10 @@ async fn each_of_many_keys_keeps_its_order_over_failures_and_moves() {
     .await;
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(second.stop().await.left, 0);
+    while handled() < count as usize {
+        let before = handled();
+        until("more are handled", async || handled() > before).await;
+    }
     drained(&first).await;
     assert_eq!(handled(), count as usize, "each has its effect");
     let effects = effects.lock().expect("no handler panics in here").clone();
