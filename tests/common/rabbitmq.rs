@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use lapin::options::{
-    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions,
-    QueueDeleteOptions,
+    BasicConsumeOptions, BasicPublishOptions, ConfirmSelectOptions, QueueBindOptions,
+    QueueDeclareOptions, QueueDeleteOptions,
 };
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
@@ -94,6 +94,13 @@ impl Raw {
             .queue_delete(queue.into(), QueueDeleteOptions::default())
             .await
             .expect("it is deleted");
+    }
+
+    pub(crate) async fn bind(&self, queue: &str, exchange: &str, key: &str) {
+        let (options, arguments) = (QueueBindOptions::default(), FieldTable::default());
+        let bound =
+            self.channel.queue_bind(queue.into(), exchange.into(), key.into(), options, arguments);
+        bound.await.expect("it is bound");
     }
 
     pub(crate) async fn count(&self, queue: &str) -> u32 {

@@ -10,6 +10,7 @@ mod copies;
 mod faults;
 mod nodes;
 mod permissions;
+mod publishing;
 mod server;
 mod topology;
 

@@ -360,6 +360,9 @@ pub(super) async fn answer<T>(
 impl Live {
     /// Waits until the server takes messages.
     pub(super) async fn unblocked(&self) {
+        if self.blocked.borrow().is_none() {
+            return;
+        }
         // An error means that the connection is gone, which whoever waits will find out by using it.
         let _ = self.blocked.clone().wait_for(Option::is_none).await;
     }

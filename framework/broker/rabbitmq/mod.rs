@@ -12,6 +12,8 @@ mod envelope;
 mod fault;
 mod lane;
 mod ledger;
+mod letter;
+mod outlet;
 mod publisher;
 mod tls;
 mod topology;
