@@ -38,13 +38,23 @@ async fn a_queue_with_other_properties_is_an_error_that_shows_both_sides() {
 }
 
 #[tokio::test]
-async fn verifying_names_every_queue_that_is_missing_and_creates_none() {
+async fn verifying_names_every_queue_and_exchange_that_is_missing_and_creates_none() {
     let lab = Lab::connect().await;
-    let source =
-        lab.source_with(&[Duration::from_secs(5)], |settings| settings.topology = Topology::Verify);
+    let exchange = unique("exchange");
+    let source = lab.source_with(&[Duration::from_secs(5)], |settings| {
+        settings.topology = Topology::Verify;
+        let binding = |exchange: &str| Binding {
+            exchange: exchange.to_owned(),
+            routing_key: "order.*".to_owned(),
+        };
+        settings.bindings = vec![binding(&exchange), binding("amq.topic"), binding(&exchange)];
+    });
     for _ in 0..2 {
         let error = lab.broker.prepare(&source).await.expect_err("nothing is there");
         assert_eq!(error.fault, Fault::Missing, "{error}");
+        let named = error.text.matches(&format!("looking for exchange `{exchange}`")).count();
+        assert_eq!(named, 1, "{error}");
+        assert!(!error.text.contains("amq.topic"), "{error}");
         for name in [queue(&source), dead(&source), format!("{}.wait.5000", queue(&source))] {
             assert!(
                 error.text.contains(&format!("looking for queue `{name}`")),

@@ -3,11 +3,13 @@
 //! Owns the names and the arguments, as plain data, and how they are declared or verified. Never deletes and
 //! never changes what is there.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use lapin::options::{QueueBindOptions, QueueDeclareOptions};
+use lapin::ExchangeKind;
+use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 
 use super::connection::{Link, answer};
@@ -57,6 +59,11 @@ impl Plan {
             dead: keeping_queue(dead),
             suspects: keeping_queue(suspects_name(settings)),
         }
+    }
+
+    /// The exchanges that its bindings name, each once.
+    fn exchanges(&self) -> BTreeSet<&str> {
+        self.bindings.iter().map(|binding| binding.exchange.as_str()).collect()
     }
 
     /// In the order of declaring: what others dead-letter into comes before them.
@@ -268,6 +275,9 @@ pub(super) async fn prepare(link: &Link, source: &Source) -> Result<Vec<String>,
             for queue in plan.queues() {
                 findings.note(verify(link, source, queue).await)?;
             }
+            for exchange in plan.exchanges() {
+                findings.note(verify_exchange(link, source, exchange).await)?;
+            }
         }
         Topology::Declare => {
             for queue in plan.queues() {
@@ -310,6 +320,14 @@ impl Findings {
     }
 }
 
+/// Adds to an error of the kind `fault` what to do about it.
+fn advise(fault: Fault, advice: &str) -> impl Fn(BrokerError) -> BrokerError {
+    move |error| match error.fault == fault {
+        true => BrokerError::new(fault, format!("{}; {advice}", error.text)),
+        false => error,
+    }
+}
+
 /// On a channel of its own: the server's refusal closes the channel.
 async fn declare(link: &Link, source: &Source, queue: &Queue) -> Result<(), BrokerError> {
     let attempt = format!("subscription `{}`: declaring {queue}", source.name);
@@ -317,16 +335,8 @@ async fn declare(link: &Link, source: &Source, queue: &Queue) -> Result<(), Brok
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
     let declared =
         answer(&attempt, channel.queue_declare(short(&queue.name)?, options, queue.table())).await;
-    declared.map_err(|error| match error.fault {
-        Fault::Mismatch => BrokerError::new(
-            Fault::Mismatch,
-            format!(
-                "{}; the queue is there with other properties: delete it, or set `arguments` and `queue_type` to what is there, or `topology = \"verify\"` to use it as it is",
-                error.text
-            ),
-        ),
-        _ => error,
-    })?;
+    let advice = "the queue is there with other properties: delete it, or set `arguments` and `queue_type` to what is there, or `topology = \"verify\"` to use it as it is";
+    declared.map_err(advise(Fault::Mismatch, advice))?;
     let _ = channel.close(200, "done".into()).await;
     Ok(())
 }
@@ -340,16 +350,22 @@ async fn verify(link: &Link, source: &Source, queue: &Queue) -> Result<(), Broke
         channel.queue_declare(short(&queue.name)?, options, FieldTable::default()),
     )
     .await;
-    found.map_err(|error| match error.fault {
-        Fault::Missing => BrokerError::new(
-            Fault::Missing,
-            format!(
-                "{}; create it beforehand ({queue}), or use `topology = \"declare\"`",
-                error.text
-            ),
-        ),
-        _ => error,
-    })?;
+    let advice = format!("create it beforehand ({queue}), or use `topology = \"declare\"`");
+    found.map_err(advise(Fault::Missing, &advice))?;
+    let _ = channel.close(200, "done".into()).await;
+    Ok(())
+}
+
+/// Whether its bindings are there is nothing that AMQP tells.
+async fn verify_exchange(link: &Link, source: &Source, exchange: &str) -> Result<(), BrokerError> {
+    let attempt = format!("subscription `{}`: looking for exchange `{exchange}`", source.name);
+    let (_live, channel) = link.channel().await?;
+    let options = ExchangeDeclareOptions { passive: true, ..ExchangeDeclareOptions::default() };
+    let (kind, arguments) = (ExchangeKind::default(), FieldTable::default());
+    let found =
+        answer(&attempt, channel.exchange_declare(short(exchange)?, kind, options, arguments));
+    let advice = "declare it beforehand, or remove its bindings";
+    found.await.map_err(advise(Fault::Missing, advice))?;
     let _ = channel.close(200, "done".into()).await;
     Ok(())
 }
@@ -375,13 +391,8 @@ async fn bind(
         ),
     )
     .await;
-    bound.map_err(|error| match error.fault {
-        Fault::Missing => BrokerError::new(
-            Fault::Missing,
-            format!("{}; declare the exchange beforehand, or remove the binding", error.text),
-        ),
-        _ => error,
-    })?;
+    let advice = "declare the exchange beforehand, or remove the binding";
+    bound.map_err(advise(Fault::Missing, advice))?;
     let _ = channel.close(200, "done".into()).await;
     Ok(())
 }
