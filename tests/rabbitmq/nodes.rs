@@ -135,8 +135,10 @@ async fn a_broker_without_memory_is_told_by_health_and_work_goes_on_when_it_has_
     let lab = Lab::on(&node.url).await;
     let (seen, held) = (Seen::default(), Arc::new(AtomicBool::new(false)));
     let handler = seen.clone();
+    // Nearly everything fails once here, and that is not what a breaker should find.
+    let keys = "breaker = { attempts_min = 1000 }\n";
     let service = lab
-        .start(&lab.toml("", SHORT_WAITS), move |delivery: Delivery<u32>| {
+        .start(&lab.toml(keys, SHORT_WAITS), move |delivery: Delivery<u32>| {
             handler.note(&delivery);
             async move {
                 match (delivery.payload, delivery.attempt()) {
