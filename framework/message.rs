@@ -175,6 +175,8 @@ pub struct Metadata {
     pub(crate) attempt: u32,
     pub(crate) claim: Option<Arc<Claim>>,
     pub(crate) locks: Option<Locks>,
+    /// Of this run alone, where what it publishes is stored with the settlement.
+    pub(crate) outbox: Option<Box<Publisher>>,
     pub(crate) scope: Arc<DeliveryScope>,
 }
 
@@ -287,6 +289,16 @@ impl Claim {
 pub(crate) struct DeliveryScope {
     pub(crate) subscription: Arc<str>,
     pub(crate) publisher: Publisher,
+    /// What is published over a delivery is stored with its settlement.
+    pub(crate) is_transactional: bool,
+}
+
+impl DeliveryScope {
+    /// The publisher of one run over this message, where what it publishes is stored with the settlement.
+    pub(crate) fn outbox(&self, message: &dyn Envelope) -> Option<Box<Publisher>> {
+        let publisher = self.is_transactional.then(|| self.publisher.within(message));
+        publisher.flatten().map(Box::new)
+    }
 }
 
 impl Metadata {
@@ -363,8 +375,12 @@ impl Metadata {
 
     /// A publisher whose messages carry on this delivery's trace, name it as their cause, and
     /// count one hop more, so that nothing circles for ever.
+    ///
+    /// Where the subscription's `delivery_guarantee` is `"transactional"`, what it sends is stored together with
+    /// this delivery's settlement: once, when the handler has answered `Ok`, and never when it fails.
     pub fn publisher(&self) -> Publisher {
-        self.scope.publisher.caused_by(Cause {
+        let publisher = self.outbox.as_deref().unwrap_or(&self.scope.publisher);
+        publisher.caused_by(Cause {
             id: self.id().map(Into::into),
             hops: self.carried.hops,
             trace: trace_of(self.envelope.as_ref()),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::broker::{self, BrokerError, Fault, Outgoing, Target};
+use crate::broker::{self, BrokerError, Envelope, Fault, Outgoing, Target};
 use crate::telemetry;
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::wire;
@@ -54,6 +54,11 @@ impl Publisher {
 
     pub(crate) fn caused_by(&self, cause: Cause) -> Self {
         Self { broker: Arc::clone(&self.broker), cause: Some(Arc::new(cause)) }
+    }
+
+    /// As [`broker::Publisher::within`].
+    pub(crate) fn within(&self, message: &dyn Envelope) -> Option<Self> {
+        Some(Self { broker: self.broker.within(message)?, cause: None })
     }
 
     /// Sends `message` and waits until the broker has stored it.

@@ -3,6 +3,8 @@
 //! The level says who must act: ERROR a human, WARN the service coped, INFO a state changed, DEBUG
 //! one message. Payloads and secrets never appear. Knows only names and numbers.
 
+#[cfg(feature = "kafka")]
+mod kafka;
 mod metrics;
 mod times;
 
@@ -11,6 +13,8 @@ use std::time::Duration;
 
 use tracing::Span;
 
+#[cfg(feature = "kafka")]
+pub(crate) use kafka::*;
 pub(crate) use metrics::{Metrics, SubscriptionMetrics};
 pub(crate) use tracing::Instrument;
 
@@ -150,60 +154,6 @@ pub(crate) fn lane_down(
 /// A lane could not be closed cleanly.
 pub(crate) fn close_failed(subscription: &str, lane: &dyn Display, error: &dyn Display) {
     tracing::warn!(subscription, %lane, %error, "lane could not be closed cleanly");
-}
-
-/// A consumer group's partitions could not be taken or given up.
-#[cfg(feature = "kafka")]
-pub(crate) fn assignment_failed(group: &str, error: &dyn Display) {
-    tracing::warn!(group, %error, "partitions could not be taken or given up");
-}
-
-/// A partition was given up before its messages were done with.
-#[cfg(feature = "kafka")]
-pub(crate) fn revoked_in_hand(lane: &dyn Display) {
-    tracing::warn!(%lane, "lane revoked while messages were still in hand");
-}
-
-/// Nobody says what a group has committed.
-#[cfg(feature = "kafka")]
-pub(crate) fn committed_unknown(group: &str, error: &dyn Display) {
-    tracing::warn!(group, %error, "committed offsets are unknown");
-}
-
-/// Offsets were not committed; they are with the next commit.
-#[cfg(feature = "kafka")]
-pub(crate) fn commit_failed(group: &str, error: &dyn Display) {
-    tracing::warn!(group, %error, "offsets were not committed; trying again");
-}
-
-/// A group that is being settled anew takes no offsets.
-#[cfg(feature = "kafka")]
-pub(crate) fn commit_later(group: &str, error: &dyn Display) {
-    tracing::debug!(group, %error, "offsets are committed later");
-}
-
-/// A partition could not be read again from its lowest unfinished record.
-#[cfg(feature = "kafka")]
-pub(crate) fn rewind_failed(lane: &dyn Display, error: &dyn Display) {
-    tracing::warn!(%lane, %error, "lane could not go back to its lowest unfinished record");
-}
-
-/// A record came outside the queue of its partition; it is read again from there.
-#[cfg(feature = "kafka")]
-pub(crate) fn stray_record(topic: &str, partition: i32) {
-    tracing::warn!(topic, partition, "record came outside its partition's queue");
-}
-
-/// What librdkafka says by itself.
-#[cfg(feature = "kafka")]
-pub(crate) fn client_says(error: &dyn Display, reason: &str) {
-    tracing::debug!(%error, reason, "the Kafka client reports");
-}
-
-/// The consumer groups did not answer in time that we leave.
-#[cfg(feature = "kafka")]
-pub(crate) fn leaving_unanswered(subscription: &str) {
-    tracing::warn!(subscription, "consumer groups took no note of our leaving");
 }
 
 /// The breaker opened.

@@ -11,7 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use actix::prelude::*;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::desk::Desk;
@@ -66,6 +66,10 @@ pub(super) struct Consumer {
     /// Away while a lane is drained.
     desk: Option<Desk>,
     commands: Option<mpsc::Sender<(Instant, oneshot::Sender<usize>)>>,
+    /// The next lane, which came before the desk was back from the last one.
+    next: Option<Box<dyn Lane>>,
+    /// Told when there is one.
+    next_came: Rc<Notify>,
     holding: Rc<Cell<Holding>>,
 }
 
@@ -84,7 +88,35 @@ impl Consumer {
     ) -> Self {
         let holding = Rc::new(Cell::new(Holding::default()));
         let desk = Desk::new(index, lane.clone(), shared, links, Rc::clone(&holding));
-        Self { lane, supervisor, desk: Some(desk), commands: None, holding }
+        let next_came = Rc::default();
+        Self { lane, supervisor, desk: Some(desk), commands: None, next: None, next_came, holding }
+    }
+
+    /// Takes note of a lane's end. What still runs gives its permits back before the desk rests.
+    fn end(&mut self, mut desk: Desk, down: Option<Down>, ctx: &mut Context<Self>) {
+        self.commands = None;
+        let is_revoked = matches!(down, Some(Down::Ended(LaneEnd::Revoked)));
+        if let Some(why) = down {
+            let lane = self.lane.clone();
+            self.supervisor.do_send(LaneDown { lane, why });
+        }
+        if !is_revoked {
+            return self.rest(desk, ctx);
+        }
+        desk.tenure.revoke();
+        let next_came = Rc::clone(&self.next_came);
+        let run_out = async move {
+            run_out(&mut desk, &next_came).await;
+            desk
+        };
+        ctx.spawn(run_out.into_actor(self).map(|desk, consumer, ctx| consumer.rest(desk, ctx)));
+    }
+
+    fn rest(&mut self, desk: Desk, ctx: &mut Context<Self>) {
+        self.desk = Some(desk);
+        if let Some(lane) = self.next.take() {
+            ctx.notify(Attach(lane));
+        }
     }
 }
 
@@ -96,18 +128,14 @@ impl Handler<Attach> for Consumer {
     type Result = ();
 
     fn handle(&mut self, Attach(lane): Attach, ctx: &mut Context<Self>) {
-        let Some(desk) = self.desk.take() else { return };
+        let Some(desk) = self.desk.take() else {
+            self.next = Some(lane);
+            return self.next_came.notify_one();
+        };
         let (commands, orders) = mpsc::channel(1);
         self.commands = Some(commands);
         let drained = drain(lane, desk, orders).into_actor(self);
-        ctx.spawn(drained.map(|(desk, down), consumer, _| {
-            consumer.desk = Some(desk);
-            consumer.commands = None;
-            if let Some(why) = down {
-                let lane = consumer.lane.clone();
-                consumer.supervisor.do_send(LaneDown { lane, why });
-            }
-        }));
+        ctx.spawn(drained.map(|(desk, down), consumer, ctx| consumer.end(desk, down, ctx)));
     }
 }
 
@@ -191,6 +219,19 @@ async fn drain(
     // What the channel still knows goes back now, not when it times out.
     let _ = lane.close().await;
     (desk, Some(end))
+}
+
+/// Takes in what comes of messages whose lane is somebody else's, until nothing runs any more or there is a new lane.
+async fn run_out(desk: &mut Desk, next_came: &Notify) {
+    while desk.running + desk.carrying > 0 {
+        tokio::select! {
+            biased;
+            outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
+            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            () = next_came.notified() => return,
+        }
+    }
+    desk.show();
 }
 
 /// Finishes what runs, as far as the time allows; the number of handlers that were left running.

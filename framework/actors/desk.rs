@@ -7,7 +7,6 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -19,6 +18,7 @@ use super::parking::Parking;
 use super::retrier::Errand;
 use super::shared::{Shared, Suspected};
 use super::supervisor::Holding;
+use super::tenure::Tenure;
 use crate::broker::{Lane, LaneId, Received, Settlement};
 use crate::config;
 use crate::pipeline::{Epitaph, Fault, Outcome, Reason, Scope, Verdict, Work, kind_of};
@@ -36,8 +36,7 @@ pub(super) struct Desk {
     pub(super) shared: Rc<Shared>,
     pub(super) links: Links,
     pub(super) ledger: Ledger,
-    /// False once the lane is gone, so that nothing queued for a handler is begun any more.
-    pub(super) alive: Arc<AtomicBool>,
+    pub(super) tenure: Arc<Tenure>,
     /// Received, or due again, and waiting for a permit.
     pub(super) ready: VecDeque<Work>,
     pub(super) parked: Parking,
@@ -85,7 +84,7 @@ impl Desk {
             shared,
             links,
             ledger: Ledger::default(),
-            alive: Arc::new(AtomicBool::new(false)),
+            tenure: Arc::default(),
             ready: VecDeque::new(),
             parked: Parking::default(),
             running: 0,
@@ -114,7 +113,7 @@ impl Desk {
     /// A lane is open: what was held for an earlier one is an orphan from now on.
     pub(super) fn open(&mut self, generation: u64) {
         self.ledger.lose(generation, Instant::now());
-        self.alive = Arc::new(AtomicBool::new(true));
+        self.tenure = Arc::default();
         self.last_delivery = Instant::now();
     }
 
@@ -249,7 +248,10 @@ impl Desk {
 
     /// Whether what other lanes do may let this one go on.
     pub(super) fn waits_for_others(&self) -> bool {
-        !self.ready.is_empty() || self.suspects || self.shared.alone.get() || self.is_ordered()
+        // Also with nothing ready: what it runs may never end, and others may leave it a permit to pull with.
+        let shares = self.settings().in_flight_total_max.is_some();
+        let waits = !self.ready.is_empty() || self.suspects || self.is_ordered();
+        waits || shares || self.shared.alone.get()
     }
 
     /// Whether it may hand out now, with regard to suspects.
@@ -297,7 +299,7 @@ impl Desk {
         }
         self.running += granted.count;
         shared.running.set(shared.running.get() + granted.count);
-        self.links.dispatch(&self.outcomes_to, &self.alive);
+        self.links.dispatch(&self.outcomes_to, &self.tenure);
         for work in unknown {
             let verdict = unknown_type(&work, &shared.scope);
             self.conclude(Outcome { work, verdict });

@@ -61,6 +61,11 @@ impl Life {
         self.blocked.get()
     }
 
+    /// Whether it is the answer to the message in `slot` that blocks the actor.
+    pub(super) fn blocks(&self, slot: usize) -> bool {
+        self.blocked.get() && self.members.borrow().contains(&slot)
+    }
+
     /// The message in `slot` is answered; when all that have joined are, nothing is blocked.
     pub(super) fn answered(&self, slot: usize) {
         let mut members = self.members.borrow_mut();

@@ -1,11 +1,11 @@
 //! The ways from consumers to handler actors: which handler a message is for, and its queue.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use tokio::sync::mpsc;
 
 use super::seat::Dispatch;
+use super::tenure::Tenure;
 use crate::pipeline::{Outcome, Scope, Work, kind_of};
 
 /// All handler actors of a subscription, as one consumer sees them.
@@ -74,12 +74,12 @@ impl Links {
     }
 
     /// Sends the letters.
-    pub(super) fn dispatch(&mut self, reply: &mpsc::Sender<Vec<Outcome>>, alive: &Arc<AtomicBool>) {
+    pub(super) fn dispatch(&mut self, reply: &mpsc::Sender<Vec<Outcome>>, tenure: &Arc<Tenure>) {
         for link in self.routes.iter_mut().flat_map(|route| &mut route.seats) {
             if !link.letter.is_empty() {
                 let capacity = link.letter.len();
                 let works = std::mem::replace(&mut link.letter, Vec::with_capacity(capacity));
-                let dispatch = Dispatch { works, reply: reply.clone(), alive: Arc::clone(alive) };
+                let dispatch = Dispatch { works, reply: reply.clone(), tenure: Arc::clone(tenure) };
                 // Room for every message that may run. The seat keeps the other end for as long as
                 // the subscription lives.
                 let _ = link.queue.try_send(dispatch);

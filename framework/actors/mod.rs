@@ -20,6 +20,7 @@
 //! | a handler actor stops or dies otherwise | its messages start again, uncounted; it is made anew after a delay, within the restart budget |
 //! | the budget is spent | the subscription is held and unhealthy, or the process exits, as configured |
 //! | a lane ends or stalls | it is opened again, for ever; its consumer waits and recognises what comes back |
+//! | a lane is given to another process | what its handlers still do is cancelled, and what comes of it is ignored |
 //! | a copy is not confirmed | it is made again, for ever; the original stays with the broker |
 
 mod answer;
@@ -46,6 +47,7 @@ mod seat;
 mod shared;
 mod slots;
 mod supervisor;
+mod tenure;
 
 pub use answer::IntoRunning;
 pub use handlers::{

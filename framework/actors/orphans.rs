@@ -3,7 +3,6 @@
 //! Owns nothing: the ledger knows the orphans, this says what becomes of them. The broker delivers
 //! them again, here or elsewhere; what comes here again goes on where it was.
 
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -11,13 +10,17 @@ use tokio::time::Instant;
 use super::desk::Desk;
 use crate::pipeline::{Outcome, Verdict, Waiting, Work};
 
+/// No lane has it: what is held while none is open belongs to none.
+const NO_GENERATION: u64 = 0;
+
 impl Desk {
     /// The lane is gone: what waits here comes again from the broker, and is recognised then.
     pub(super) fn lose(&mut self) {
-        self.alive.store(false, Ordering::Release);
+        let now = Instant::now();
+        self.tenure.end();
+        self.ledger.lose(NO_GENERATION, now);
         self.settlements.clear();
         let followers = self.shared.keys.borrow_mut().forget(self.index);
-        let now = Instant::now();
         let ordered = self.is_ordered();
         for (mut work, due) in self.parked.drain().collect::<Vec<_>>() {
             let rest = due.saturating_duration_since(now);

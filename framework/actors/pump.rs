@@ -15,7 +15,6 @@ use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
@@ -26,6 +25,7 @@ use super::life::Life;
 use super::outbox::Outbox;
 use super::seat::{Dispatch, ExitReason, Seat};
 use super::slots::Slots;
+use super::tenure::Tenure;
 use crate::message::{Delivery, trace_of};
 use crate::pipeline::{
     Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, answer_at_once, await_verdict,
@@ -77,6 +77,7 @@ struct Caller<T> {
     desk: Rc<Desk<T>>,
     slot: usize,
     can_abort: bool,
+    tenure: Arc<Tenure>,
 }
 
 impl<T> Call<T> for Caller<T> {
@@ -139,18 +140,35 @@ async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>, begun: Option
     let desk = Rc::clone(&ticket.desk);
     ticket.slot = Some(caller.slot);
     let Some(work) = ticket.work.as_mut() else { return };
-    let verdict = match begun {
-        Some(running) => await_verdict(running, work, &desk.scope, caller.can_abort).await,
-        None => {
-            let span = {
-                let envelope = work.received.envelope.as_ref();
-                let trace = || trace_of(envelope).map(|trace| trace.to_string());
-                telemetry::processing(desk.scope.name(), work.id(), trace)
-            };
-            process(work, &desk.scope, &desk.codecs, &caller).instrument(span).await
+    let decided = async {
+        match begun {
+            Some(running) => await_verdict(running, work, &desk.scope, caller.can_abort).await,
+            None => {
+                let span = {
+                    let envelope = work.received.envelope.as_ref();
+                    let trace = || trace_of(envelope).map(|trace| trace.to_string());
+                    telemetry::processing(desk.scope.name(), work.id(), trace)
+                };
+                process(work, &desk.scope, &desk.codecs, &caller).instrument(span).await
+            }
         }
     };
+    let verdict = tokio::select! {
+        biased;
+        verdict = decided => verdict,
+        // Whoever has its lane now has it too.
+        () = cancelled(&caller) => Verdict::Again,
+    };
     ticket.conclude(verdict);
+}
+
+/// Waits until a message is somebody else's; for ever where what runs cannot be ended.
+async fn cancelled<T>(caller: &Caller<T>) {
+    caller.tenure.revoked().await;
+    // A thread goes on, and so does an answer that blocks its actor.
+    if !caller.can_abort || caller.desk.life.blocks(caller.slot) {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// The future that lives in a handler actor's context.
@@ -188,8 +206,8 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
         life: Rc::clone(&life),
     });
     let at = Rc::clone(&desk);
-    let make = move |slot, ticket, begun| {
-        let caller = Caller { desk: Rc::clone(&at), slot, can_abort: S::CAN_ABORT };
+    let make = move |slot, ticket, begun, tenure| {
+        let caller = Caller { desk: Rc::clone(&at), slot, can_abort: S::CAN_ABORT, tenure };
         run(ticket, caller, begun)
     };
     let (slots, woken) = (Slots::new(), Vec::new());
@@ -204,7 +222,7 @@ where
     T: 'static,
     S: Station<A, T>,
     F: Future<Output = ()>,
-    M: Fn(usize, Ticket<T>, Option<Running>) -> F,
+    M: Fn(usize, Ticket<T>, Option<Running>, Arc<Tenure>) -> F,
 {
     type Output = ();
 
@@ -240,7 +258,7 @@ impl<T, S, F, M> Pump<T, S, F, M>
 where
     T: 'static,
     F: Future<Output = ()>,
-    M: Fn(usize, Ticket<T>, Option<Running>) -> F,
+    M: Fn(usize, Ticket<T>, Option<Running>, Arc<Tenure>) -> F,
 {
     /// Goes on with what was woken and begins what has come; true if there is more to do.
     fn turn<A: Actor>(&mut self, actor: &mut A, ctx: &mut A::Context, cx: &mut Context<'_>) -> bool
@@ -275,7 +293,7 @@ where
 
     fn begin<A: Actor>(
         &mut self,
-        Dispatch { works, reply, alive }: Dispatch,
+        Dispatch { works, reply, tenure }: Dispatch,
         actor: &mut A,
         ctx: &mut A::Context,
         cx: &mut Context<'_>,
@@ -291,13 +309,14 @@ where
         for work in works {
             let is_plain = is_plain && work.doom.is_none();
             let ticket = Ticket { work: Some(work), slot: None, desk: Rc::clone(&self.desk) };
-            if self.desk.broken.get() || !alive.load(Ordering::Acquire) {
+            if self.desk.broken.get() || !tenure.is_open() {
                 // The rest goes to the next actor, or came from a lane that is gone.
                 drop(ticket);
             } else if is_plain && !self.desk.life.is_blocked() {
-                at_once += u32::from(self.handle(ticket, actor, ctx, cx));
+                at_once += u32::from(self.handle(ticket, &tenure, actor, ctx, cx));
             } else {
-                let slot = self.slots.insert(|slot| (self.make)(slot, ticket, None));
+                let tenure = Arc::clone(&tenure);
+                let slot = self.slots.insert(|slot| (self.make)(slot, ticket, None, tenure));
                 self.slots.poll(slot);
                 self.serve(actor, ctx);
             }
@@ -315,6 +334,7 @@ where
     fn handle<A: Actor>(
         &mut self,
         ticket: Ticket<T>,
+        tenure: &Arc<Tenure>,
         actor: &mut A,
         ctx: &mut A::Context,
         cx: &mut Context<'_>,
@@ -329,7 +349,7 @@ where
             Ok(delivery) => match answer_at_once(self.station.call(actor, ctx, delivery), cx) {
                 Ok(answer) => answer,
                 Err(running) => {
-                    self.go_on_in_a_slot::<A>(ticket, running);
+                    self.go_on_in_a_slot::<A>(ticket, running, Arc::clone(tenure));
                     return false;
                 }
             },
@@ -339,12 +359,17 @@ where
         true
     }
 
-    fn go_on_in_a_slot<A: Actor>(&mut self, ticket: Ticket<T>, running: Running)
-    where
+    fn go_on_in_a_slot<A: Actor>(
+        &mut self,
+        ticket: Ticket<T>,
+        running: Running,
+        tenure: Arc<Tenure>,
+    ) where
         S: Station<A, T>,
     {
         let way = Way::of(&running);
-        let slot = self.slots.insert(|slot| (self.make)(slot, ticket, Some(running)));
+        let make = &self.make;
+        let slot = self.slots.insert(|slot| make(slot, ticket, Some(running), tenure));
         self.note_begun::<A>(slot, way);
         self.slots.poll(slot);
     }

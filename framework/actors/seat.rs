@@ -3,19 +3,19 @@
 //! Owns the queue while no actor has it; outlives the actors that sit in it one after another. Runs
 //! nothing.
 
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
+use super::tenure::Tenure;
 use crate::pipeline::{Outcome, Scope, Work};
 
 /// Work on its way from a consumer to a handler actor, and the way back.
 pub(crate) struct Dispatch {
     pub(crate) works: Vec<Work>,
     pub(crate) reply: mpsc::Sender<Vec<Outcome>>,
-    /// False once the lane that delivered it is gone: the broker delivers it again, to anyone.
-    pub(crate) alive: Arc<AtomicBool>,
+    /// Of the lane that delivered it.
+    pub(crate) tenure: Arc<Tenure>,
 }
 
 /// A handler's place: outlives the actors that sit in it one after another.

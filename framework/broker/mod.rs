@@ -505,6 +505,13 @@ pub trait Publisher: Send + Sync {
     /// A cancelled call leaves the outcome unknown.
     async fn send(&self, message: &Outgoing) -> Result<(), BrokerError>;
 
+    /// A publisher for one run of a handler over a message, where the message asks for one: what is sent through it
+    /// is stored together with the message's settlement, or never. What earlier runs of it sent is forgotten.
+    fn within(&self, message: &dyn Envelope) -> Option<Arc<dyn Publisher>> {
+        let _ = message;
+        None
+    }
+
     /// Copies a message to another place of its own subscription.
     ///
     /// # Errors

@@ -132,6 +132,7 @@ impl Work {
                 .zip(scope.locks.as_ref())
                 .map(|(holding, locks)| locks.within(holding)),
             attempt: attempt.get(),
+            outbox: scope.delivery.outbox(self.received.envelope.as_ref()),
             scope: Arc::clone(&scope.delivery),
         }
     }

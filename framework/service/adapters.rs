@@ -130,7 +130,12 @@ pub(super) fn scope_of(
     let guards = guards_of(&name, &settings, stores);
     Scope {
         metrics: metrics.of(&name),
-        delivery: Arc::new(DeliveryScope { subscription: Arc::clone(&name), publisher }),
+        delivery: Arc::new(DeliveryScope {
+            subscription: Arc::clone(&name),
+            publisher,
+            is_transactional: settings.delivery_guarantee
+                == config::DeliveryGuarantee::Transactional,
+        }),
         name,
         source: ArcSwap::from_pointee(source),
         key_source: settings.key_source(kind),

@@ -1,5 +1,6 @@
 //! What a death of the process, a slow handler and a pattern make of messages.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use redeliver::config::Config;
@@ -107,6 +108,81 @@ async fn waits_outlive_the_process_and_come_at_their_time() {
         assert!(waited < Duration::from_secs(12), "{number} came late: {waited:?}");
     }
     second.stop().await;
+}
+
+/// How many milliseconds each payload really waited, once it has come twice.
+fn waited(stage: &Stage) -> BTreeMap<String, i64> {
+    let mut first = BTreeMap::new();
+    let mut waited = BTreeMap::new();
+    for effect in stage.effects() {
+        let words: Vec<&str> = effect.split(' ').collect();
+        let [name, wait, attempt, at] = words[..] else { panic!("{effect}") };
+        let at: i64 = at.parse().expect("a time");
+        match attempt {
+            // The last try counts: what a dead process had begun with was begun again.
+            "1" => drop(first.insert(name.to_owned(), at)),
+            _ => {
+                let began = first.get(name).expect("the first attempt came first");
+                let late = at - began - wait.parse::<i64>().expect("a number");
+                waited.entry(name.to_owned()).or_insert(late);
+            }
+        }
+    }
+    waited
+}
+
+const TWO_WAITS: &str = "backoff = \"list\"\njitter = \"none\"\ndelays = [\"1500ms\", \"5s\"]\n";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_wait_is_never_early_and_holds_up_no_shorter_one() {
+    let topic = unique("orders");
+    create(&topic, 1).await;
+    let text = text(&topic, "", TWO_WAITS);
+    let onlooker = onlooker(&text).await;
+    let payloads = (0..40).map(|number| match number % 2 {
+        0 => format!("{number} 5000"),
+        _ => format!("{number} 1500"),
+    });
+    publish(&onlooker, &topic, payloads).await;
+    let mut stage = Stage::new(text, 0, None);
+    stage.role.retries = true;
+    let child = stage.start();
+    until("all came twice", async || waited(&stage).len() == 40).await;
+    for (name, late) in waited(&stage) {
+        assert!(late >= 0, "{name} came {late} ms too early");
+        // Behind a longer one it would come more than three seconds late.
+        assert!(late < 3_000, "{name} came {late} ms late");
+    }
+    child.stop().await;
+    onlooker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_is_killed_during_waits_loses_and_hurries_none() {
+    let topic = unique("orders");
+    create(&topic, 2).await;
+    let text = text(&topic, "", TWO_WAITS);
+    let onlooker = onlooker(&text).await;
+    let payloads = (0..40).map(|number| format!("{number} 5000"));
+    publish(&onlooker, &topic, payloads).await;
+    let mut stage = Stage::new(text, 0, None);
+    stage.role.retries = true;
+    for _ in 0..3 {
+        let child = stage.start();
+        let before = stage.effects().len();
+        until("it works", async || stage.effects().len() > before || waited(&stage).len() == 40)
+            .await;
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        child.kill();
+    }
+    let last = stage.start();
+    until("all came twice", async || waited(&stage).len() == 40).await;
+    for (name, late) in waited(&stage) {
+        assert!(late >= 0, "{name} came {late} ms too early");
+    }
+    drained(&onlooker).await;
+    last.stop().await;
+    onlooker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -5,9 +5,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::client::DefaultClientContext;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::KafkaError;
+use rdkafka::{ClientConfig, Message as _, Offset, TopicPartitionList};
 use redeliver::broker::kafka::KafkaBroker;
 use redeliver::broker::{Broker, LaneId, Source, Target};
 use redeliver::config::{self, Subscription, Url};
@@ -44,6 +48,46 @@ pub(crate) async fn create(topic: &str, partitions: i32) {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// What a reader of committed records finds in a topic, from its beginning to its end.
+pub(crate) fn committed(topic: &str) -> Vec<String> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", url())
+        .set("group.id", unique("reader"))
+        .set("isolation.level", "read_committed")
+        .set("enable.partition.eof", "true")
+        .set("enable.auto.commit", "false")
+        .create()
+        .expect("the url can be read");
+    let known = consumer.fetch_metadata(Some(topic), Duration::from_secs(10));
+    let known = known.expect("the broker answers");
+    let count = known.topics()[0].partitions().len();
+    let mut list = TopicPartitionList::new();
+    list.add_partition_range(topic, 0, count as i32 - 1);
+    list.set_all_offsets(Offset::Beginning).expect("an offset");
+    consumer.assign(&list).expect("it is there");
+    let (mut found, mut ended) = (Vec::new(), std::collections::BTreeSet::new());
+    while ended.len() < count {
+        match consumer.poll(Duration::from_secs(30)).expect("the broker answers") {
+            Ok(record) => {
+                let payload = record.payload().unwrap_or_default();
+                found.push(String::from_utf8_lossy(payload).into_owned());
+            }
+            Err(KafkaError::PartitionEOF(partition)) => {
+                ended.insert(partition);
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    found
+}
+
+/// Changes a setting of a topic.
+pub(crate) async fn alter(topic: &str, setting: &str, value: &str) {
+    let change = AlterConfig::new(ResourceSpecifier::Topic(topic)).set(setting, value);
+    let altered = admin().alter_configs([&change], &AdminOptions::new()).await;
+    altered.expect("the broker answers").remove(0).expect("the setting is taken");
 }
 
 /// A broker of ours.

@@ -5,6 +5,7 @@
 #![cfg(feature = "kafka")]
 
 mod brokers;
+mod checks;
 mod crashes;
 mod lab;
 mod members;
@@ -12,10 +13,13 @@ mod nodes;
 mod order;
 mod process;
 mod rebalances;
+mod records;
+mod revokes;
 #[cfg(feature = "kafka-tls")]
 mod secured;
 mod service;
 mod tools;
+mod transactions;
 
 use redeliver::testing::broker_conformance;
 

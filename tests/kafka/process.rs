@@ -8,10 +8,10 @@ use std::fs::{self, OpenOptions};
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use redeliver::config::Config;
-use redeliver::{Delivery, Handled, Service};
+use redeliver::{Delivery, Failure, Handled, Message, Service};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
@@ -28,6 +28,10 @@ pub(crate) struct Role {
     pub(crate) milliseconds: u64,
     /// It ends the process over this payload.
     pub(crate) dies_of: Option<String>,
+    /// It publishes every payload here, through the delivery's publisher.
+    pub(crate) forwards_to: Option<String>,
+    /// Its payloads are the milliseconds after which they want to be tried once more; effects say when each try was.
+    pub(crate) retries: bool,
 }
 
 /// Children that share a file.
@@ -44,7 +48,9 @@ impl Stage {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let effects = folder.path().join("effects");
         let dies_of = dies_of.map(str::to_owned);
-        Self { role: Role { config, effects, milliseconds, dies_of }, _folder: folder }
+        let role =
+            Role { config, effects, milliseconds, dies_of, forwards_to: None, retries: false };
+        Self { role, _folder: folder }
     }
 
     pub(crate) fn start(&self) -> Process {
@@ -97,6 +103,32 @@ impl Drop for Process {
     }
 }
 
+fn note(role: &Role, effect: &str) -> Handled {
+    let mut effects = OpenOptions::new().create(true).append(true).open(&role.effects)?;
+    effects.write_all(format!("{effect}\n").as_bytes())?;
+    Ok(())
+}
+
+/// Notes when a payload `NAME MILLISECONDS` is tried, and wants it back after so long.
+fn retry_once(delivery: &Delivery<String>, role: &Role) -> Handled {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_millis();
+    note(role, &format!("{} {} {now}", delivery.payload, delivery.attempt()))?;
+    let (_, wait) = delivery.payload.split_once(' ').unwrap_or_default();
+    match delivery.attempt() {
+        1 => Err(Failure::retry_after(Duration::from_millis(wait.parse()?), "once more")),
+        _ => Ok(()),
+    }
+}
+
+/// Publishes the payload, and fails one in ten after that, at its first attempt.
+async fn forward(delivery: &Delivery<String>, topic: &str) -> Handled {
+    let fails = delivery.attempt() == 1 && delivery.payload.ends_with('7');
+    let payload = if fails { "half done" } else { delivery.payload.as_str() };
+    let message = Message::bytes(payload.to_owned()).to_topic(topic).key(payload.to_owned());
+    delivery.publisher().send(message).await?;
+    if fails { Err(Failure::retry("not yet")) } else { Ok(()) }
+}
+
 /// Run by a parent with a role, it is a service; else there is nothing to do.
 #[test]
 fn a_child_handles_what_it_is_sent() {
@@ -112,10 +144,13 @@ fn a_child_handles_what_it_is_sent() {
                     std::process::abort();
                 }
                 tokio::time::sleep(Duration::from_millis(role.milliseconds)).await;
-                let mut effects =
-                    OpenOptions::new().create(true).append(true).open(&role.effects)?;
-                effects.write_all(format!("{}\n", delivery.payload).as_bytes())?;
-                Handled::Ok(())
+                if let Some(topic) = &role.forwards_to {
+                    forward(&delivery, topic).await?;
+                }
+                if role.retries {
+                    return retry_once(&delivery, &role);
+                }
+                note(&role, &delivery.payload)
             }
         };
         let service = Service::builder(config).subscribe("orders", handler).signals(false);

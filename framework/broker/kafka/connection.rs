@@ -16,6 +16,7 @@ use rdkafka::types::RDKafkaRespErr;
 use tokio::task::spawn_blocking;
 
 use super::fault;
+use super::limits::Limits;
 use super::partition::Consumer;
 use super::properties::Clients;
 use super::rebalance::Assignment;
@@ -38,6 +39,7 @@ pub(super) struct Cluster {
     /// For questions: a consumer without a group.
     asker: Arc<OnceLock<Arc<BaseConsumer<Quiet>>>>,
     id: Arc<OnceLock<String>>,
+    pub(super) limits: Arc<Limits>,
 }
 
 impl Cluster {
@@ -48,6 +50,7 @@ impl Cluster {
             shown: shown.into(),
             asker: Arc::default(),
             id: Arc::default(),
+            limits: Arc::default(),
         }
     }
 
@@ -157,7 +160,7 @@ impl Watch {
     }
 
     /// Takes note of what librdkafka says by itself.
-    fn hear(&self, error: &KafkaError, reason: &str) {
+    pub(super) fn hear(&self, error: &KafkaError, reason: &str) {
         let known = fault::fault(reason, error);
         match (known.fault, error.rdkafka_error_code()) {
             (Fault::Refused, _) => {

@@ -73,6 +73,8 @@ fn read_logs(
     let group = format!("{}.dead", member.names.group_of(Kind::Source));
     let mut config = cluster.clients.consumer(&group);
     config.set("auto.offset.reset", "earliest");
+    // The end may lie behind the markers of transactions, where there is nothing to read.
+    config.set("enable.partition.eof", "true");
     config.remove("group.instance.id");
     config.remove("group.protocol");
     let context = Context {
@@ -143,7 +145,10 @@ impl KafkaDeadLetters {
             let batch = match read {
                 Ok(batch) => Arc::new(batch),
                 // Only the markers of transactions, or records that were deleted meanwhile.
-                Err(KafkaError::NoMessageReceived) => return Ok(None),
+                Err(KafkaError::PartitionEOF(_) | KafkaError::NoMessageReceived) => {
+                    self.logs[index].position = self.logs[index].end;
+                    return Ok(None);
+                }
                 Err(error) => return Err(fault::fault(&self.attempt(), &error)),
             };
             let log = &mut self.logs[index];
@@ -158,7 +163,8 @@ impl KafkaDeadLetters {
             }
             let token = Token(self.read.len() as u64);
             self.read.push((index, offset));
-            let envelope = Arc::new(KafkaEnvelope { batch, index: 0, crashes: 0, again: false });
+            let envelope =
+                Arc::new(KafkaEnvelope { batch, index: 0, crashes: 0, again: false, outbox: None });
             return Ok(Some(Received { envelope, token }));
         }
     }

@@ -17,7 +17,10 @@ use super::connection::{ANSWER_MAX, Cluster, Quiet};
 use super::fault;
 use super::group::Kind;
 use super::topology::Names;
-use crate::broker::{BrokerError, Depth, Fault, Source};
+use crate::broker::{BrokerError, DeadLetterReader, Depth, Fault, Source};
+
+/// Where they have to be read, no more are counted.
+const COUNT_MAX: u64 = 10_000;
 
 /// Clients that ask for committed offsets, one for each group; members of none.
 #[derive(Default)]
@@ -86,6 +89,15 @@ impl Depths {
         askers.insert(group.to_owned(), Arc::clone(&asker));
         Ok(asker)
     }
+}
+
+/// How many there are, up to a bound.
+pub(super) async fn count(dead: &mut dyn DeadLetterReader) -> Result<u64, BrokerError> {
+    let mut count = 0;
+    while count < COUNT_MAX && dead.next().await?.is_some() {
+        count += 1;
+    }
+    Ok(count)
 }
 
 /// From what is committed to the end, over all of these partitions.

@@ -11,6 +11,7 @@ use rdkafka::Timestamp;
 use rdkafka::message::{BorrowedMessage, Headers, Message};
 use self_cell::self_cell;
 
+use super::outbox::Outbox;
 use super::partition::Queue;
 use crate::envelope::{Envelope, HeaderValue};
 use crate::wire::{self, ID_LENGTH_MAX};
@@ -39,6 +40,8 @@ pub(super) struct KafkaEnvelope {
     pub(super) crashes: u32,
     /// It was delivered to this process before.
     pub(super) again: bool,
+    /// What is written when it is settled, where that is one transaction.
+    pub(super) outbox: Option<Arc<Outbox>>,
 }
 
 impl KafkaEnvelope {
@@ -118,8 +121,9 @@ impl Envelope for KafkaEnvelope {
         SystemTime::UNIX_EPOCH.checked_add(Duration::from_millis(millis))
     }
 
+    /// Not said of what has an outbox: an earlier delivery that still runs would fill its own, and not this one's.
     fn is_redelivered(&self) -> bool {
-        self.again || self.crashes > 0
+        self.outbox.is_none() && (self.again || self.crashes > 0)
     }
 
     fn returns(&self) -> u32 {

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -22,9 +22,10 @@ use super::connection::{ANSWER_MAX, Cluster, Context};
 use super::fault;
 use super::lane::{Care, KafkaLane, Pace};
 use super::marks::Place;
-use super::partition::{Consumer, LaneState, Name, Partition};
+use super::partition::{Consumer, LaneState, Name, Partition, Rest};
 use super::rebalance::Assignment;
 use super::topology::Names;
+use super::transaction::Transactions;
 use crate::broker::{BrokerError, LaneEvent, LaneId, Source};
 use crate::retry::Schedule;
 use crate::telemetry;
@@ -35,6 +36,8 @@ const POLL_MAX: Duration = Duration::from_millis(20);
 const UNCOMMITTED_MAX: u64 = 10_000;
 /// A lane that nobody could take is offered again after this.
 const OFFER_AGAIN_AFTER: Duration = Duration::from_millis(500);
+/// How long a lane must have had nothing to read before its position is looked at.
+const REST_MIN: Duration = Duration::from_millis(300);
 /// How long the group is given to take note that we leave.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
 /// How long the last messages in hand may keep a consumer that has left.
@@ -62,6 +65,8 @@ pub(super) struct Member {
     pub(super) generations: Arc<AtomicU64>,
     pub(super) events: mpsc::Sender<LaneEvent>,
     pub(super) commands: SyncSender<Command>,
+    /// Where what handlers publish is written together with the offsets.
+    pub(super) transactions: Option<Mutex<Transactions>>,
 }
 
 /// What the thread is asked to do.
@@ -110,14 +115,27 @@ impl Member {
             Kind::Source | Kind::Waits => Care::First,
         };
         let commands = self.commands.clone();
-        let lane = KafkaLane::new(Arc::clone(partition), generation, pace, commands, care);
+        let partition_of_it = Arc::clone(partition);
+        let is_transactional = self.transactions.is_some();
+        let lane =
+            KafkaLane::new(partition_of_it, generation, pace, commands, care, is_transactional);
         let opened = LaneEvent::Opened(partition.id.clone(), Box::new(lane));
         // A full channel, or one that nobody reads any more, drops the lane, which is then offered again.
         let _ = self.events.try_send(opened);
     }
 
-    /// Commits what is finished in these partitions, and waits for the answer.
+    /// Commits what is done with in these partitions, and waits for the answer.
     pub(super) fn commit(&self, consumer: &Consumer, partitions: &[Arc<Partition>]) {
+        let Some(transactions) = &self.transactions else {
+            return self.commit_offsets(consumer, partitions);
+        };
+        let mut transactions = transactions.lock().unwrap_or_else(PoisonError::into_inner);
+        if transactions.commit(self, consumer, partitions).is_err() {
+            consumer.context().assignment.give_up();
+        }
+    }
+
+    fn commit_offsets(&self, consumer: &Consumer, partitions: &[Arc<Partition>]) {
         let mut list = TopicPartitionList::new();
         let mut sent = Vec::new();
         for partition in partitions {
@@ -185,6 +203,9 @@ fn live(member: &Arc<Member>, commands: &Receiver<Command>) {
             Ok(consumer) => {
                 let left = attend(member, &consumer, commands);
                 consumer.context().assignment.lose_all();
+                if left.is_continue() {
+                    abandon(&consumer);
+                }
                 if let ControlFlow::Break(left) = left {
                     if let Some(left) = left {
                         let _ = left.send(());
@@ -205,6 +226,9 @@ fn live(member: &Arc<Member>, commands: &Receiver<Command>) {
 }
 
 fn consumer(member: &Arc<Member>) -> Result<Arc<Consumer>, KafkaError> {
+    if let Some(transactions) = &member.transactions {
+        transactions.lock().unwrap_or_else(PoisonError::into_inner).open(member)?;
+    }
     let mut config = member.cluster.clients.consumer(&member.group);
     if member.kind == Kind::Source && member.source.settings.pattern.is_some() {
         config.set("topic.blacklist", super::topology::OURS);
@@ -257,12 +281,16 @@ fn attend(
             }
             Some(Err(_)) | None => {}
         }
+        if assignment.is_given_up() {
+            return ControlFlow::Continue(());
+        }
         if let ControlFlow::Break(left) = obey(member, consumer, commands) {
             leave(member, consumer);
             return ControlFlow::Break(left);
         }
         let partitions = assignment.partitions();
         offer_again(member, &partitions);
+        pass_markers(consumer, &partitions);
         let is_due = committed_at.elapsed() >= member.source.settings.commit_interval;
         if is_due || partitions.iter().any(|partition| is_urgent(partition)) {
             member.commit(consumer, &partitions);
@@ -325,9 +353,32 @@ fn offer_again(member: &Member, partitions: &[Arc<Partition>]) {
     }
 }
 
+/// Lets lanes that rest go past what is no record, so that what is committed reaches the end of the log.
+fn pass_markers(consumer: &Consumer, partitions: &[Arc<Partition>]) {
+    for partition in partitions {
+        // Held while the position is asked for: the lane says so before it reads on.
+        let mut state = partition.lock();
+        if !matches!(state.rest, Rest::Since(at) if at.elapsed() >= REST_MIN) {
+            continue;
+        }
+        let Ok(positions) = consumer.position() else { return };
+        let Name { topic, number } = &partition.name;
+        let position = positions.find_partition(topic, *number);
+        match position.map(|elem| elem.offset()) {
+            Some(Offset::Offset(position)) => state.pass(position),
+            _ => state.rest = Rest::Passed,
+        }
+    }
+}
+
 /// A record in the common queue: fetched before its partition had a queue of its own. Read again from there.
 fn stray(consumer: &Consumer, record: &rdkafka::message::BorrowedMessage<'_>) {
     telemetry::stray_record(record.topic(), record.partition());
+    let name = Name { topic: record.topic().into(), number: record.partition() };
+    if let Some(partition) = consumer.context().assignment.of_name(&name) {
+        let mut state = partition.lock();
+        state.strayed_to = state.strayed_to.max(Some(record.offset() + 1));
+    }
     let offset = Offset::Offset(record.offset());
     let _ = consumer.seek(record.topic(), record.partition(), offset, ANSWER_MAX);
 }
@@ -348,6 +399,15 @@ fn leave(member: &Member, consumer: &Arc<Consumer>) {
     }
     // The request to leave goes out with the next polls; what comes of it is the group's business.
     let _ = consumer.poll(Duration::ZERO);
+}
+
+/// Leaves the group without another word: what is committed will be asked for anew.
+fn abandon(consumer: &Consumer) {
+    consumer.unsubscribe();
+    let deadline = Instant::now() + LEAVE_MAX;
+    while consumer.assignment().is_ok_and(|list| list.count() > 0) && Instant::now() < deadline {
+        let _ = consumer.poll(POLL_MAX);
+    }
 }
 
 /// Ends the consumer here, and not on the thread of whoever drops the last message that lies in its memory.

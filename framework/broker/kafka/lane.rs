@@ -4,7 +4,7 @@
 //! the group does. Back-pressure is not to read on: librdkafka stops fetching when its queue of the partition is
 //! full, nothing is paused and nothing that was fetched is thrown away.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
@@ -18,7 +18,8 @@ use tokio::time::{sleep, timeout};
 use super::envelope::{Batch, KafkaEnvelope, millis};
 use super::group::Command;
 use super::offsets::Receipt;
-use super::partition::{LaneState, Partition, Queue};
+use super::outbox::Outbox;
+use super::partition::{LaneState, Partition, Queue, Rest};
 use crate::broker::{Envelope, Lane, LaneEnd, Recall, Received, Settlement, Token};
 use crate::wire::Carried;
 
@@ -72,6 +73,10 @@ pub(super) struct KafkaLane {
     pending: Vec<Received>,
     /// Whether a death must be counted whatever it costs.
     care: Care,
+    /// What is written over each record that is out, by offset, where that and its offset are one transaction.
+    outboxes: Option<BTreeMap<i64, Arc<Outbox>>>,
+    /// It said that it rests.
+    rests: bool,
 }
 
 impl KafkaLane {
@@ -81,6 +86,7 @@ impl KafkaLane {
         pace: Pace,
         commands: SyncSender<Command>,
         care: Care,
+        is_transactional: bool,
     ) -> Self {
         Self {
             partition,
@@ -91,6 +97,8 @@ impl KafkaLane {
             origin: None,
             pending: Vec::new(),
             care,
+            outboxes: is_transactional.then(BTreeMap::new),
+            rests: false,
         }
     }
 
@@ -156,6 +164,7 @@ impl KafkaLane {
 
     /// Reads records; false if there are none.
     fn read(&mut self, limit: usize) -> bool {
+        self.rest(false);
         let limit = limit.clamp(1, BATCH_MAX);
         let queue = Arc::clone(&self.partition.queue);
         let Ok(batch) = Batch::try_new(queue, |queue| read(queue, limit)) else { return false };
@@ -179,8 +188,8 @@ impl KafkaLane {
 
     fn due_at(&self, (batch, index): &(Arc<Batch>, usize)) -> SystemTime {
         let Pace::After(wait) = self.pace else { return SystemTime::UNIX_EPOCH };
-        let envelope =
-            KafkaEnvelope { batch: Arc::clone(batch), index: *index, crashes: 0, again: false };
+        let (batch, index) = (Arc::clone(batch), *index);
+        let envelope = KafkaEnvelope { batch, index, crashes: 0, again: false, outbox: None };
         let written = envelope.published_at().unwrap_or(SystemTime::UNIX_EPOCH);
         let nominal = written + wait;
         // A header may shorten the wait, as a crash between two steps does, but never make it longer.
@@ -204,7 +213,13 @@ impl KafkaLane {
             };
             let origin = *self.origin.get_or_insert_with(|| state.offsets.base().unwrap_or(offset));
             let again = again || offset < state.seen_to;
-            let envelope = Arc::new(KafkaEnvelope { batch: records, index, crashes, again });
+            let outbox = self.outboxes.as_mut().map(|outboxes| {
+                let outbox = Arc::<Outbox>::default();
+                outboxes.insert(offset, Arc::clone(&outbox));
+                outbox
+            });
+            let envelope = KafkaEnvelope { batch: records, index, crashes, again, outbox };
+            let envelope = Arc::new(envelope);
             batch.push(Received { envelope, token: token(self.generation, offset - origin) });
         }
         if self.care == Care::First {
@@ -216,8 +231,29 @@ impl KafkaLane {
         Ok(())
     }
 
+    /// Forgets what was read and not noted: it is read again, and until then the consumer's position lies.
+    fn drop_held(&mut self) {
+        if let Some((records, index)) = self.held.back() {
+            let behind = records.borrow_dependent()[*index].offset() + 1;
+            let mut state = self.partition.lock();
+            state.strayed_to = state.strayed_to.max(Some(behind));
+            drop(state);
+            self.held.clear();
+        }
+    }
+
+    /// Tells the owner of the group whether the consumer's position is what was noted.
+    fn rest(&mut self, rests: bool) {
+        if self.rests != rests {
+            self.rests = rests;
+            let since = Rest::Since(Instant::now());
+            self.partition.lock().rest = if rests { since } else { Rest::No };
+        }
+    }
+
     /// Waits until there may be more.
-    async fn wait(&self) {
+    async fn wait(&mut self) {
+        self.rest(self.held.is_empty() && self.pending.is_empty());
         let mut look = LOOK_MAX;
         if let Some(head) = self.held.front() {
             let left = self.due_at(head).duration_since(SystemTime::now()).unwrap_or_default();
@@ -236,7 +272,7 @@ impl KafkaLane {
         if state.lane != LaneState::Open(self.generation) {
             return Err(LaneEnd::Revoked);
         }
-        let is_committed = state.uncommitted() < UNCOMMITTED_MAX;
+        let is_committed = state.uncommitted() < UNCOMMITTED_MAX && state.has_room();
         state.is_urgent |= !is_committed;
         Ok(is_committed)
     }
@@ -301,23 +337,30 @@ impl Lane for KafkaLane {
             let (Settlement::Ack(token) | Settlement::Return(token)) = settlement;
             let Some(offset) = self.offset_of(token) else { continue };
             match settlement {
-                Settlement::Ack(_) => {
-                    state.offsets.finish(offset);
-                }
+                Settlement::Ack(_) => match &mut self.outboxes {
+                    None => {
+                        state.offsets.finish(offset);
+                    }
+                    Some(outboxes) => {
+                        let outbox = outboxes.remove(&offset);
+                        state.settle(offset, outbox.map_or_else(Vec::new, |outbox| outbox.take()));
+                    }
+                },
                 Settlement::Return(_) => is_returned |= state.offsets.give_back(offset),
             }
         }
         drop(state);
         if is_returned {
-            self.held.clear();
+            self.drop_held();
             let _ = self.commands.try_send(Command::Rewind(self.partition.id.clone()));
         }
         Ok(())
     }
 
     async fn close(&mut self) -> Result<(), LaneEnd> {
-        self.held.clear();
+        self.drop_held();
         self.pending.clear();
+        self.rest(false);
         self.partition.close(self.generation, LaneState::Closed);
         Ok(())
     }
@@ -344,6 +387,7 @@ impl Lane for KafkaLane {
 
 impl Drop for KafkaLane {
     fn drop(&mut self) {
+        self.drop_held();
         self.partition.close(self.generation, LaneState::Dropped(Instant::now()));
     }
 }

@@ -4,9 +4,9 @@
 //! that turns up moves no partition of the source.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -16,7 +16,9 @@ use tokio::time::timeout;
 use super::connection::Cluster;
 use super::group::{self, Command, Kind, Member};
 use super::topology::Names;
+use super::transaction::Transactions;
 use crate::broker::{BrokerError, LaneEvent, LaneId, Lanes, Source};
+use crate::config::DeliveryGuarantee;
 use crate::telemetry;
 
 /// Lanes that are open and not fetched yet; more are offered again.
@@ -60,6 +62,9 @@ impl KafkaLanes {
     fn join(&mut self, kind: Kind) {
         let (commands, orders) = sync_channel(COMMANDS_MAX);
         let names = Names::of(&self.source.settings);
+        let is_transactional =
+            self.source.settings.delivery_guarantee == DeliveryGuarantee::Transactional;
+        let id = self.cluster.clients.transactional_id(&names.group_of(kind));
         let member = Member {
             cluster: self.cluster.clone(),
             kind,
@@ -69,6 +74,7 @@ impl KafkaLanes {
             generations: Arc::clone(&self.generations),
             events: self.events_to.clone(),
             commands: commands.clone(),
+            transactions: is_transactional.then(|| Mutex::new(Transactions::new(id))),
         };
         let id = LaneId(format!("group {}", member.group).into());
         match group::start(Arc::new(member), orders) {
@@ -139,5 +145,6 @@ pub(super) fn onlooker(cluster: &Cluster, source: Arc<Source>) -> Arc<Member> {
         generations: Arc::default(),
         events: mpsc::channel(1).0,
         commands: sync_channel(1).0,
+        transactions: None,
     })
 }

@@ -5,6 +5,7 @@
 //!   source: the subscription's topics      rebalance.rs: what is dealt anew, drained and committed first
 //!   waits:  TOPIC.GROUP.wait.MS, .redrive  partition.rs: one assignment of one partition
 //!   suspects: one partition                lane.rs: drains librdkafka's queue of it, on its consumer's thread
+//!   outbox.rs, transaction.rs: where offsets and what handlers publish are one transaction
 //! KafkaPublisher ── one producer: acks=all, idempotent                                       publisher.rs
 //! ```
 //!
@@ -19,14 +20,17 @@ mod fault;
 mod group;
 mod lane;
 mod lanes;
+mod limits;
 mod marks;
 mod offsets;
+mod outbox;
 mod partition;
 mod prepare;
 mod properties;
 mod publisher;
 mod rebalance;
 mod topology;
+mod transaction;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -39,7 +43,7 @@ use self::prepare::Durability;
 use self::properties::Clients;
 use self::publisher::KafkaPublisher;
 use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Publisher, Source};
-use crate::config;
+use crate::config::{self, DeliveryGuarantee::Transactional};
 
 /// A Kafka cluster.
 ///
@@ -147,7 +151,16 @@ impl Broker for KafkaBroker {
     }
 
     async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
-        self.depths.of(&self.cluster, source).await
+        let mut depth = self.depths.of(&self.cluster, source).await?;
+        let is_transactional = source.settings.delivery_guarantee == Transactional;
+        if is_transactional && depth.dead > Some(0) {
+            // Every transaction left a marker beside its dead letters.
+            let mut dead = self.dead_letters(Arc::new(source.clone())).await?;
+            let counted = depth::count(dead.as_mut()).await;
+            dead.close().await?;
+            depth.dead = Some(counted?);
+        }
+        Ok(depth)
     }
 
     fn state(&self) -> BrokerState {

@@ -4,10 +4,12 @@
 //! compaction and of transaction markers cost nothing; the offset to commit is the lowest that is not finished,
 //! whatever is finished above it.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::marks::{Mark, Run};
 
+/// With so many that are not finished, and gaps between what is finished ahead, a mark might not hold all of them.
+const OPEN_MAX: usize = 400;
 /// At most so many records are remembered as having been in flight when a process died.
 const SUSPECTS_MAX: usize = 1024;
 
@@ -26,6 +28,8 @@ pub(super) struct Offsets {
     unproven: Option<Mark>,
     follows_a_death: bool,
     finished_count: u64,
+    /// Those that somebody has, or that were given back.
+    open_count: usize,
 }
 
 #[derive(Debug)]
@@ -42,6 +46,8 @@ enum State {
     Out,
     /// Given back: to be delivered when it is read again.
     Back,
+    /// Done with here; finished when its transaction is.
+    Settled,
     Done,
 }
 
@@ -85,7 +91,16 @@ impl Offsets {
             return Receipt::Skip;
         }
         self.window.push_back(Entry { offset, time, crashes, state: State::Out });
+        self.open_count += 1;
         Receipt::Deliver { crashes, again: false }
+    }
+
+    /// There is no record between the last one received and `position`: markers of transactions take offsets too.
+    pub(super) fn pass(&mut self, position: i64) {
+        // An earlier owner's mark waits to be proven by the first record.
+        if self.unproven.is_none() {
+            self.next = self.next.max(Some(position));
+        }
     }
 
     /// A record that was read before: after a seek, or because the log was cut and written again.
@@ -127,12 +142,27 @@ impl Offsets {
         self.ahead.front().is_some_and(|run| run.first <= offset)
     }
 
-    /// Notes that a record is done with. False if it is not out.
-    pub(super) fn finish(&mut self, offset: i64) -> bool {
+    /// Notes that a record is done with, but for the transaction that it is part of. False if it is not out.
+    pub(super) fn settle(&mut self, offset: i64) -> bool {
         let Some(entry) = self.entry(offset).filter(|entry| entry.state == State::Out) else {
             return false;
         };
-        entry.state = State::Done;
+        entry.state = State::Settled;
+        self.open_count -= 1;
+        true
+    }
+
+    /// Notes that a record is done with. False if it is neither out nor settled.
+    pub(super) fn finish(&mut self, offset: i64) -> bool {
+        let Some(entry) = self.entry(offset) else { return false };
+        match entry.state {
+            State::Out => {
+                entry.state = State::Done;
+                self.open_count -= 1;
+            }
+            State::Settled => entry.state = State::Done,
+            State::Back | State::Done => return false,
+        }
         self.finished_count += 1;
         while self.window.front().is_some_and(|entry| entry.state == State::Done) {
             self.window.pop_front();
@@ -173,32 +203,51 @@ impl Offsets {
         self.follows_a_death
     }
 
+    /// Whether a mark holds everything still if one more is received, beside `held_up` that are settled.
+    pub(super) fn has_room(&self, held_up: usize) -> bool {
+        let open = self.open_count + held_up;
+        // With nothing open nothing could make room either.
+        open == 0 || open + self.ahead.len() < OPEN_MAX
+    }
+
     /// What to commit; `is_clean` when nobody works on what is not finished.
     pub(super) fn mark(&self, is_clean: bool) -> Option<Mark> {
-        let base = self.base()?;
+        self.mark_with(&BTreeSet::new(), is_clean)
+    }
+
+    /// What to commit in a transaction that finishes these, which are settled.
+    pub(super) fn mark_with(&self, settled: &BTreeSet<i64>, is_clean: bool) -> Option<Mark> {
         if let Some(unproven) = &self.unproven {
             return Some(unproven.clone());
         }
+        let is_done = |entry: &Entry| match entry.state {
+            State::Done => true,
+            State::Settled => settled.contains(&entry.offset),
+            State::Out | State::Back => false,
+        };
+        let first = self.window.iter().position(|entry| !is_done(entry));
+        let window = self.window.range(first.unwrap_or(self.window.len())..);
+        let head = window.clone().next();
+        let base = head.map(|entry| entry.offset).or(self.next)?;
         let mut done: Vec<Run> = Vec::new();
         let mut joins = false;
-        for entry in &self.window {
-            match (entry.state, done.last_mut()) {
-                (State::Done, Some(run)) if joins => run.last = entry.offset,
-                (State::Done, _) => done.push(Run { first: entry.offset, last: entry.offset }),
-                (State::Out | State::Back, _) => {}
+        for entry in window.clone() {
+            match (is_done(entry), done.last_mut()) {
+                (true, Some(run)) if joins => run.last = entry.offset,
+                (true, _) => done.push(Run { first: entry.offset, last: entry.offset }),
+                (false, _) => {}
             }
-            joins = entry.state == State::Done;
+            joins = is_done(entry);
         }
         let next = self.next.unwrap_or(base);
         let unread = self.ahead.iter().filter(|run| run.last >= next);
         done.extend(unread.map(|run| Run { first: run.first.max(next), last: run.last }));
-        let unfinished = self.window.iter().filter(|entry| entry.state != State::Done);
-        let held = unfinished.filter(|entry| entry.crashes > 0);
+        let held = window.filter(|entry| entry.crashes > 0 && !is_done(entry));
         let crashes = held.map(|entry| (entry.offset, entry.crashes));
         let crashes = crashes.chain(self.crashes.iter().map(|(offset, count)| (*offset, *count)));
         Some(Mark {
             base,
-            base_time: self.window.front().map(|entry| entry.time),
+            base_time: head.map(|entry| entry.time),
             next,
             is_clean,
             done,

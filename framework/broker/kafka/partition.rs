@@ -3,9 +3,10 @@
 //! Owns the offsets from assignment to loss, and the signals between the two sides: records arrived, give it back
 //! until then, it is gone. Made anew at every assignment, so that nothing done for an earlier one can reach it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rdkafka::consumer::base_consumer::{BaseConsumer, PartitionQueue};
 use tokio::sync::{Notify, watch};
@@ -13,6 +14,7 @@ use tokio::sync::{Notify, watch};
 use super::connection::Context;
 use super::marks::Mark;
 use super::offsets::Offsets;
+use super::outbox::Output;
 use crate::broker::{LaneId, Recall};
 
 /// A consumer of a group.
@@ -58,7 +60,48 @@ pub(super) struct State {
     pub(super) is_urgent: bool,
     /// Records below this were delivered to this process in an earlier assignment.
     pub(super) seen_to: i64,
+    /// Done with, and waiting for their transaction.
+    pub(super) settled: BTreeMap<i64, Settled>,
+    settled_bytes: usize,
+    /// What the lane does while it has nothing to read.
+    pub(super) rest: Rest,
+    /// Below this something was read that the lane has not noted.
+    pub(super) strayed_to: Option<i64>,
 }
+
+/// Whether a lane's queue was found empty, with everything that was in it noted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rest {
+    /// No: it reads, or holds what it read.
+    No,
+    /// Since then.
+    Since(Instant),
+    /// Yes, and everything below the consumer's position was noted too.
+    Passed,
+}
+
+/// A record that is done with, and what is to be written when that is committed.
+pub(super) struct Settled {
+    pub(super) offset: i64,
+    pub(super) outputs: Arc<Vec<Output>>,
+    /// It kept a transaction from being written.
+    pub(super) trouble: Option<Trouble>,
+}
+
+/// When something is tried again that failed by its own fault.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Trouble {
+    tries: u32,
+    until: Instant,
+}
+
+/// So many settled records, or bytes of them, are worth a transaction of their own.
+const TRANSACTION_RECORDS: usize = 1_000;
+const TRANSACTION_BYTES: usize = 4 << 20;
+/// Nothing is read on while more is to be written.
+const SETTLED_BYTES_MAX: usize = 64 << 20;
+/// The longest wait before a record that is refused is written once more.
+const TROUBLE_MAX: Duration = Duration::from_secs(60);
 
 /// What has become of the lane.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +136,10 @@ impl Partition {
                 recorded_to: None,
                 is_urgent: false,
                 seen_to,
+                settled: BTreeMap::new(),
+                settled_bytes: 0,
+                rest: Rest::No,
+                strayed_to: None,
             }),
             closed: Condvar::new(),
             recall: watch::Sender::new(None),
@@ -148,12 +195,75 @@ impl Partition {
 impl State {
     /// What should be committed now.
     pub(super) fn mark(&self) -> Option<Mark> {
-        self.offsets.mark(!matches!(self.lane, LaneState::Open(_)))
+        self.mark_with(&BTreeSet::new())
+    }
+
+    /// As [`mark`](Self::mark), in a transaction that finishes these.
+    pub(super) fn mark_with(&self, settled: &BTreeSet<i64>) -> Option<Mark> {
+        self.offsets.mark_with(settled, !matches!(self.lane, LaneState::Open(_)))
     }
 
     /// How much a crash would repeat, beside what is in flight.
     pub(super) fn uncommitted(&self) -> u64 {
-        self.offsets.finished_count() - self.finished_at_commit
+        let finished = self.offsets.finished_count() - self.finished_at_commit;
+        finished + self.settled.len() as u64
+    }
+
+    /// A record is done with, and `outputs` are to be written when that is committed.
+    pub(super) fn settle(&mut self, offset: i64, outputs: Vec<Output>) {
+        if !self.offsets.settle(offset) {
+            return;
+        }
+        self.settled_bytes += outputs.iter().map(Output::size).sum::<usize>();
+        let outputs = Arc::new(outputs);
+        self.settled.insert(offset, Settled { offset, outputs, trouble: None });
+        self.is_urgent |=
+            self.settled.len() >= TRANSACTION_RECORDS || self.settled_bytes >= TRANSACTION_BYTES;
+    }
+
+    /// They are committed.
+    pub(super) fn finish_all(&mut self, offsets: &BTreeSet<i64>) {
+        for offset in offsets {
+            self.offsets.finish(*offset);
+            let Some(settled) = self.settled.remove(offset) else { continue };
+            self.settled_bytes -= settled.outputs.iter().map(Output::size).sum::<usize>();
+        }
+    }
+
+    /// Its outputs are refused: it is tried alone from now on, later and later.
+    pub(super) fn put_aside(&mut self, offset: i64, now: Instant) {
+        let Some(settled) = self.settled.get_mut(&offset) else { return };
+        let tries = settled.trouble.map_or(0, |trouble| trouble.tries.saturating_add(1));
+        let wait = match tries {
+            0 => Duration::ZERO,
+            tries => Duration::from_secs(1 << (tries - 1).min(16)).min(TROUBLE_MAX),
+        };
+        settled.trouble = Some(Trouble { tries, until: now + wait });
+    }
+
+    /// Those that were put aside and are due.
+    pub(super) fn troubled(&self, now: Instant) -> Vec<i64> {
+        let is_due = |settled: &&Settled| settled.trouble.is_some_and(|it| it.until <= now);
+        self.settled.values().filter(is_due).map(|settled| settled.offset).collect()
+    }
+
+    /// The lane rests with nothing in hand: what lies below the consumer's `position` is received, or no record.
+    pub(super) fn pass(&mut self, position: i64) {
+        let is_whole = self.strayed_to.is_none_or(|strayed| self.offsets.next() >= Some(strayed));
+        if is_whole && matches!(self.lane, LaneState::Open(_)) {
+            self.offsets.pass(position);
+        }
+        self.rest = Rest::Passed;
+    }
+
+    /// Whether what is settled leaves room for more, in memory and in what is committed.
+    pub(super) fn has_room(&self) -> bool {
+        self.settled.is_empty()
+            || (self.settled_bytes < SETTLED_BYTES_MAX && self.offsets.has_room(self.held_up()))
+    }
+
+    fn held_up(&self) -> usize {
+        self.settled.values().filter(|settled| settled.trouble.is_some()).count()
     }
 }
 

@@ -16,6 +16,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::connection::{ANSWER_MAX, Cluster, Quiet};
 use super::fault;
 use super::group::Kind;
+use super::limits::Limit;
 use super::topology::{Names, Use, refuse_names};
 use crate::broker::{BrokerError, Fault, Source};
 use crate::config::{DeliveryGuarantee, Topology};
@@ -58,15 +59,7 @@ pub(super) async fn prepare(
     source: &Source,
     durability: Durability,
 ) -> Result<Vec<String>, BrokerError> {
-    if source.settings.delivery_guarantee == DeliveryGuarantee::Transactional {
-        return Err(BrokerError::new(
-            Fault::Other,
-            format!(
-                "subscription `{}`: delivery_guarantee = \"transactional\" is not there yet; remove it, and use idempotency where a repetition would do harm",
-                source.name
-            ),
-        ));
-    }
+    refuse_combinations(source)?;
     let names = Names::of(&source.settings);
     let ours = names.ours(&names.topics, &source.waits);
     let all = names.topics.iter().cloned().chain(ours.iter().map(|(name, _)| name.clone()));
@@ -105,6 +98,50 @@ pub(super) async fn prepare(
         Topology::Declare => {}
     }
     findings.into_result(source)
+}
+
+/// What cannot be had together with transactions.
+fn refuse_combinations(source: &Source) -> Result<(), BrokerError> {
+    let settings = &source.settings;
+    if settings.delivery_guarantee != DeliveryGuarantee::Transactional {
+        return Ok(());
+    }
+    let refused = [
+        (
+            "idempotency",
+            settings.idempotency.is_some(),
+            "a claim is completed before the transaction is, and what it held back would be lost with a crash in between",
+        ),
+        (
+            "pattern",
+            settings.pattern.is_some(),
+            "topics that are found later have no waits and dead letters that a transaction could write to; name the `topics`",
+        ),
+    ];
+    let refused: Vec<String> = refused
+        .iter()
+        .filter(|(_, is_given, _)| *is_given)
+        .map(|(key, _, why)| {
+            format!(
+                "`{key}` does not go with delivery_guarantee = \"transactional\": {why}; remove one of the two"
+            )
+        })
+        .collect();
+    if refused.is_empty() {
+        Ok(())
+    } else {
+        let lines: Vec<&str> = refused.iter().map(String::as_str).collect();
+        Err(BrokerError::new(Fault::Other, under(source, &lines)))
+    }
+}
+
+/// What a topic takes; `None` if there is none of this name.
+pub(super) async fn limit_of(cluster: &Cluster, topic: &str) -> Result<Option<Limit>, BrokerError> {
+    let known = describe(cluster, vec![topic.to_owned()], &mut Findings::default()).await?;
+    Ok(known.get(topic).map(|facts| Limit {
+        bytes_max: facts.record_max(),
+        needs_key: facts.settings.get("cleanup.policy").is_some_and(|it| it.contains("compact")),
+    }))
 }
 
 /// Creates what is missing around one topic: a pattern finds topics that were not there at the start.
@@ -390,14 +427,15 @@ async fn look_at_group(
     Ok(())
 }
 
+/// One text of several lines; whoever shows it names the subscription before the first of them.
+fn under(source: &Source, lines: &[&str]) -> String {
+    lines.join(&format!("\nsubscription `{}`: ", source.name))
+}
+
 impl Findings {
     fn into_result(self, source: &Source) -> Result<Vec<String>, BrokerError> {
         let Some((fault, _)) = self.wrong.first() else { return Ok(self.warnings) };
-        let lines: Vec<String> = self
-            .wrong
-            .iter()
-            .map(|(_, text)| format!("subscription `{}`: {text}", source.name))
-            .collect();
-        Err(BrokerError::new(*fault, lines.join("\n")))
+        let lines: Vec<&str> = self.wrong.iter().map(|(_, text)| text.as_str()).collect();
+        Err(BrokerError::new(*fault, under(source, &lines)))
     }
 }

@@ -41,6 +41,9 @@ const PRODUCER: [(&str, &str); 6] = [
     ("sticky.partitioning.linger.ms", "2"),
 ];
 
+/// Milliseconds that a transaction may take, unless the user says otherwise.
+const TRANSACTION_MAX: u64 = 15_000;
+
 /// Property, the values it may have, and why no other.
 const REFUSED: [(&str, &[&str], &str); 12] = [
     ("enable.auto.commit", &["false"], "offsets are committed when the work behind them is done"),
@@ -147,6 +150,25 @@ impl Clients {
         config
     }
 
+    /// For a producer of transactions. Short ones: whoever follows a process that died waits for the end of its last.
+    pub(super) fn transactional(&self, id: &str) -> ClientConfig {
+        let mut config = self.producer();
+        config.set("transactional.id", id);
+        let timeout = self.millis("transaction.timeout.ms", TRANSACTION_MAX);
+        config.set("transaction.timeout.ms", timeout.to_string());
+        // Nothing of a transaction may outlive it.
+        config.set("message.timeout.ms", timeout.to_string());
+        config
+    }
+
+    /// What a member's transactions go by: a member that keeps its place in the group keeps this too, so that its
+    /// next process ends what the last one left open.
+    pub(super) fn transactional_id(&self, group: &str) -> String {
+        let instance = self.user.iter().find(|(name, _)| name == "group.instance.id");
+        let instance = instance.map(|(_, value)| value.clone());
+        format!("{group}.{}", instance.unwrap_or_else(|| uuid::Uuid::now_v7().to_string()))
+    }
+
     /// For questions and for creating topics.
     pub(super) fn plain(&self) -> ClientConfig {
         self.with(&[])
@@ -250,6 +272,36 @@ mod tests {
         let error = Clients::read("main", &broker, "s").map(|_| ()).expect_err("refused");
         assert_eq!(error.text.lines().count(), 4, "{error}");
         assert!(error.text.contains("brokers.main.properties.\"acks\" is refused: "), "{error}");
+    }
+
+    #[test]
+    fn each_refusal_names_its_property_and_says_why() {
+        for (property, allowed, why) in REFUSED {
+            let error = Clients::read("main", &broker(&[(property, "anything else")]), "s");
+            let text = error.map(|_| ()).expect_err(property).text;
+            assert!(
+                text.starts_with(&format!("brokers.main.properties.\"{property}\" is ")),
+                "{text}"
+            );
+            assert!(text.contains(why) && text.ends_with("; remove it"), "{text}");
+            for value in allowed {
+                assert!(
+                    Clients::read("main", &broker(&[(property, value)]), "s").is_ok(),
+                    "{value}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_producer_of_transactions_lets_nothing_outlive_them() {
+        let broker = broker(&[("transaction.timeout.ms", "5000"), ("group.instance.id", "a1")]);
+        let clients = Clients::read("main", &broker, "s").expect("it can be read");
+        let id = clients.transactional_id("billing");
+        let config = clients.transactional(&id);
+        assert_eq!(id, "billing.a1", "the next process of this name ends what this one left");
+        assert_eq!(config.get("transactional.id"), Some("billing.a1"));
+        assert_eq!(config.get("message.timeout.ms"), Some("5000"));
     }
 
     #[test]

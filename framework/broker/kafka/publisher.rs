@@ -3,7 +3,7 @@
 //! Owns what a copy carries. A record counts as sent when the cluster says so; until then librdkafka sends it
 //! again, in order and stored once, for `message.timeout.ms`.
 
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use tokio::task::spawn_blocking;
 
 use super::connection::{Cluster, Quiet};
 use super::envelope::{CONTENT_TYPE, KafkaEnvelope, TYPE};
+use super::outbox::{Buffered, Outbox, Output};
 use super::topology::Names;
 use super::{fault, prepare};
 use crate::broker::{
@@ -68,6 +69,9 @@ impl KafkaPublisher {
         let attempt =
             format!("subscription `{}`: copying a message to topic `{topic}`", copy.source.name);
         let record = original.record();
+        if let Some(outbox) = &original.outbox {
+            return self.copy_later(&attempt, topic, original, copy, outbox).await;
+        }
         let mut made = FutureRecord::to(topic).headers(headers_of_copy(original, copy));
         if let Some(payload) = record.payload() {
             made = made.payload(payload);
@@ -76,6 +80,27 @@ impl KafkaPublisher {
             made = made.key(key);
         }
         self.publish(&attempt, made).await
+    }
+
+    /// Leaves a copy to the transaction that finishes its original.
+    async fn copy_later(
+        &self,
+        attempt: &str,
+        topic: &str,
+        original: &KafkaEnvelope,
+        copy: &Copy,
+        outbox: &Outbox,
+    ) -> Result<(), BrokerError> {
+        let record = original.record();
+        let output = Output {
+            topic: topic.to_owned(),
+            key: record.key().map(<[u8]>::to_vec),
+            payload: record.payload().map(<[u8]>::to_vec),
+            headers: headers_of_copy(original, copy),
+        };
+        self.cluster.limits.check(&self.cluster, attempt, &output).await?;
+        outbox.replace(output);
+        Ok(())
     }
 
     async fn publish(
@@ -96,22 +121,19 @@ impl KafkaPublisher {
 #[async_trait]
 impl Publisher for KafkaPublisher {
     async fn send(&self, message: &Outgoing) -> Result<(), BrokerError> {
-        let attempt = format!("publishing message `{}` to {}", message.id, message.target);
-        let topic = match &message.target {
-            Target::Topic(topic) | Target::Queue(topic) => topic,
-            Target::Exchange { .. } => {
-                return Err(BrokerError::new(
-                    Fault::Other,
-                    format!("{attempt}: Kafka has no exchanges; use a topic"),
-                ));
-            }
-        };
+        let attempt = attempt_of(message);
+        let topic = topic_of(message)?;
         let headers = headers_of(message, SystemTime::now());
         let mut record = FutureRecord::to(topic).payload(&*message.body).headers(headers);
         if let Some(key) = &message.key {
             record = record.key(&**key);
         }
         self.publish(&attempt, record).await
+    }
+
+    fn within(&self, envelope: &dyn Envelope) -> Option<Arc<dyn Publisher>> {
+        let outbox = envelope.as_any().downcast_ref::<KafkaEnvelope>()?.outbox.as_ref()?;
+        Some(Arc::new(Buffered { run: outbox.begin(), cluster: self.cluster.clone() }))
     }
 
     async fn copy(&self, copy: &Copy) -> Result<(), BrokerError> {
@@ -150,7 +172,22 @@ impl Publisher for KafkaPublisher {
     }
 }
 
-fn headers_of(message: &Outgoing, now: SystemTime) -> OwnedHeaders {
+pub(super) fn attempt_of(message: &Outgoing) -> String {
+    format!("publishing message `{}` to {}", message.id, message.target)
+}
+
+/// The topic that a message goes to.
+pub(super) fn topic_of(message: &Outgoing) -> Result<&str, BrokerError> {
+    match &message.target {
+        Target::Topic(topic) | Target::Queue(topic) => Ok(topic),
+        Target::Exchange { .. } => {
+            let text = format!("{}: Kafka has no exchanges; use a topic", attempt_of(message));
+            Err(BrokerError::new(Fault::Other, text))
+        }
+    }
+}
+
+pub(super) fn headers_of(message: &Outgoing, now: SystemTime) -> OwnedHeaders {
     let text = |name, value: &str| (name, value.to_owned());
     let expires = message.time_to_live.map(|left| wire::format_time(now + left));
     let properties = [

@@ -5,6 +5,7 @@
 //! to commit any more.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,12 @@ pub(super) struct Assignment {
     alarms: Mutex<HashMap<Name, Arc<Alarm>>>,
     /// Up to where each partition was delivered to this process, whoever has it now.
     seen_to: Mutex<HashMap<Name, i64>>,
+    /// What is committed is not known, and must be.
+    is_given_up: AtomicBool,
 }
+
+/// How long a transaction that somebody left open may keep offsets from being known.
+const STABLE_MAX: Duration = Duration::from_secs(90);
 
 impl Assignment {
     pub(super) fn new(member: Arc<Member>, drain_max: Duration) -> Self {
@@ -40,12 +46,27 @@ impl Assignment {
             partitions: Mutex::default(),
             alarms: Mutex::default(),
             seen_to: Mutex::default(),
+            is_given_up: AtomicBool::new(false),
         }
+    }
+
+    /// The consumer is of no use any more: it does not know what is committed.
+    pub(super) fn give_up(&self) {
+        self.is_given_up.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_given_up(&self) -> bool {
+        self.is_given_up.load(Ordering::Relaxed)
     }
 
     /// Every partition that is ours.
     pub(super) fn partitions(&self) -> Vec<Arc<Partition>> {
         lock(&self.partitions).values().cloned().collect()
+    }
+
+    /// The partition of this name, if it is ours.
+    pub(super) fn of_name(&self, name: &Name) -> Option<Arc<Partition>> {
+        lock(&self.partitions).get(name).cloned()
     }
 
     /// The partition whose lane has this id, if it is ours.
@@ -56,8 +77,12 @@ impl Assignment {
     /// Partitions are ours from now on.
     pub(super) fn assign(&self, consumer: &Arc<Consumer>, list: &mut TopicPartitionList) {
         let committed = self.committed(consumer, list);
+        if committed.is_none() && self.member.transactions.is_some() {
+            // What was finished ahead would be written a second time.
+            self.give_up();
+        }
         let mut fresh = Vec::new();
-        for name in names(list) {
+        for name in names(list).filter(|_| !self.is_given_up()) {
             let elem =
                 committed.as_ref().and_then(|list| list.find_partition(&name.topic, name.number));
             let base = elem.as_ref().and_then(|elem| match elem.offset() {
@@ -100,7 +125,7 @@ impl Assignment {
         let mut ours = lock(&self.partitions);
         let revoked: Vec<_> = names(list).filter_map(|name| ours.remove(&name)).collect();
         drop(ours);
-        if !consumer.assignment_lost() {
+        if !consumer.assignment_lost() && !self.is_given_up() {
             self.drain(&revoked);
             self.member.commit(consumer, &revoked);
         }
@@ -152,7 +177,13 @@ impl Assignment {
         list: &TopicPartitionList,
     ) -> Option<TopicPartitionList> {
         let ask = || -> KafkaResult<_> { consumer.committed_offsets(list.clone(), ANSWER_MAX) };
-        let answer = ask().or_else(|_| ask());
+        let mut answer = ask().or_else(|_| ask());
+        if self.member.transactions.is_some() {
+            let deadline = Instant::now() + STABLE_MAX;
+            while answer.is_err() && Instant::now() < deadline {
+                answer = ask();
+            }
+        }
         answer
             .inspect_err(|error| {
                 telemetry::committed_unknown(&self.member.group, &fault::said(error));

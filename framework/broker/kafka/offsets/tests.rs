@@ -102,6 +102,38 @@ fn what_was_given_back_is_delivered_when_it_is_read_again() {
     assert_eq!(read, [false, false, true, false]);
 }
 
+#[test]
+fn what_is_settled_is_finished_by_its_transaction_alone() {
+    let mut state = received(0..4);
+    assert!(state.settle(0) && state.settle(2) && !state.settle(2));
+    assert_eq!(state.mark(false).map(|mark| mark.base), Some(0), "nothing is finished yet");
+    let first = state.mark_with(&BTreeSet::from([0]), false).expect("something was received");
+    assert_eq!((first.base, first.done.len()), (1, 0));
+    let both = state.mark_with(&BTreeSet::from([0, 2]), false).expect("something was received");
+    assert_eq!((both.base, both.done[..].to_vec()), (1, vec![Run { first: 2, last: 2 }]));
+    state.give_back_all();
+    let read: Vec<bool> = (0..4).map(|offset| state.receive(offset, 0) != Receipt::Skip).collect();
+    assert_eq!(read, [false, true, false, true], "what is settled is not delivered again");
+    assert!(state.finish(0) && state.finish(2) && state.finish(1) && state.finish(3));
+    assert_eq!(state.base(), Some(4));
+}
+
+#[test]
+fn markers_at_the_end_of_a_log_are_passed() {
+    let mut state = received(0..2);
+    state.finish(0);
+    state.pass(5);
+    assert_eq!(state.base(), Some(1), "what is unfinished stays the base");
+    state.finish(1);
+    assert_eq!(state.base(), Some(5));
+    state.pass(3);
+    assert_eq!(state.base(), Some(5));
+    assert_eq!(state.receive(5, 5), Receipt::Deliver { crashes: 0, again: false });
+    let mut empty = Offsets::default();
+    empty.pass(3);
+    assert_eq!(empty.base(), Some(3), "a log of aborted transactions alone");
+}
+
 /// What may happen to a partition.
 #[derive(Clone, Debug)]
 enum Step {

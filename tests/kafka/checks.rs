@@ -1,0 +1,100 @@
+//! What is looked at before anything is consumed: every finding at once, each with what to do.
+
+use std::time::Duration;
+
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use redeliver::Service;
+use redeliver::config::Config;
+
+use super::lab::{admin, create, unique, url};
+use super::service::until;
+
+async fn refusal(text: &str) -> String {
+    let config = Config::from_toml(text).unwrap_or_else(|problems| panic!("{problems}"));
+    let service = Service::builder(config).without_handler("orders").signals(false);
+    service.start().await.map(|_| ()).expect_err("it is refused").to_string()
+}
+
+async fn create_with(topic: &str, settings: &[(&str, &str)]) {
+    let new = NewTopic::new(topic, 1, TopicReplication::Fixed(1));
+    let new = settings.iter().fold(new, |new, (name, value)| new.set(name, value));
+    let created = admin().create_topics([&new], &AdminOptions::new()).await;
+    created.expect("the broker answers").remove(0).expect("the topic is created");
+}
+
+/// Topics, the group and what is asked of the broker, in one table each.
+fn text(topics: &[&str], group: &str, broker: &str) -> String {
+    let topics = topics.join("\", \"");
+    format!(
+        "[brokers.main]\nkind = \"kafka\"\nurl = \"{}\"\n{broker}\n[subscriptions.orders]\nbroker = \"main\"\ntopics = [\"{topics}\"]\ngroup = \"{group}\"\n[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"10m\"\n",
+        url()
+    )
+}
+
+/// A member of a group that goes about it in its own way, once it has its partitions.
+async fn member(topic: &str, group: &str, strategy: &str) -> BaseConsumer {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", url())
+        .set("group.id", group)
+        .set("partition.assignment.strategy", strategy)
+        .create()
+        .expect("the url can be read");
+    consumer.subscribe(&[topic]).expect("a topic");
+    until("it has its partitions", async || {
+        let _ = consumer.poll(Duration::from_millis(100));
+        consumer.assignment().is_ok_and(|list| list.count() > 0)
+    })
+    .await;
+    consumer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_that_could_lose_messages_is_found_at_once() {
+    let (short, missing, group) = (unique("short"), unique("missing"), unique("group"));
+    create_with(&short, &[("retention.ms", "60000")]).await;
+    let wait = format!("{short}.{group}.wait.600000");
+    create_with(&wait, &[("cleanup.policy", "compact"), ("retention.ms", "600000")]).await;
+    let _member = member(&short, &group, "roundrobin").await;
+    let broker = "replication_min = 3\nin_sync_min = 2";
+    let said = refusal(&text(&[&short, &missing], &group, broker)).await;
+    let findings = [
+        format!("topic `{missing}` is missing; create it"),
+        format!("topic `{short}` has replicas 1, but 3 are wanted"),
+        format!("topic `{short}` has min.insync.replicas 1, but 2 are wanted"),
+        format!("topic `{short}` keeps its records for 60s, but a message may wait and run for"),
+        format!("topic `{wait}` has cleanup.policy=compact"),
+        format!("topic `{wait}` keeps its records for 600000 ms, too short"),
+        format!("group `{group}` is in use with the assignment `roundrobin`"),
+    ];
+    for finding in &findings {
+        assert!(said.contains(finding), "{finding} is not in:\n{said}");
+    }
+    assert_eq!(said.matches("subscription `orders`:").count(), findings.len(), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_assigns_as_we_do_is_joined() {
+    let (topic, group) = (unique("orders"), unique("group"));
+    create(&topic, 2).await;
+    let _member = member(&topic, &group, "cooperative-sticky").await;
+    let config = Config::from_toml(&text(&[&topic], &group, "")).expect("it is right");
+    let service = Service::builder(config).without_handler("orders").signals(false);
+    service.start().await.expect("nothing speaks against it").stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn topics_that_must_be_there_beforehand_are_named_with_their_shape() {
+    let (topic, group) = (unique("orders"), unique("group"));
+    create(&topic, 3).await;
+    let text = text(&[&topic], &group, "")
+        .replace("broker = \"main\"", "broker = \"main\"\ntopology = \"verify\"");
+    let said = refusal(&text).await;
+    for name in ["dead", "redrive", "wait.600000"] {
+        let line = format!(
+            "topic `{topic}.{group}.{name}` is missing; create it beforehand (3 partitions, 1 replicas, cleanup.policy=delete"
+        );
+        assert!(said.contains(&line), "{line} is not in:\n{said}");
+    }
+}
