@@ -366,6 +366,9 @@ impl Desk {
         if self.room() == 0 || !lane.is_active() {
             return false;
         }
+        if let Some(is_behind) = lane.is_behind() {
+            return is_behind;
+        }
         let scope = &self.shared.scope;
         let source = scope.source.load_full();
         let depth = self.shared.broker.depth(&source);

@@ -279,6 +279,11 @@ pub trait Lane: Send {
         true
     }
 
+    /// Whether the broker has something for this lane, where the lane knows; else the depth of its source is asked for.
+    fn is_behind(&self) -> Option<bool> {
+        None
+    }
+
     /// Resolves when the broker asks for the lane back; never where a broker does not ask.
     fn recalled(&self) -> BoxFuture<'static, Recall> {
         Box::pin(std::future::pending())

@@ -18,7 +18,9 @@ mod revokes;
 #[cfg(feature = "kafka-tls")]
 mod secured;
 mod service;
+mod stalls;
 mod tools;
+mod transactions;
 mod transactions;
 
 use redeliver::testing::broker_conformance;

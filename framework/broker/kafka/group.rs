@@ -38,6 +38,8 @@ const UNCOMMITTED_MAX: u64 = 10_000;
 const OFFER_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// How long a lane must have had nothing to read before its position is looked at.
 const REST_MIN: Duration = Duration::from_millis(300);
+/// How long a question about the end of a partition may keep the thread.
+const LOOK_MAX: Duration = Duration::from_secs(1);
 /// How long the group is given to take note that we leave.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
 /// How long the last messages in hand may keep a consumer that has left.
@@ -270,7 +272,7 @@ fn attend(
     commands: &Receiver<Command>,
 ) -> ControlFlow<Left> {
     let assignment = &consumer.context().assignment;
-    let mut committed_at = Instant::now();
+    let (mut committed_at, mut looked_at) = (Instant::now(), Instant::now());
     loop {
         match consumer.poll(POLL_MAX) {
             Some(Ok(record)) => stray(consumer, &record),
@@ -291,6 +293,10 @@ fn attend(
         let partitions = assignment.partitions();
         offer_again(member, &partitions);
         pass_markers(consumer, &partitions);
+        if looked_at.elapsed() >= member.source.settings.stall_after / 4 {
+            look_at_resting(consumer, &partitions);
+            looked_at = Instant::now();
+        }
         let is_due = committed_at.elapsed() >= member.source.settings.commit_interval;
         if is_due || partitions.iter().any(|partition| is_urgent(partition)) {
             member.commit(consumer, &partitions);
@@ -350,6 +356,20 @@ fn offer_again(member: &Member, partitions: &[Arc<Partition>]) {
             let _ = member.commands.try_send(Command::Open(partition.id.clone()));
             partition.lock().lane = LaneState::Closed;
         }
+    }
+}
+
+/// Looks whether lanes that have nothing to read should have: their consumers ask when they have been silent for long.
+fn look_at_resting(consumer: &Consumer, partitions: &[Arc<Partition>]) {
+    for partition in partitions {
+        let rests = partition.lock().rest != Rest::No;
+        let Name { topic, number } = &partition.name;
+        let ends = rests.then(|| consumer.fetch_watermarks(topic, *number, LOOK_MAX));
+        let mut state = partition.lock();
+        state.is_behind = match ends {
+            Some(Ok((low, high))) => state.offsets.next().unwrap_or(low) < high,
+            Some(Err(_)) | None => false,
+        };
     }
 }
 

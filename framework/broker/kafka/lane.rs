@@ -365,10 +365,8 @@ impl Lane for KafkaLane {
         Ok(())
     }
 
-    /// Silence cannot be told from an empty partition by the depth of the whole source; the owner of the group
-    /// looks for lanes that stall.
-    fn is_active(&self) -> bool {
-        false
+    fn is_behind(&self) -> Option<bool> {
+        Some(self.partition.lock().is_behind)
     }
 
     fn recalled(&self) -> BoxFuture<'static, Recall> {

@@ -67,6 +67,8 @@ pub(super) struct State {
     pub(super) rest: Rest,
     /// Below this something was read that the lane has not noted.
     pub(super) strayed_to: Option<i64>,
+    /// When it was last looked at, the log went on behind what a resting lane has received.
+    pub(super) is_behind: bool,
 }
 
 /// Whether a lane's queue was found empty, with everything that was in it noted.
@@ -140,6 +142,7 @@ impl Partition {
                 settled_bytes: 0,
                 rest: Rest::No,
                 strayed_to: None,
+                is_behind: false,
             }),
             closed: Condvar::new(),
             recall: watch::Sender::new(None),
