@@ -55,7 +55,8 @@ pub trait Envelope: Send + Sync + 'static {
     /// Cheap: false when there is certainly no header at all.
     fn has_headers(&self) -> bool;
 
-    /// The broker's message id property, if the broker has one.
+    /// The broker's message id property; where brokers have none, what names the message wherever it lies. Made when
+    /// it is asked for.
     fn id(&self) -> Option<&str>;
 
     /// The content type property.
@@ -83,12 +84,6 @@ pub trait Envelope: Send + Sync + 'static {
 
     /// Exchange/routing key/queue, or topic/partition/offset.
     fn origin(&self) -> String;
-
-    /// A stable id where the broker has one even for messages without an id (Kafka's
-    /// topic/partition/offset); never made up.
-    fn position(&self) -> Option<String> {
-        None
-    }
 
     /// Why the broker itself dead-lettered it (its `x-death`), in the words of
     /// [`Reason`](crate::Reason).

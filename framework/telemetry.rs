@@ -39,15 +39,15 @@ pub(crate) fn traces() -> bool {
 }
 
 /// The span of one message's way through a handler; disabled, and free, when nobody listens.
-pub(crate) fn processing(
+pub(crate) fn processing<'a>(
     subscription: &str,
-    id: Option<&str>,
+    id: impl FnOnce() -> Option<&'a str>,
     trace: impl FnOnce() -> Option<String>,
 ) -> Span {
     if !traces() {
         return Span::none();
     }
-    let trace = trace();
+    let (id, trace) = (id(), trace());
     tracing::info_span!("message", subscription, id, trace)
 }
 
@@ -57,13 +57,13 @@ pub(crate) fn received(subscription: &str, lane: &dyn Display, count: usize) {
 }
 
 /// A message goes to its handler.
-pub(crate) fn handling(subscription: &str, id: Option<&str>, attempt: u32) {
-    tracing::debug!(subscription, id, attempt, "handling");
+pub(crate) fn handling<'a>(subscription: &str, id: impl FnOnce() -> Option<&'a str>, attempt: u32) {
+    tracing::debug!(subscription, id = id(), attempt, "handling");
 }
 
 /// A message was handled.
-pub(crate) fn handled(subscription: &str, id: Option<&str>) {
-    tracing::debug!(subscription, id, "handled");
+pub(crate) fn handled<'a>(subscription: &str, id: impl FnOnce() -> Option<&'a str>) {
+    tracing::debug!(subscription, id = id(), "handled");
 }
 
 /// Deliveries were settled.

@@ -147,7 +147,7 @@ async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>, begun: Option
                 let span = {
                     let envelope = work.received.envelope.as_ref();
                     let trace = || trace_of(envelope).map(|trace| trace.to_string());
-                    telemetry::processing(desk.scope.name(), work.id(), trace)
+                    telemetry::processing(desk.scope.name(), || work.id(), trace)
                 };
                 process(work, &desk.scope, &desk.codecs, &caller).instrument(span).await
             }

@@ -107,7 +107,7 @@ pub(crate) fn prepare<T: 'static>(
 ) -> Result<Delivery<T>, Answer> {
     let delivery = screen(work, scope).and_then(|()| decode(work, scope, codecs));
     let delivery = delivery.map_err(Answer::Refused)?;
-    telemetry::handling(scope.name(), work.id(), delivery.attempt());
+    telemetry::handling(scope.name(), || work.id(), delivery.attempt());
     Ok(delivery)
 }
 
@@ -115,7 +115,7 @@ pub(crate) fn prepare<T: 'static>(
 pub(crate) fn verdict_on(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
     match answer {
         Answer::Handled => {
-            telemetry::handled(scope.name(), work.id());
+            telemetry::handled(scope.name(), || work.id());
             Verdict::Ack
         }
         answer => judge(answer, work, scope),

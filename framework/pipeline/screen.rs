@@ -23,7 +23,7 @@ pub(crate) fn screen(work: &Work, scope: &Scope) -> Result<(), Epitaph> {
             format!("{hops} handlers sent it on; hops_max is {limit}"),
         ));
     }
-    if work.id().is_none() && settings.on_id_missing() == IdMissing::Reject {
+    if settings.on_id_missing() == IdMissing::Reject && work.id().is_none() {
         return Err(Epitaph::new(
             Reason::NoId,
             String::from("the message has no id where `id` says; see `id_missing`"),

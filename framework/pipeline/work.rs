@@ -141,7 +141,7 @@ impl Work {
 /// Looks for the id where `source` says; `None` leaves it to the broker's own property.
 fn find_id(envelope: &dyn Envelope, source: &IdSource) -> Option<Arc<str>> {
     let found = match source {
-        IdSource::MessageId => return envelope.position().map(Into::into),
+        IdSource::MessageId => return None,
         IdSource::Header(name) => lookup::header(envelope, name),
         IdSource::Pointer(pointer) => lookup::pointer(envelope, pointer),
         IdSource::Payload => Some(lookup::fingerprint(envelope)),

@@ -163,8 +163,7 @@ impl KafkaDeadLetters {
             }
             let token = Token(self.read.len() as u64);
             self.read.push((index, offset));
-            let envelope =
-                Arc::new(KafkaEnvelope { batch, index: 0, crashes: 0, again: false, outbox: None });
+            let envelope = Arc::new(KafkaEnvelope::new(batch, 0, (0, false), None));
             return Ok(Some(Received { envelope, token }));
         }
     }

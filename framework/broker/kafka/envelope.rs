@@ -4,7 +4,7 @@
 //! memory it lies in; one record that is held keeps its batch, and the batch the fetched buffers.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use rdkafka::Timestamp;
@@ -14,7 +14,7 @@ use self_cell::self_cell;
 use super::outbox::Outbox;
 use super::partition::Queue;
 use crate::envelope::{Envelope, HeaderValue};
-use crate::wire::{self, ID_LENGTH_MAX};
+use crate::wire::ID_LENGTH_MAX;
 
 /// The header that holds the content type.
 pub(super) const CONTENT_TYPE: &str = "content-type";
@@ -34,17 +34,28 @@ self_cell! {
 
 /// One record of a batch.
 pub(super) struct KafkaEnvelope {
-    pub(super) batch: Arc<Batch>,
-    pub(super) index: usize,
+    batch: Arc<Batch>,
+    index: usize,
     /// How many processes died while they had it.
-    pub(super) crashes: u32,
+    crashes: u32,
     /// It was delivered to this process before.
-    pub(super) again: bool,
+    again: bool,
     /// What is written when it is settled, where that is one transaction.
     pub(super) outbox: Option<Arc<Outbox>>,
+    /// Its place in the log, once somebody has asked for it.
+    position: OnceLock<Box<str>>,
 }
 
 impl KafkaEnvelope {
+    pub(super) fn new(
+        batch: Arc<Batch>,
+        index: usize,
+        (crashes, again): (u32, bool),
+        outbox: Option<Arc<Outbox>>,
+    ) -> Self {
+        Self { batch, index, crashes, again, outbox, position: OnceLock::new() }
+    }
+
     pub(super) fn record(&self) -> &BorrowedMessage<'_> {
         &self.batch.borrow_dependent()[self.index]
     }
@@ -100,8 +111,14 @@ impl Envelope for KafkaEnvelope {
         self.record().headers().is_some()
     }
 
+    /// Its place in the log. A copy carries the id that its original had, and that comes first.
     fn id(&self) -> Option<&str> {
-        None
+        Some(self.position.get_or_init(|| {
+            let origin = self.origin();
+            // The end tells more than the beginning, where a topic's name is as long as it may be.
+            let end = origin.get(origin.len().saturating_sub(ID_LENGTH_MAX)..);
+            end.unwrap_or(&origin).into()
+        }))
     }
 
     fn content_type(&self) -> Option<&str> {
@@ -133,15 +150,6 @@ impl Envelope for KafkaEnvelope {
     fn origin(&self) -> String {
         let record = self.record();
         format!("{}/{}/{}", record.topic(), record.partition(), record.offset())
-    }
-
-    /// A copy carries the id that its original had, wherever it lies itself.
-    fn position(&self) -> Option<String> {
-        let carried = self.text(wire::ID);
-        match carried.filter(|id| !id.is_empty() && id.len() <= ID_LENGTH_MAX) {
-            Some(_) => None,
-            None => Some(self.origin()),
-        }
     }
 
     fn as_any(&self) -> &dyn Any {

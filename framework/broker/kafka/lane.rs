@@ -189,7 +189,7 @@ impl KafkaLane {
     fn due_at(&self, (batch, index): &(Arc<Batch>, usize)) -> SystemTime {
         let Pace::After(wait) = self.pace else { return SystemTime::UNIX_EPOCH };
         let (batch, index) = (Arc::clone(batch), *index);
-        let envelope = KafkaEnvelope { batch, index, crashes: 0, again: false, outbox: None };
+        let envelope = KafkaEnvelope::new(batch, index, (0, false), None);
         let written = envelope.published_at().unwrap_or(SystemTime::UNIX_EPOCH);
         let nominal = written + wait;
         // A header may shorten the wait, as a crash between two steps does, but never make it longer.
@@ -218,7 +218,7 @@ impl KafkaLane {
                 outboxes.insert(offset, Arc::clone(&outbox));
                 outbox
             });
-            let envelope = KafkaEnvelope { batch: records, index, crashes, again, outbox };
+            let envelope = KafkaEnvelope::new(records, index, (crashes, again), outbox);
             let envelope = Arc::new(envelope);
             batch.push(Received { envelope, token: token(self.generation, offset - origin) });
         }
