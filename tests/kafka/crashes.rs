@@ -238,6 +238,12 @@ async fn a_pattern_matches_topics_but_never_their_waits() {
     until("they were retried", async || seen.attempts("a") == 2 && seen.attempts("b") == 2).await;
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!((seen.attempts("a"), seen.attempts("dead")), (2, 1));
+    drained(&service).await;
+    assert_eq!(service.depth("orders").await.expect("the broker answers").dead, Some(1));
+    let dead = service.dead_letters("orders").expect("it is configured");
+    let redriven = dead.redrive(&Redrive::default()).await.expect("it works");
+    assert_eq!(redriven.moved, 1);
+    until("it was redriven", async || seen.attempts("dead") == 2).await;
     service.stop().await;
 }
 

@@ -3,6 +3,7 @@
 //! Owns how clients are made, whether the cluster can be reached, and how librdkafka's blocking questions are
 //! asked without blocking anybody. librdkafka reconnects by itself, for ever.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -74,6 +75,15 @@ impl Cluster {
                 Err(error)
             }
         }
+    }
+
+    /// The names of all topics that there are.
+    pub(super) async fn topics(&self, attempt: &str) -> Result<BTreeSet<String>, BrokerError> {
+        let topics = self.ask(attempt, |client| {
+            let metadata = client.fetch_metadata(None, ANSWER_MAX)?;
+            Ok(metadata.topics().iter().map(|topic| topic.name().to_owned()).collect())
+        });
+        topics.await
     }
 
     /// The cluster's id, once it was connected to.

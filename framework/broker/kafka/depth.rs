@@ -50,15 +50,22 @@ impl Depths {
                     topic.partitions().iter().map(|it| (topic.name().to_owned(), it.id()))
                 })
                 .collect();
+            // What nobody of the group ever drained is not matched by its pattern, or was not found yet.
+            let unseen = if names.topics.is_empty() { Unseen::Nothing } else { Unseen::Everything };
+            let lag_of =
+                |asker: &BaseConsumer<Quiet>, unseen: Unseen, is_meant: &dyn Fn(&str) -> bool| {
+                    lag(asker, unseen, partitions.iter().filter(|(topic, _)| is_meant(topic)))
+                };
             let lag = |asker: &BaseConsumer<Quiet>, is_meant: &dyn Fn(&str) -> bool| {
-                lag(asker, partitions.iter().filter(|(topic, _)| is_meant(topic)))
+                lag_of(asker, Unseen::Everything, is_meant)
             };
-            let sources: BTreeSet<&str> = names.topics.iter().map(String::as_str).collect();
+            let known = partitions.iter().map(|(topic, _)| topic.clone()).collect();
+            let sources = names.sources(&known);
             let redrives: BTreeSet<String> =
-                names.topics.iter().map(|topic| names.redrive(topic)).collect();
+                sources.iter().map(|topic| names.redrive(topic)).collect();
             let dead_topics: BTreeSet<String> =
-                names.topics.iter().map(|topic| names.dead(topic)).collect();
-            let ready = lag(&main, &|topic| sources.contains(topic))?
+                sources.iter().map(|topic| names.dead(topic)).collect();
+            let ready = lag_of(&main, unseen, &|topic| names.may_be_source(topic))?
                 + lag(&suspects, &|topic| topic == names.suspects())?;
             let waiting =
                 lag(&waits, &|topic| names.wait_of(topic).is_some() || redrives.contains(topic))?;
@@ -100,9 +107,17 @@ pub(super) async fn count(dead: &mut dyn DeadLetterReader) -> Result<u64, Broker
     Ok(count)
 }
 
+/// What to count of a partition of which nothing is committed.
+#[derive(Clone, Copy)]
+enum Unseen {
+    Everything,
+    Nothing,
+}
+
 /// From what is committed to the end, over all of these partitions.
 fn lag<'a>(
     asker: &BaseConsumer<Quiet>,
+    unseen: Unseen,
     partitions: impl Iterator<Item = &'a (String, i32)>,
 ) -> KafkaResult<u64> {
     let mut list = TopicPartitionList::new();
@@ -115,11 +130,13 @@ fn lag<'a>(
     let committed = asker.committed_offsets(list, ANSWER_MAX)?;
     let mut lag = 0;
     for elem in committed.elements() {
-        let (low, end) = asker.fetch_watermarks(elem.topic(), elem.partition(), ANSWER_MAX)?;
-        let from = match elem.offset() {
-            Offset::Offset(offset) => offset.max(low),
-            _ => low,
+        let committed = match (elem.offset(), unseen) {
+            (Offset::Offset(offset), _) => offset,
+            (_, Unseen::Everything) => 0,
+            (_, Unseen::Nothing) => continue,
         };
+        let (low, end) = asker.fetch_watermarks(elem.topic(), elem.partition(), ANSWER_MAX)?;
+        let from = committed.max(low);
         lag += u64::try_from(end - from).unwrap_or(0);
     }
     Ok(lag)

@@ -146,7 +146,10 @@ impl Broker for KafkaBroker {
         source: Arc<Source>,
     ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
         let member = lanes::onlooker(&self.cluster, source);
-        let topics = member.names.topics.iter().map(|topic| member.names.dead(topic)).collect();
+        let attempt = format!("looking for the dead letters of group `{}`", member.group);
+        let known = self.cluster.topics(&attempt).await?;
+        let sources = member.names.sources(&known);
+        let topics = sources.iter().map(|topic| member.names.dead(topic)).collect();
         Ok(Box::new(dead_letters::open(&self.cluster, member, topics).await?))
     }
 

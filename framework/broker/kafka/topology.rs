@@ -3,7 +3,7 @@
 //! Owns the names, as plain data, and how topics are created or verified. Never deletes and never changes what is
 //! there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use super::group::Kind;
@@ -84,6 +84,25 @@ impl Names {
         let waits =
             Template::new(name).fill(&[("topic", topic), ("group", &group), ("ms", "[0-9]+")]);
         [format!("^{waits}$"), format!("^{topic}\\.{group}\\.redrive$")]
+    }
+
+    /// The topics of the subscription; with a pattern those of the `known` ones that have dead letters of their own.
+    pub(super) fn sources(&self, known: &BTreeSet<String>) -> Vec<String> {
+        match self.pattern {
+            None => self.topics.clone(),
+            Some(_) => {
+                let has_dead = |topic: &&String| known.contains(&self.dead(topic));
+                known.iter().filter(has_dead).cloned().collect()
+            }
+        }
+    }
+
+    /// Whether a topic may be one of the subscription's. Who drains it knows better: a pattern is the client's to read.
+    pub(super) fn may_be_source(&self, topic: &str) -> bool {
+        match self.pattern {
+            None => self.topics.iter().any(|known| known == topic),
+            Some(_) => !topic.starts_with("__") && !is_ours(topic),
+        }
     }
 
     /// How long messages in this topic wait; `None` if it is none of the waits.
@@ -202,6 +221,14 @@ impl Use {
 /// What the headers of a copy may add to a record.
 const COPY_MARGIN: u64 = 64 * 1024;
 
+/// As [`OURS`].
+fn is_ours(topic: &str) -> bool {
+    let is_wait = topic.rsplit_once('.').is_some_and(|(before, digits)| {
+        before.ends_with(".wait") && digits.bytes().all(|byte| byte.is_ascii_digit())
+    });
+    is_wait || [".dead", ".redrive", ".suspects"].iter().any(|end| topic.ends_with(end))
+}
+
 /// `topic/partition/offset`.
 fn topic_of_origin(origin: &str) -> Option<&str> {
     let (rest, offset) = origin.rsplit_once('/')?;
@@ -248,6 +275,19 @@ mod tests {
         assert_eq!(names.wait_of("orders.billing.wait.1500"), Some(Duration::from_millis(1500)));
         assert_eq!(names.wait_of("orders.billing.redrive"), None);
         assert_eq!(names.topic_of("orders.v2.billing.wait.7", None), "orders.v2");
+    }
+
+    #[test]
+    fn the_sources_of_a_pattern_are_known_by_their_dead_letters() {
+        let mut names = names(&[]);
+        names.pattern = Some("^shop".to_owned());
+        let known =
+            ["shop.a", "shop.a.billing.dead", "shop.b", "else.billing.dead", "__consumer_offsets"];
+        let known: BTreeSet<String> = known.iter().map(|topic| (*topic).to_owned()).collect();
+        assert_eq!(names.sources(&known), ["shop.a"]);
+        let may_be: Vec<_> = known.iter().filter(|topic| names.may_be_source(topic)).collect();
+        assert_eq!(may_be, ["shop.a", "shop.b"]);
+        assert!(!names.may_be_source("shop.a.billing.wait.1500"));
     }
 
     #[test]
