@@ -21,7 +21,6 @@ mod service;
 mod stalls;
 mod tools;
 mod transactions;
-mod transactions;
 
 use redeliver::testing::broker_conformance;
 
