@@ -152,11 +152,20 @@ pub struct Redrive {
     pub rate_max: Option<u32>,
     /// Messages at the most.
     pub count_max: usize,
+    /// Handles ids again that are done, each once: what subscriptions with `idempotency` would
+    /// acknowledge as duplicates, a `mismatch` above all.
+    pub force: bool,
 }
 
 impl Default for Redrive {
     fn default() -> Self {
-        Self { filter: Filter::default(), dry_run: false, rate_max: None, count_max: usize::MAX }
+        Self {
+            filter: Filter::default(),
+            dry_run: false,
+            rate_max: None,
+            count_max: usize::MAX,
+            force: false,
+        }
     }
 }
 
@@ -219,6 +228,8 @@ impl DeadLetters {
 
     /// Moves dead letters back to where they are consumed: attempts and age begin anew, the
     /// generation is raised, the id stays. Each is confirmed there before it is removed here.
+    /// An id that ended dead is claimed anew; one that is done is acknowledged as a duplicate,
+    /// unless [`force`](Redrive::force) is set.
     ///
     /// What fails again while this runs is not taken again. A call that failed or was stopped in
     /// the middle can be made again: what was moved is not here any more.
@@ -248,7 +259,7 @@ impl DeadLetters {
             if redrive.dry_run {
                 continue;
             }
-            let copy = self.back(&received);
+            let copy = self.back(&received, redrive.force);
             publisher.copy(&copy).await.map_err(|error| self.error(&error))?;
             reader.remove(received.token).await.map_err(|error| self.error(&error))?;
             done.moved += 1;
@@ -286,7 +297,7 @@ impl DeadLetters {
         Error::Broker(format!("dead letters of `{}`: {error}", self.source.name))
     }
 
-    fn back(&self, received: &Received) -> Copy {
+    fn back(&self, received: &Received, force: bool) -> Copy {
         let carried = Carried::read(received.envelope.as_ref());
         let mut stamps = Stamps::new();
         let id = carried.id.as_deref().or_else(|| received.envelope.id());
@@ -297,6 +308,9 @@ impl DeadLetters {
             stamps.push((wire::ORIGIN, origin.into()));
         }
         stamps.push((wire::GENERATION, carried.generation.saturating_add(1).to_string()));
+        if force {
+            stamps.push((wire::FORCED, String::from("1")));
+        }
         let envelope = Arc::clone(&received.envelope);
         Copy { source: Arc::clone(&self.source), envelope, place: Place::Source, stamps }
     }

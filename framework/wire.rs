@@ -45,6 +45,8 @@ pub const ERROR_CLASS: &str = "redeliver-error-class";
 pub const HOPS: &str = "redeliver-hops";
 /// How often it was redriven.
 pub const GENERATION: &str = "redeliver-generation";
+/// It was redriven by force: an id that is done is handled again.
+pub const FORCED: &str = "redeliver-forced";
 /// The id of the message that caused this one.
 pub const CAUSATION: &str = "redeliver-causation";
 /// When it became a dead letter.
@@ -74,6 +76,8 @@ pub(crate) struct Carried {
     pub(crate) attempts: u32,
     /// How often it was redriven.
     pub(crate) generation: u32,
+    /// It was redriven by force.
+    pub(crate) is_forced: bool,
     /// How many handlers sent it on.
     pub(crate) hops: u32,
     /// The last delay.
@@ -100,6 +104,7 @@ pub(crate) struct Carried {
 static NOTHING: Carried = Carried {
     attempts: 0,
     generation: 0,
+    is_forced: false,
     hops: 0,
     delay: None,
     due: None,
@@ -161,6 +166,7 @@ impl Carried {
         match name {
             ATTEMPT => self.attempts = self.clamped(value),
             GENERATION => self.generation = self.count(value),
+            FORCED => self.is_forced = self.count(value) > 0,
             HOPS => self.hops = self.count(value),
             DELAY => self.delay = self.milliseconds(value),
             DUE => self.due = self.instant(value),

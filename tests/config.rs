@@ -251,6 +251,10 @@ fn order_with_long_waits_must_say_what_becomes_of_them() -> Result<(), Problems>
 #[test]
 fn a_subscription_that_contradicts_itself_is_refused() {
     line_refused("ordering = \"lane\"\nconsumers = 4", "consumers", &["stand by"]);
+    let keyed = "ordering = \"key\"\nkey = \"/a\"\norder_on_long_wait = \"reorder\"\nconsumers = 2";
+    line_refused(keyed, "consumers", &["side by side", "use 1"]);
+    let in_process = format!("{keyed}\norder_scope = \"process\"");
+    line_refused(&in_process, "consumers", &["side by side", "use 1"]);
     line_refused("in_flight_bytes_max = \"1MiB\"", "in_flight_bytes_max", &["body_max (16MiB)"]);
     line_refused("batch = { size = 100 }", "batch.size", &["in_flight_max (64)"]);
     line_refused("breaker = { failure_rate = 1.5 }", "breaker.failure_rate", &["no share"]);

@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use actix::prelude::*;
 use redeliver::config::Config;
-use redeliver::{Delivery, Failure, Handled, Message, Service};
+use redeliver::{
+    Batch, Claim, Delivery, Failure, Handled, IntoHandlers, Message, Redrive, Service, in_batches,
+};
 
 /// What handlers did, in order: id, key, attempt.
 type Log = Arc<Mutex<Vec<(String, u64, u32)>>>;
@@ -20,6 +24,22 @@ struct Transfer {
 }
 
 async fn service(more: &str, log: Log) -> Service {
+    let handler = move |delivery: Delivery<Transfer>| {
+        let log = Arc::clone(&log);
+        async move {
+            tokio::time::sleep(Duration::from_millis(delivery.payload.millis)).await;
+            let (id, attempt) = (delivery.id().unwrap_or("?").to_owned(), delivery.attempt());
+            log.lock().unwrap().push((id, delivery.payload.account, attempt));
+            if attempt <= delivery.payload.fails {
+                return Err(Failure::retry("not yet"));
+            }
+            Handled::Ok(())
+        }
+    };
+    service_of(more, handler).await
+}
+
+async fn service_of<M>(more: &str, handlers: impl IntoHandlers<M>) -> Service {
     let text = format!(
         r#"
         [brokers.main]
@@ -37,20 +57,8 @@ async fn service(more: &str, log: Log) -> Service {
         attempts_max = 4
         "#
     );
-    let handler = move |delivery: Delivery<Transfer>| {
-        let log = Arc::clone(&log);
-        async move {
-            tokio::time::sleep(Duration::from_millis(delivery.payload.millis)).await;
-            let (id, attempt) = (delivery.id().unwrap_or("?").to_owned(), delivery.attempt());
-            log.lock().unwrap().push((id, delivery.payload.account, attempt));
-            if attempt <= delivery.payload.fails {
-                return Err(Failure::retry("not yet"));
-            }
-            Handled::Ok(())
-        }
-    };
     let config = Config::from_toml(&text).unwrap();
-    Service::builder(config).subscribe("transfers", handler).signals(false).start().await.unwrap()
+    Service::builder(config).subscribe("transfers", handlers).signals(false).start().await.unwrap()
 }
 
 async fn publish(service: &Service, id: &str, account: u64, fails: u32, millis: u64) {
@@ -185,4 +193,130 @@ async fn a_lock_lets_one_handler_of_its_key_run_at_a_time() {
     assert_eq!(log.lock().unwrap().len(), 5);
     assert!(begun.elapsed() >= Duration::from_millis(200), "they ran one after another");
     service.stop().await;
+}
+
+/// Dead letters of one id that was handled with another payload.
+async fn mismatched(service: &Service) {
+    publish(service, "t", 2, 0, 0).await;
+    drained(service).await;
+    assert_eq!(service.depth("transfers").await.unwrap().dead, Some(1));
+}
+
+async fn redrive(service: &Service, force: bool) {
+    let redrive = Redrive { force, ..Redrive::default() };
+    let done = service.dead_letters("transfers").unwrap().redrive(&redrive).await.unwrap();
+    assert_eq!(done.moved, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn only_a_redrive_by_force_handles_an_id_again_that_is_done_and_only_once() {
+    let log = Log::default();
+    let service = service(r#"idempotency = { store = "main" }"#, Arc::clone(&log)).await;
+    publish(&service, "t", 1, 0, 0).await;
+    drained(&service).await;
+    mismatched(&service).await;
+    redrive(&service, false).await;
+    drained(&service).await;
+    assert_eq!(log.lock().unwrap().len(), 1, "it is done");
+    mismatched(&service).await;
+    redrive(&service, true).await;
+    drained(&service).await;
+    let accounts = || log.lock().unwrap().iter().map(|seen| seen.1).collect::<Vec<_>>();
+    assert_eq!(accounts(), [1, 2], "by force it is handled again");
+    publish(&service, "t", 2, 0, 0).await;
+    drained(&service).await;
+    assert_eq!(accounts(), [1, 2], "and is done");
+    assert_eq!(metric(&service.metrics().await, "redeliver_duplicates_total"), 2);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redrive_by_force_stays_one_while_it_is_deferred_and_fails() {
+    let log = Log::default();
+    let keys =
+        "idempotency = { store = \"main\" }\nlock = { store = \"main\", key = \"/account\" }";
+    let service = service(keys, Arc::clone(&log)).await;
+    publish(&service, "t", 1, 0, 0).await;
+    drained(&service).await;
+    publish(&service, "t", 2, 2, 0).await;
+    drained(&service).await;
+    let locks = service.locks("main").unwrap();
+    let guard = locks.acquire("2").await.unwrap();
+    redrive(&service, true).await;
+    let deferred = async {
+        while metric(&service.metrics().await, "redeliver_deferred_total") < 1 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), deferred).await.expect("its lock is held");
+    guard.release().await.unwrap();
+    drained(&service).await;
+    let seen: Vec<_> = log.lock().unwrap().iter().map(|seen| (seen.1, seen.2)).collect();
+    assert_eq!(seen, [(1, 1), (2, 1), (2, 2), (2, 3)]);
+    service.stop().await;
+}
+
+/// Notes the fences of each batch, and how many batches were at work at once at the most.
+#[derive(Clone, Default)]
+struct Bookkeeper {
+    batches: Arc<Mutex<Vec<Vec<u64>>>>,
+    at_work: Arc<AtomicUsize>,
+    at_once: Arc<AtomicUsize>,
+}
+
+impl Actor for Bookkeeper {
+    type Context = Context<Self>;
+}
+
+impl Handler<Batch<Transfer>> for Bookkeeper {
+    type Result = ResponseFuture<Vec<Handled>>;
+
+    fn handle(&mut self, batch: Batch<Transfer>, _: &mut Context<Self>) -> Self::Result {
+        let own = self.clone();
+        Box::pin(async move {
+            let at_work = own.at_work.fetch_add(1, Ordering::SeqCst) + 1;
+            own.at_once.fetch_max(at_work, Ordering::SeqCst);
+            let locks = batch.deliveries[0].locks().unwrap();
+            let account = batch.deliveries[0].payload.account.to_string();
+            let own_fence = locks.acquire(account).wait(Duration::ZERO).await.unwrap().fence().0;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            own.at_work.fetch_sub(1, Ordering::SeqCst);
+            let fence = |delivery: &Delivery<Transfer>| delivery.claim().and_then(Claim::fence);
+            let fences: Vec<u64> = batch.deliveries.iter().filter_map(fence).collect();
+            assert!(fences.iter().all(|fence| *fence == own_fence), "{fences:?}, {own_fence}");
+            own.batches.lock().unwrap().push(fences);
+            batch.deliveries.iter().map(|_| Ok(())).collect()
+        })
+    }
+}
+
+async fn check_batches(guards: &str) {
+    let books = Bookkeeper::default();
+    // Nobody waits that long: each batch is full, or the test fails.
+    let more = format!("{guards}\nbatch = {{ size = 4, wait = \"10m\" }}\ntimeout = \"20m\"");
+    let own = books.clone();
+    let service = service_of(&more, in_batches(move || own.clone())).await;
+    for number in 0..12 {
+        publish(&service, &number.to_string(), 7, 0, 0).await;
+    }
+    drained(&service).await;
+    let batches = books.batches.lock().unwrap().clone();
+    assert_eq!(batches.iter().map(Vec::len).collect::<Vec<_>>(), [4, 4, 4]);
+    assert!(batches.iter().all(|fences| fences.iter().all(|fence| *fence == fences[0])));
+    assert!(batches.is_sorted(), "each batch has a hold of its own: {batches:?}");
+    assert_eq!(books.at_once.load(Ordering::SeqCst), 1, "two batches held one key");
+    assert_eq!(service.locks("main").unwrap().inspect("7").await.unwrap(), None, "released");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_of_one_key_share_the_lock_of_their_batch_and_the_next_batch_waits() {
+    check_batches(r#"lock = { store = "main", key = "/account" }"#).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn so_they_do_with_claims() {
+    let guards =
+        "lock = { store = \"main\", key = \"/account\" }\nidempotency = { store = \"main\" }";
+    check_batches(guards).await;
 }

@@ -50,6 +50,7 @@ async fn claim(store: &RedisStore, id: &str, owner: &Owner) -> ClaimAnswer {
         attempts: 0,
         holder: "test",
         force: false,
+        waits: false,
         seen: Fence(0),
     };
     store.claim(&ask).await.expect("an answer")

@@ -4,12 +4,13 @@
 //! the handlers of batches at work, with their time. Never decides what becomes of a delivery.
 
 use std::panic::AssertUnwindSafe;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::future::{Either, join_all, select};
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
@@ -20,6 +21,7 @@ use super::pump::Station;
 use super::seat::Seat;
 use crate::message::{Batch, Delivery, Handled};
 use crate::pipeline::{Answer, Running, caught, panic_message, unanswered};
+use crate::store::Gathering;
 
 /// A batch in the making, and those at work.
 pub(super) struct Batches<T> {
@@ -34,6 +36,8 @@ pub(super) struct Batches<T> {
     at_work: FuturesUnordered<Pin<Box<dyn Future<Output = ()>>>>,
     /// The batch at work keeps everything else of its actor waiting.
     blocks: bool,
+    /// Those of the batch that is in the making share the locks they have.
+    gathering: Gathering,
 }
 
 impl<T> Batches<T> {
@@ -48,6 +52,7 @@ impl<T> Batches<T> {
             due: None,
             at_work: FuturesUnordered::new(),
             blocks: false,
+            gathering: Gathering::default(),
         }
     }
 
@@ -58,16 +63,31 @@ impl<T> Batches<T> {
         T: 'static,
     {
         self.due = None;
+        self.gathering.begin_anew();
         let deliveries = std::mem::take(&mut self.deliveries);
         let replies = std::mem::take(&mut self.replies);
         let begun = caught(|| actor.handle(Batch { deliveries }, ctx).into_running(ctx).0);
         let running = begun.unwrap_or_else(Running::Panicked);
         self.blocks = matches!(running, Running::Reply(_));
-        let timeout = self.timeout;
-        self.at_work.push(Box::pin(async move {
-            distribute(replies, answers_of(running, timeout).await);
-        }));
+        self.at_work.push(Box::pin(at_work(running, replies, self.timeout)));
     }
+}
+
+/// Drives a batch to its answers, or as long as anybody waits for one: those whose claim or lock
+/// was lost do not.
+async fn at_work(
+    running: Running<Vec<Handled>>,
+    mut replies: Vec<oneshot::Sender<Answer>>,
+    timeout: Duration,
+) {
+    let answers = {
+        let unwanted = join_all(replies.iter_mut().map(oneshot::Sender::closed));
+        match select(pin!(answers_of(running, timeout)), pin!(unwanted)).await {
+            Either::Left((answers, _)) => answers,
+            Either::Right(_) => return,
+        }
+    };
+    distribute(replies, answers);
 }
 
 /// What came of a batch as a whole.
@@ -154,5 +174,9 @@ where
 
     fn blocks(&self) -> bool {
         self.blocks
+    }
+
+    fn gathering(&self) -> Option<Gathering> {
+        Some(self.gathering.clone())
     }
 }

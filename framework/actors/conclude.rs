@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::desk::Desk;
+use super::parking::Number;
 use super::retrier::{Carry, Errand};
 use crate::broker::{Lane, LaneEnd, Settlement};
 use crate::config;
@@ -164,7 +165,7 @@ impl Desk {
         self.ready.push_front(work);
     }
 
-    fn wait(&mut self, work: Work, waiting: Waiting, fault: Option<Fault>) {
+    fn wait(&mut self, mut work: Work, waiting: Waiting, fault: Option<Fault>) {
         let waiting = self.with_room(waiting);
         let event =
             fault.as_ref().map_or(Event::Defers(waiting), |fault| Event::Retries(waiting, fault));
@@ -174,9 +175,11 @@ impl Desk {
                 if !delay.is_zero() {
                     self.shared.scope.metrics.wait_time.observe(delay.as_secs_f64());
                 }
-                self.parked.park(work, Instant::now() + delay);
+                self.park(work, delay);
             }
             Waiting::Broker(delay) => {
+                // Nobody can wake what waits at the broker.
+                work.woken = None;
                 let errand = match fault {
                     Some(fault) => Errand::Retry(delay, fault),
                     None => Errand::Defer(delay),
@@ -184,6 +187,18 @@ impl Desk {
                 self.errands.push((work, errand));
             }
         }
+    }
+
+    /// Waits here for `delay`, or until what it waits for has come about.
+    pub(super) fn park(&mut self, mut work: Work, delay: Duration) {
+        let number = self.parked.number_next();
+        let bell = work.woken.take().map(|woken| self.bells.hang(number, *woken));
+        self.parked.park(work, Instant::now() + delay, bell);
+    }
+
+    /// What this one waits for has come about.
+    pub(super) fn is_rung_for(&mut self, number: Number) {
+        self.ready.extend(self.parked.take(number));
     }
 
     /// The same wait where there is room for it.
@@ -208,7 +223,7 @@ impl Desk {
         };
         drop(retries);
         match self.with_room(waiting) {
-            Waiting::Here(rest) => self.parked.park(work, Instant::now() + rest),
+            Waiting::Here(rest) => self.park(work, rest),
             Waiting::Broker(rest) => {
                 work.key = None;
                 self.errands.push((work, Errand::Defer(rest)));

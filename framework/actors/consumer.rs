@@ -203,6 +203,7 @@ async fn drain(
             }
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(work) = desk.carried.recv() => desk.is_carried(work),
+            Some(number) = desk.bells.rung() => desk.is_rung_for(number),
             () = changed, if desk.waits_for_others() => {}
             received = lane.next(&mut desk.received, room), if room > 0 => match received {
                 Ok(()) => desk.receive(),

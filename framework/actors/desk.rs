@@ -12,6 +12,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::bells::Bells;
 use super::ledger::{Adopted, Ledger};
 use super::links::Links;
 use super::parking::Parking;
@@ -40,6 +41,7 @@ pub(super) struct Desk {
     /// Received, or due again, and waiting for a permit.
     pub(super) ready: VecDeque<Work>,
     pub(super) parked: Parking,
+    pub(super) bells: Bells,
     pub(super) running: usize,
     pub(super) carrying: usize,
     pub(super) received: Vec<Received>,
@@ -87,6 +89,7 @@ impl Desk {
             tenure: Arc::default(),
             ready: VecDeque::new(),
             parked: Parking::default(),
+            bells: Bells::default(),
             running: 0,
             carrying: 0,
             received: Vec::new(),

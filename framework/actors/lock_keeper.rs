@@ -63,13 +63,13 @@ impl LockKeeper {
     }
 }
 
-/// Asks the store for nothing in particular, one question at a time; the answer opens its
-/// connection again, so that whoever paused may go on.
+/// Probes the store, one question at a time; that opens its connection again, so that whoever
+/// paused may go on.
 fn probe_later(ctx: &mut Context<LockKeeper>) {
     ctx.run_later(PROBE_EVERY, |keeper, ctx| {
         let locks = keeper.locks.clone();
         // The error is in the store's state.
-        let probe = async move { locks.inspect("").await.is_ok() }.into_actor(keeper);
+        let probe = async move { locks.store().probe().await.is_ok() }.into_actor(keeper);
         ctx.spawn(probe.map(|_, keeper, ctx| {
             keeper.note();
             probe_later(ctx);

@@ -25,6 +25,7 @@
 
 mod answer;
 mod batches;
+mod bells;
 mod blocking;
 mod breaker;
 mod conclude;

@@ -65,6 +65,7 @@ impl Desk {
         self.next_turn(&work);
         // Whoever gets it now must not wait for us.
         work.held = None;
+        work.woken = None;
         let was_probe = std::mem::take(&mut work.is_probe);
         let verdict = match verdict {
             // A probe costs no attempt.
@@ -118,7 +119,7 @@ impl Desk {
         match work.carried.rest {
             Some(rest) => {
                 work.carried.rest = None;
-                self.parked.park(work, Instant::now() + rest);
+                self.park(work, rest);
             }
             None => self.ready.push_back(work),
         }

@@ -16,7 +16,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
@@ -26,15 +26,18 @@ use super::outbox::Outbox;
 use super::seat::{Dispatch, ExitReason, Seat};
 use super::slots::Slots;
 use super::tenure::Tenure;
-use crate::message::{Delivery, trace_of};
+use crate::message::{Delivery, Failure, trace_of};
 use crate::pipeline::{
     Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, answer_at_once, await_verdict,
     judge, prepare, process, verdict_on,
 };
+use crate::store::{Gathering, Scope as Holding, Sharing};
 use crate::telemetry::{self, Instrument};
 
 /// After so many messages the pump gives way to the actor's mailbox and timers.
 const TURN_MAX: usize = 256;
+/// How soon a message comes back that was late for its batch.
+const LATE_DELAY: Duration = Duration::from_millis(50);
 
 /// How a delivery is put to an actor; what differs between single, batched and blocking handlers.
 pub(super) trait Station<A: Actor, T> {
@@ -47,6 +50,11 @@ pub(super) trait Station<A: Actor, T> {
     /// Whether what was begun keeps everything else of the actor waiting, the pump included.
     fn blocks(&self) -> bool {
         false
+    }
+
+    /// Where deliveries are gathered: the batch that the next call will be in.
+    fn gathering(&self) -> Option<Gathering> {
+        None
     }
 
     /// Whether a handler that takes too long can be aborted.
@@ -64,6 +72,8 @@ struct Desk<T> {
     calls: RefCell<VecDeque<(usize, Delivery<T>)>>,
     /// What the handler began, by slot, until its message looks.
     begun: RefCell<Vec<Option<Running>>>,
+    /// The batch that the next call will be in, where there are batches.
+    gathering: Option<Gathering>,
     outbox: RefCell<Outbox>,
     /// Whether a panic breaks the actor's state.
     breaks: bool,
@@ -82,6 +92,10 @@ struct Caller<T> {
 
 impl<T> Call<T> for Caller<T> {
     async fn begin(&self, delivery: Delivery<T>) -> Running {
+        if !self.desk.is_in_time(&delivery) {
+            let why = "its batch began without it, with the lock that it would have shared";
+            return Running::Done(Err(Failure::defer(LATE_DELAY, why)));
+        }
         self.desk.calls.borrow_mut().push_back((self.slot, delivery));
         // The pump polls again once it has served the call: no waker is needed.
         std::future::poll_fn(|_| {
@@ -95,6 +109,24 @@ impl<T> Call<T> for Caller<T> {
 
     fn can_abort(&self) -> bool {
         self.can_abort
+    }
+
+    fn sharing(&self) -> Sharing {
+        match &self.desk.gathering {
+            Some(gathering) => Sharing::Batch(gathering.clone()),
+            None => Sharing::Alone(Holding::new()),
+        }
+    }
+}
+
+impl<T> Desk<T> {
+    /// Whether a delivery comes into the batch that it had its lock in. It always does, as nothing
+    /// is awaited in between; if that ever changed, two batches would run under one lock.
+    fn is_in_time(&self, delivery: &Delivery<T>) -> bool {
+        match (&self.gathering, delivery.locks()) {
+            (Some(gathering), Some(locks)) => locks.are_within(&gathering.scope()),
+            _ => true,
+        }
     }
 }
 
@@ -200,6 +232,7 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
         codecs,
         calls: RefCell::default(),
         begun: RefCell::default(),
+        gathering: station.gathering(),
         outbox: RefCell::default(),
         breaks: S::BREAKS,
         broken: Cell::new(false),

@@ -207,6 +207,9 @@ fn lasting(work: &Work, scope: &Scope) -> Stamps {
     if let Some(delay) = carried.delay {
         stamps.push((wire::DELAY, delay.as_millis().to_string()));
     }
+    if carried.is_forced {
+        stamps.push((wire::FORCED, String::from("1")));
+    }
     if let Some(expires) = expires_at(work) {
         stamps.push((wire::EXPIRES, wire::format_time(expires)));
     }

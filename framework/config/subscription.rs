@@ -120,6 +120,10 @@ pub struct Subscription {
     pub order_on_long_wait: Option<OnLongWait>,
     /// Among whom order is kept (RabbitMQ); queue.
     pub order_scope: OrderScope,
+    /// How long all waits and attempts of one message can hold up its key or lane. Worked out from
+    /// the retry policies when the service is built; nothing that a file could say.
+    #[serde(skip)]
+    pub order_hold_max: Duration,
 
     /// Where the type of a message is; property, on Kafka `header:type`.
     #[serde(rename = "type")]
@@ -185,6 +189,7 @@ impl Default for Subscription {
             order_wait_max: Duration::from_secs(30),
             order_on_long_wait: None,
             order_scope: OrderScope::default(),
+            order_hold_max: Duration::ZERO,
             message_type: None,
             on_unknown_type: OnUnknownType::default(),
             on_expired: OnExpired::default(),

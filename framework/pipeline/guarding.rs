@@ -11,7 +11,7 @@ use super::work::find_key;
 use super::{Answer, Epitaph, Reason, Scope, Verdict, Waiting, Work};
 use crate::config::{OnDuplicate, OnStoreDown, Ordering};
 use crate::message::{Claim, ClaimStatus, Failure};
-use crate::store::{ClaimKind, Loss, Scope as Holding};
+use crate::store::{ClaimKind, Loss, Sharing};
 use crate::telemetry;
 
 /// After so long another copy asks again whether the one that runs is done.
@@ -22,12 +22,18 @@ const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
 const LOST_DELAY: Duration = Duration::from_secs(1);
 
 /// Asks for what guards a message. `Err`: it is not handled now, for that reason.
-pub(super) async fn admit(work: &mut Work, scope: &Scope) -> Result<Option<Box<Held>>, Refusal> {
+///
+/// Nothing is awaited between having the last guard and returning: see `Locks::wait_for`.
+pub(super) async fn admit(
+    work: &mut Work,
+    scope: &Scope,
+    sharing: impl FnOnce() -> Sharing,
+) -> Result<Option<Box<Held>>, Refusal> {
     if scope.guards.is_empty() {
         return Ok(None);
     }
-    let holding = Arc::new(Holding::new());
-    work.holding = Some(Arc::clone(&holding));
+    let sharing = sharing();
+    work.sharing = Some(sharing.clone());
     let admission = {
         let envelope = work.received.envelope.as_ref();
         let lock = scope.settings.lock.as_ref();
@@ -43,8 +49,8 @@ pub(super) async fn admit(work: &mut Work, scope: &Scope) -> Result<Option<Box<H
             payload: envelope.body(),
             attempts: work.carried.attempts,
             lock_key: lock_key.as_deref(),
-            is_forced: false,
-            scope: &holding,
+            is_forced: work.carried.is_forced,
+            sharing: &sharing,
         };
         scope.guards.admit(request).await
     };
@@ -88,7 +94,8 @@ fn answer_of(
             telemetry::duplicate(scope.name(), work.id(), &reason);
             Err(Refusal::Verdict(Verdict::Duplicate))
         }
-        Admission::Running { remaining } => {
+        Admission::Running { remaining, woken } => {
+            work.woken = Some(Box::new(woken));
             let wait = remaining.min(ask_again_after(work, scope.clock.now()));
             Err(later(wait, "the same id is being handled", scope))
         }
@@ -140,8 +147,9 @@ fn later(wait: Duration, why: &'static str, scope: &Scope) -> Refusal {
     Refusal::Answer(Answer::Failed(Failure::defer(wait, why)))
 }
 
-/// Soon at first, because most handlers are quick; then half as long again each time, because a
-/// slow one must not be asked for every moment.
+/// The poll behind the wake-up. Soon at first, because most handlers are quick and a wake-up may go
+/// unheard; then half as long again each time, because a slow one must not be asked for every
+/// moment.
 fn ask_again_after(work: &Work, now: SystemTime) -> Duration {
     let age = work.carried.first_seen.and_then(|seen| now.duration_since(seen).ok());
     (age.unwrap_or_default() / 2).max(ASK_AGAIN_MIN)
@@ -152,8 +160,9 @@ fn ask_again_after(work: &Work, now: SystemTime) -> Duration {
 pub(super) async fn is_over(work: &Work, scope: &Scope) -> Result<bool, Verdict> {
     let Some(id) = work.id() else { return Ok(false) };
     let generation = work.carried.generation;
-    let body = work.received.envelope.body();
-    match (scope.guards.is_over(id, generation, body).await, scope.settings.on_store_down) {
+    let (is_forced, body) = (work.carried.is_forced, work.received.envelope.body());
+    let is_over = scope.guards.is_over(id, generation, is_forced, body).await;
+    match (is_over, scope.settings.on_store_down) {
         (Ok(is_over), _) => Ok(is_over),
         (Err(error), OnStoreDown::Pause) => Err(Verdict::StoreDown(error.to_string())),
         (Err(_), OnStoreDown::Run) => Ok(false),

@@ -12,7 +12,7 @@ use bytes::Bytes;
 
 use crate::store::{
     ClaimAnswer, ClaimAsk, ClaimKey, Fingerprint, Guard, Lease, LockAnswer, LockAsk, LockError,
-    LockPolicy, Locks, Moment, Owner, Scope, Store, StoreError, StoreState,
+    LockPolicy, Locks, Moment, Owner, Sharing, Store, StoreError, StoreState, Woken,
 };
 use held::{ClaimRenewal, End, HeldClaim, end_in_background};
 pub(crate) use held::{Held, Lost};
@@ -51,8 +51,8 @@ pub(crate) struct AdmitRequest<'a> {
     pub(crate) lock_key: Option<&'a str>,
     /// A redrive that runs what is done as well.
     pub(crate) is_forced: bool,
-    /// What the same handler call or batch holds already.
-    pub(crate) scope: &'a Scope,
+    /// Whose locks it shares.
+    pub(crate) sharing: &'a Sharing,
 }
 
 /// Whether a delivery may be handled now.
@@ -62,7 +62,12 @@ pub(crate) enum Admission {
     /// It was handled: acknowledge it and count it. With what was stored then.
     Done { result: Option<Bytes> },
     /// Somebody handles it: never acknowledge it; it costs no attempt.
-    Running { remaining: Duration },
+    Running {
+        /// How long their lease lasts if it is not renewed.
+        remaining: Duration,
+        /// Completes when they are done, unless that goes unheard.
+        woken: Woken,
+    },
     /// Its next attempt waits in some process: never acknowledge it; it costs no attempt.
     Waiting { remaining: Duration },
     /// A copy with more attempts is alive at the broker: acknowledge it and count it.
@@ -107,11 +112,13 @@ impl Guards {
         let lock = self.locks.as_ref().zip(request.lock_key);
         let admitted = match (&self.claims, lock) {
             (Some(claims), Some(((locks, policy), key))) => {
-                self.admit_both(claims, &locks.within(request.scope), policy, key, &request).await
+                self.admit_both(claims, &locks.sharing(request.sharing), policy, key, &request)
+                    .await
             }
             (Some(claims), None) => self.admit_claim(claims, &request).await,
             (None, Some(((locks, policy), key))) => {
-                wait_for_lock(&locks.within(request.scope), Owner::new(), policy, key, None).await
+                let asks = Asks { locks: &locks.sharing(request.sharing), policy, key };
+                asks.wait(Owner::new(), false, None).await
             }
             (None, None) => Ok(held(None, None)),
         };
@@ -119,18 +126,19 @@ impl Guards {
     }
 
     /// Whether the store knows that an id was handled or given up, without claiming it. A higher
-    /// generation opens what was given up.
+    /// generation opens what was given up, and by force what was handled.
     pub(crate) async fn is_over(
         &self,
         id: &str,
         generation: u32,
+        is_forced: bool,
         payload: &[u8],
     ) -> Result<bool, StoreError> {
         let Some(claims) = &self.claims else { return Ok(false) };
         let key = self.key(id, generation, payload);
         let known = claims.store.store().peek(&key).await?;
         Ok(known.is_some_and(|known| match known.state {
-            "done" => true,
+            "done" => !is_forced || generation <= known.generation,
             "dead" => generation <= known.generation,
             _ => false,
         }))
@@ -163,7 +171,7 @@ impl Guards {
                 Admission::Run(held) => held.claim,
                 refusal => return Ok(refusal),
             };
-            return wait_for_lock(locks, Owner::new(), policy, key, claim).await;
+            return Asks { locks, policy, key }.wait(Owner::new(), false, claim).await;
         }
         let mut asked = self.asked(claims, request);
         let owner = Owner::new();
@@ -194,7 +202,9 @@ impl Guards {
             asked.lock = None;
         }
         match asked.granted(answer) {
-            Ok(claim) if is_busy => wait_for_lock(locks, owner, policy, key, Some(claim)).await,
+            Ok(claim) if is_busy => {
+                Asks { locks, policy, key }.wait(owner, true, Some(claim)).await
+            }
             Ok(claim) => Ok(held(Some(claim), None)),
             Err(refusal) => Ok(refusal),
         }
@@ -221,30 +231,42 @@ fn held(claim: Option<HeldClaim>, lock: Option<Guard>) -> Admission {
     Admission::Run(Box::new(Held { claim, lock }))
 }
 
-/// Waits for the lock while the claim, if any, is kept alive; released if it does not come.
-async fn wait_for_lock(
-    locks: &Locks,
-    owner: Owner,
-    policy: &LockPolicy,
-    key: &str,
-    mut claim: Option<HeldClaim>,
-) -> Result<Admission, StoreError> {
-    // The handler has not been called yet.
-    let on_drop = claim.as_mut().map(|claim| std::mem::replace(&mut claim.on_drop, End::Release));
-    let refusal = match locks.wait_for(key, owner, policy).await {
-        Ok(guard) => {
-            if let (Some(claim), Some(on_drop)) = (&mut claim, on_drop) {
-                claim.on_drop = on_drop;
+/// A question for a lock.
+struct Asks<'a> {
+    locks: &'a Locks,
+    policy: &'a LockPolicy,
+    key: &'a str,
+}
+
+impl Asks<'_> {
+    /// Waits for the lock while the claim, if any, is kept alive; released if it does not come.
+    /// `is_queued`: `owner` has asked before.
+    async fn wait(
+        &self,
+        owner: Owner,
+        is_queued: bool,
+        mut claim: Option<HeldClaim>,
+    ) -> Result<Admission, StoreError> {
+        // The handler has not been called yet.
+        let on_drop =
+            claim.as_mut().map(|claim| std::mem::replace(&mut claim.on_drop, End::Release));
+        let refusal = match self.locks.wait_for(self.key, owner, self.policy, is_queued).await {
+            Ok(guard) => {
+                if let (Some(claim), Some(on_drop)) = (&mut claim, on_drop) {
+                    claim.on_drop = on_drop;
+                }
+                return Ok(held(claim, Some(guard)));
             }
-            return Ok(held(claim, Some(guard)));
+            Err(LockError::Busy { .. }) => {
+                Ok(Admission::LockBusy { retry_in: retry_in(self.policy) })
+            }
+            Err(LockError::Store(error)) => Err(error),
+        };
+        if let Some(claim) = claim {
+            claim.end(End::Release).await?;
         }
-        Err(LockError::Busy { .. }) => Ok(Admission::LockBusy { retry_in: retry_in(policy) }),
-        Err(LockError::Store(error)) => Err(error),
-    };
-    if let Some(claim) = claim {
-        claim.end(End::Release).await?;
+        refusal
     }
-    refusal
 }
 
 /// Half to one and a half times what was waited in vain: those who were turned away together come
@@ -277,6 +299,7 @@ impl Asked {
             attempts: request.attempts,
             holder: self.rules.store.holder(),
             force: request.is_forced,
+            waits: true,
             seen: self.rules.store.seen(),
         }
     }
@@ -288,7 +311,10 @@ impl Asked {
             ClaimAnswer::Granted(claim) => claim,
             ClaimAnswer::Done(result) => return Err(Admission::Done { result }),
             ClaimAnswer::Dead(reason) => return Err(Admission::Dead { reason }),
-            ClaimAnswer::Running { remaining } => return Err(Admission::Running { remaining }),
+            ClaimAnswer::Running { remaining } => {
+                let woken = self.store().wakes().wait_as(&self.owner);
+                return Err(Admission::Running { remaining, woken });
+            }
             ClaimAnswer::Waiting { remaining } => return Err(Admission::Waiting { remaining }),
             ClaimAnswer::Superseded => return Err(Admission::Superseded),
             ClaimAnswer::Mismatch => return Err(Admission::Mismatch),

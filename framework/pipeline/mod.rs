@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use futures_util::future::{Either, select};
 use futures_util::{FutureExt, TryFutureExt};
 use tokio::sync::oneshot;
 
@@ -33,6 +34,7 @@ pub(crate) use work::{Outcome, Scope, Tick, Work};
 
 use crate::config::TypeSource;
 use crate::message::{Delivery, Failure, Handled};
+use crate::store::{Scope as Holding, Sharing};
 use crate::telemetry;
 use guarding::Refusal;
 use guards::{Held, Lost};
@@ -54,7 +56,7 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
             Err(verdict) => verdict,
         };
     }
-    let held = match guarding::admit(work, scope).await {
+    let held = match guarding::admit(work, scope, || call.sharing()).await {
         Ok(held) => held,
         Err(Refusal::Verdict(verdict)) => return verdict,
         Err(Refusal::Answer(answer)) => return judge(answer, work, scope),
@@ -129,10 +131,11 @@ async fn unless_lost(
     can_abort: bool,
 ) -> Result<Answer, Lost> {
     match held {
-        Some(held) if can_abort => tokio::select! {
-            biased;
-            answer = handled => Ok(answer),
-            lost = held.lost() => Err(lost),
+        // Not tokio's `select!`, which may give way before the handler has begun: a message that
+        // shares the lock of a batch has to be in it before anybody else does anything.
+        Some(held) if can_abort => match select(pin!(handled), pin!(held.lost())).await {
+            Either::Left((answer, _)) => Ok(answer),
+            Either::Right((lost, _)) => Err(lost),
         },
         _ => Ok(handled.await),
     }
@@ -146,6 +149,11 @@ pub(crate) trait Call<T> {
     /// Whether dropping what runs ends it; a thread goes on.
     fn can_abort(&self) -> bool {
         true
+    }
+
+    /// With whom the next delivery to begin shares its locks.
+    fn sharing(&self) -> Sharing {
+        Sharing::Alone(Holding::new())
     }
 }
 

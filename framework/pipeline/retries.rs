@@ -119,6 +119,23 @@ impl Retries {
         Waiting::Broker(exact.unwrap_or_else(|| self.steps.round_by_chance(delay, chance())))
     }
 
+    /// How long one message can hold up those behind it, where an order is kept: every attempt its
+    /// whole time, every wait as long as it may be and stay here. What handlers defer comes on top.
+    pub(crate) fn order_hold_max(&self, timeout: Duration) -> Duration {
+        let Some((wait_max, _)) = self.order else { return Duration::ZERO };
+        let ruled = self.rules.iter().filter_map(|rule| match &rule.then {
+            Outcome::Retry(policy) => Some(policy.as_ref()),
+            Outcome::Reject | Outcome::Ignore => None,
+        });
+        let held = ruled.chain([&self.policy]).map(|policy| {
+            let again = policy.attempts_max.get() - 1;
+            let waits = policy.waits_longest_total().min(wait_max.saturating_mul(again));
+            let tries = timeout.saturating_mul(again);
+            waits.saturating_add(tries).min(policy.age_max.saturating_add(wait_max))
+        });
+        held.max().unwrap_or_default()
+    }
+
     /// Whether a wait of this length stays in the process.
     fn stays(&self, delay: Duration, policy: &Policy) -> bool {
         match self.order {
@@ -148,5 +165,33 @@ impl Retries {
     /// Where the rest of a wait is waited by a message that came out of one hop of it.
     pub(crate) fn wait_rest(&self, rest: Duration) -> Waiting {
         self.wait_at_least(rest, &self.policy)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(ordering: &str, retry: &str) -> Duration {
+        let text = format!(
+            "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"\n\
+             {ordering}\norder_on_long_wait = \"reorder\"\n[retry.standard]\n{retry}"
+        );
+        let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
+        let settings = &config.subscriptions["orders"];
+        Retries::of(settings, &config).order_hold_max(Duration::from_secs(10))
+    }
+
+    const FIXED: &str = "backoff = \"fixed\"\njitter = \"none\"\nattempts_max = 5\ndelay_min = ";
+
+    #[test]
+    fn an_order_is_held_up_by_every_wait_and_every_attempt_but_the_last() {
+        let lane = "ordering = \"lane\"";
+        assert_eq!(held("", &format!("{FIXED}\"20s\"")), Duration::ZERO);
+        assert_eq!(held(lane, &format!("{FIXED}\"20s\"")), Duration::from_secs(4 * (20 + 10)));
+        // Longer waits are not waited in the order.
+        assert_eq!(held(lane, &format!("{FIXED}\"5m\"")), Duration::from_secs(4 * (30 + 10)));
+        let young = format!("{FIXED}\"20s\"\nage_max = \"40s\"");
+        assert_eq!(held(lane, &young), Duration::from_secs(40 + 30));
     }
 }

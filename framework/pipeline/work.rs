@@ -16,7 +16,7 @@ use crate::config::{self, IdSource, KeySource, Ordering};
 use crate::envelope::Envelope;
 use crate::message::{Claim, DeliveryScope, Metadata, message_id};
 use crate::retry::Attempt;
-use crate::store::{Locks, Scope as Holding};
+use crate::store::{Locks, Sharing, Woken};
 use crate::telemetry::SubscriptionMetrics;
 use crate::wire::{ID_LENGTH_MAX, Luggage};
 
@@ -49,8 +49,10 @@ pub(crate) struct Work {
     pub(crate) slot: u32,
     /// How its id was claimed, for the handler.
     pub(crate) claim: Option<Arc<Claim>>,
-    /// What it holds, for locks that its handler asks for.
-    pub(crate) holding: Option<Arc<Holding>>,
+    /// With whom its locks are shared, for those that its handler asks for.
+    pub(crate) sharing: Option<Sharing>,
+    /// Completes when the run of the same id is over that kept it from running.
+    pub(crate) woken: Option<Box<Woken>>,
     /// Its guards, while it is on the way to a wait or the dead letters.
     pub(crate) held: Option<Box<Held>>,
     /// When it was received.
@@ -84,7 +86,8 @@ impl Work {
             lane,
             slot,
             claim: None,
-            holding: None,
+            sharing: None,
+            woken: None,
             held: None,
             received_at,
             is_probe: false,
@@ -127,10 +130,10 @@ impl Work {
             id: self.id.clone(),
             claim: self.claim.clone(),
             locks: self
-                .holding
+                .sharing
                 .as_ref()
                 .zip(scope.locks.as_ref())
-                .map(|(holding, locks)| locks.within(holding)),
+                .map(|(sharing, locks)| locks.within(&sharing.scope())),
             attempt: attempt.get(),
             outbox: scope.delivery.outbox(self.received.envelope.as_ref()),
             scope: Arc::clone(&scope.delivery),
@@ -251,7 +254,8 @@ impl Work {
             lane: 0,
             slot,
             claim: None,
-            holding: None,
+            sharing: None,
+            woken: None,
             held: None,
             received_at: Tick::default(),
             is_probe: false,

@@ -117,7 +117,8 @@ pub(super) fn scope_of(
     let settings = &config.subscriptions[name];
     let retries = Retries::of(settings, config);
     let kind = config.brokers.get(&settings.broker).map(|broker| broker.kind).unwrap_or_default();
-    let settings = Arc::new(settings.clone());
+    let order_hold_max = retries.order_hold_max(settings.timeout);
+    let settings = Arc::new(config::Subscription { order_hold_max, ..settings.clone() });
     let name: Arc<str> = name.into();
     let source = Source {
         name: Arc::clone(&name),

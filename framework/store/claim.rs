@@ -27,7 +27,7 @@ pub const RESULT_BYTES_MAX: usize = 64 * 1024;
 /// let (lease, keep) = (Duration::from_secs(60), Duration::from_secs(3600));
 /// let fingerprint = Fingerprint::of(b"{}");
 /// let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint, generation: 0 };
-/// let ask = ClaimAsk { key: &key, owner: &owner, lease, keep, attempts: 0, holder: "billing@host", force: false, seen: Fence(0) };
+/// let ask = ClaimAsk { key: &key, owner: &owner, lease, keep, attempts: 0, holder: "billing@host", force: false, waits: false, seen: Fence(0) };
 ///
 /// assert!(matches!(store.claim(&ask).await?, ClaimAnswer::Granted(_)));
 /// assert_eq!(store.renew_claim(&key, &owner, lease).await?, Renewed::Kept);
@@ -125,12 +125,13 @@ impl fmt::Debug for ClaimKey {
 /// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
 /// # let ask = ClaimAsk {
 /// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
-/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// #     attempts: 0, holder: "billing@host", force: false, waits: false, seen: Fence(0),
 /// # };
 /// assert!(matches!(store.claim(&ask).await?, ClaimAnswer::Granted(_)));
 /// store.end(&key, &owner, &Ending::Complete(None), ask.keep).await?;
 /// assert_eq!(store.claim(&ask).await?, ClaimAnswer::Done(None));
-/// let forced = ClaimAsk { force: true, ..ask };
+/// let redriven = ClaimKey { generation: 1, ..key.clone() };
+/// let forced = ClaimAsk { key: &redriven, force: true, ..ask };
 /// assert!(matches!(store.claim(&forced).await?, ClaimAnswer::Granted(_)));
 /// # Ok(())
 /// # }
@@ -149,8 +150,11 @@ pub struct ClaimAsk<'a> {
     pub attempts: u32,
     /// Who asks, for humans.
     pub holder: &'a str,
-    /// Run it even if it is done or dead: a redrive by force.
+    /// A redrive by force: a higher generation opens what is done as well.
     pub force: bool,
+    /// Wants to be woken, through [`LockStore::wakes`](super::LockStore::wakes), by the end of
+    /// whoever runs it now.
+    pub waits: bool,
     /// The largest fence that this process has seen; the new one is larger.
     pub seen: Fence,
 }
@@ -168,7 +172,7 @@ pub struct ClaimAsk<'a> {
 /// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
 /// # let ask = ClaimAsk {
 /// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
-/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// #     attempts: 0, holder: "billing@host", force: false, waits: false, seen: Fence(0),
 /// # };
 /// store.claim(&ask).await?;
 /// let other = ClaimAsk { owner: &Owner::new(), ..ask };
@@ -215,7 +219,7 @@ pub enum ClaimAnswer {
 /// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
 /// # let ask = ClaimAsk {
 /// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
-/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// #     attempts: 0, holder: "billing@host", force: false, waits: false, seen: Fence(0),
 /// # };
 /// let second_copy = ClaimAsk { attempts: 1, ..ask };
 /// let ClaimAnswer::Granted(claim) = store.claim(&second_copy).await? else { panic!("nobody has it") };
@@ -249,7 +253,7 @@ pub struct Claim {
 /// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
 /// # let ask = ClaimAsk {
 /// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
-/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// #     attempts: 0, holder: "billing@host", force: false, waits: false, seen: Fence(0),
 /// # };
 /// let ClaimAnswer::Granted(first) = store.claim(&ask).await? else { panic!("nobody has it") };
 /// assert_eq!(first.kind, ClaimKind::Fresh);
@@ -280,7 +284,7 @@ pub enum ClaimKind {
 /// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
 /// # let ask = ClaimAsk {
 /// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
-/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// #     attempts: 0, holder: "billing@host", force: false, waits: false, seen: Fence(0),
 /// # };
 /// store.claim(&ask).await?;
 /// let failed = Ending::Failed { attempts: 1, due_in: Duration::from_secs(30), copied: true };
@@ -330,7 +334,7 @@ pub enum Ending<'a> {
 /// # let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint: Fingerprint::of(b"{}"), generation: 0 };
 /// # let ask = ClaimAsk {
 /// #     key: &key, owner: &owner, lease: Duration::from_secs(60), keep: Duration::from_secs(3600),
-/// #     attempts: 0, holder: "billing@host", force: false, seen: Fence(0),
+/// #     attempts: 0, holder: "billing@host", force: false, waits: false, seen: Fence(0),
 /// # };
 /// assert_eq!(store.peek(&key).await?, None);
 /// store.claim(&ask).await?;

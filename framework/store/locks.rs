@@ -3,11 +3,10 @@
 //! Owns the waiting, the renewal of what is had, the sharing within one handler, and the release
 //! of what is dropped. Knows no message.
 
-use std::collections::HashMap;
 use std::future::{Future, IntoFuture};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use tokio::runtime::Handle;
@@ -15,8 +14,8 @@ use tokio::task::JoinHandle;
 
 use super::guard::{Guard, Held, LockRenewal};
 use super::{
-    Fence, Keeper, Lease, LockAnswer, LockAsk, LockState, Moment, Owner, Store, StoreError,
-    StoreFault, StoreState,
+    Fence, Keeper, Lease, LockAnswer, LockAsk, LockState, Moment, Owner, Scope, Sharing, Store,
+    StoreError, StoreFault, StoreState, Woken,
 };
 
 /// The longest that a waiter relies on being woken.
@@ -88,7 +87,7 @@ impl Default for LockPolicy {
 #[derive(Clone)]
 pub struct Locks {
     shared: Arc<Shared>,
-    scope: Option<Scope>,
+    sharing: Option<Sharing>,
 }
 
 pub(super) struct Shared {
@@ -99,21 +98,28 @@ pub(super) struct Shared {
     pub(super) seen: AtomicU64,
 }
 
-/// What one handler, or one batch, holds: asking again for a key in it shares the guard.
-#[derive(Clone, Default)]
-pub(crate) struct Scope(Arc<Mutex<HashMap<String, Weak<Held>>>>);
-
 impl Locks {
     /// Of `store`, renewed by `keeper`; `holder` is what humans are shown.
     pub fn new(store: Arc<dyn Store>, keeper: Keeper, holder: impl Into<Arc<str>>) -> Self {
         store.drive_on(keeper.runtime());
         let (holder, seen) = (holder.into(), AtomicU64::new(0));
-        Self { shared: Arc::new(Shared { store, keeper, holder, seen }), scope: None }
+        Self { shared: Arc::new(Shared { store, keeper, holder, seen }), sharing: None }
     }
 
     /// The same locks for one handler or batch, which shares what it already holds.
     pub(crate) fn within(&self, scope: &Scope) -> Self {
-        Self { shared: self.shared.clone(), scope: Some(scope.clone()) }
+        self.sharing(&Sharing::Alone(scope.clone()))
+    }
+
+    /// The same locks for a message that is handled alone, or in the batch that is gathered when
+    /// they are had.
+    pub(crate) fn sharing(&self, sharing: &Sharing) -> Self {
+        Self { shared: self.shared.clone(), sharing: Some(sharing.clone()) }
+    }
+
+    /// Whether these are the locks of that handler or batch.
+    pub(crate) fn are_within(&self, scope: &Scope) -> bool {
+        self.scope().is_some_and(|own| own.is(scope))
     }
 
     /// Asks for `key`; await the returned value, or say more first.
@@ -154,9 +160,7 @@ impl Locks {
 
     /// Whether the handler or batch holds `key` already.
     pub(crate) fn is_shared(&self, key: &str) -> bool {
-        self.scope
-            .as_ref()
-            .is_some_and(|scope| scope.held().get(key).and_then(Weak::upgrade).is_some())
+        self.scope().is_some_and(|scope| scope.holds(key))
     }
 
     pub(crate) fn keeper(&self) -> &Keeper {
@@ -175,9 +179,8 @@ impl Locks {
         self.shared.seen.fetch_max(fence.0, Ordering::Relaxed);
     }
 
-    fn shared_guard(&self, key: &str) -> Option<Guard> {
-        let held = self.scope.as_ref()?.held().get(key)?.upgrade()?;
-        held.lease.loss().is_none().then(|| Guard(held))
+    fn scope(&self) -> Option<Scope> {
+        self.sharing.as_ref().map(Sharing::scope)
     }
 
     /// Makes a guard of an answer that came to a question asked at `asked_at`.
@@ -200,28 +203,34 @@ impl Locks {
         let shared = self.shared.clone();
         let held =
             Arc::new(Held { shared, key: key.to_owned(), owner, fence, lease, is_released: false });
-        if let Some(scope) = &self.scope {
-            scope.held().insert(key.to_owned(), Arc::downgrade(&held));
+        if let Some(scope) = self.scope() {
+            scope.add(&held);
         }
         Guard(held)
     }
 
-    /// Asks until it is had or `policy.wait` is over. `owner` may have asked already.
+    /// Asks until it is had or `policy.wait` is over. `is_queued`: `owner` has asked already.
+    ///
+    /// Nothing is awaited between having it and returning: who shares a batch's guard is in that
+    /// batch only if it joins before anybody else does anything.
     pub(crate) async fn wait_for(
         &self,
         key: &str,
         owner: Owner,
         policy: &LockPolicy,
+        is_queued: bool,
     ) -> Result<Guard, LockError> {
-        if let Some(guard) = self.shared_guard(key) {
-            return Ok(guard);
-        }
         let store = &self.shared.store;
         let clock = store.clock();
         let gives_up_at = clock.now() + policy.wait;
         let woken = store.wakes().wait_as(&owner);
-        let queued = Queued { shared: &self.shared, key, owner: &owner, may_be_there: true };
+        let may_be_there = is_queued;
+        let mut queued = Queued { shared: &self.shared, key, owner: &owner, may_be_there };
         loop {
+            if let Some(guard) = self.scope().and_then(|scope| scope.guard(key)) {
+                return Ok(guard);
+            }
+            queued.may_be_there = true;
             let asked_at = clock.now();
             let left = gives_up_at.since(asked_at);
             let ask = LockAsk {
@@ -246,12 +255,31 @@ impl Locks {
                     return Err(LockError::Busy { key: shown(key), remaining });
                 }
                 LockAnswer::Busy { remaining, .. } => {
-                    let pause = pause(remaining).min(left);
-                    tokio::select! {
-                        () = woken.woken() => {}
-                        () = tokio::time::sleep(pause) => {}
-                    }
+                    self.until_asking_helps(key, &woken, pause(remaining).min(left)).await;
                 }
+            }
+        }
+    }
+
+    /// Until the key is released, or had by somebody it is shared with, or `pause` is over.
+    async fn until_asking_helps(&self, key: &str, woken: &Woken, pause: Duration) {
+        let mut pause = pin!(tokio::time::sleep(pause));
+        loop {
+            let Some(scope) = self.scope() else {
+                tokio::select! {
+                    () = woken.woken() => return,
+                    () = pause => return,
+                }
+            };
+            let mut changed = pin!(scope.changed());
+            changed.as_mut().enable();
+            if scope.holds(key) {
+                return;
+            }
+            tokio::select! {
+                () = woken.woken() => return,
+                () = &mut pause => return,
+                () = changed => {}
             }
         }
     }
@@ -266,17 +294,6 @@ fn pause(remaining: Duration) -> Duration {
 /// Keys may be a megabyte; messages are not.
 pub(super) fn shown(key: &str) -> String {
     key.chars().take(100).filter(|character| !character.is_control()).collect()
-}
-
-impl Scope {
-    /// With nothing held.
-    pub(crate) fn new() -> Self {
-        Self::default()
-    }
-
-    fn held(&self) -> std::sync::MutexGuard<'_, HashMap<String, Weak<Held>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// A place in a queue that is left when its owner is cancelled or gives up.
@@ -377,7 +394,8 @@ impl IntoFuture for Acquire {
     /// A question that is dropped leaves the queue, and gives back what it was given too late.
     fn into_future(self) -> Self::IntoFuture {
         let runtime = self.locks.keeper().runtime().clone();
-        let asks = async move { self.locks.wait_for(&self.key, Owner::new(), &self.policy).await };
+        let asks =
+            async move { self.locks.wait_for(&self.key, Owner::new(), &self.policy, false).await };
         if Handle::try_current().is_ok() {
             return Box::pin(asks);
         }

@@ -27,7 +27,8 @@
 //! 3. A lease that ended is taken over, and who takes over is told.
 //! 4. Asking again as the same owner gives the same claim with a fresh lease.
 //! 5. Only the owner renews, and only while nobody took over.
-//! 6. An id that is done stays done, with its result, whatever the generation, but by force.
+//! 6. An id that is done stays done, with its result, whatever the generation; a higher one that
+//!    comes by force opens it, once.
 //! 7. Only the owner ends a claim; a late end is accepted when nobody took over.
 //! 8. A record that is gone accepts the end of who held it.
 //! 9. A failed attempt is counted, and the id is claimable from its due time on.
@@ -39,6 +40,8 @@
 //! 15. A release counts nothing; an abandoned run makes the next one a takeover.
 //! 16. Ids are bytes, and belong to their scope: none is taken for another.
 //! 17. A reset forgets the id; a peek changes nothing.
+//! 18. A claim and a lock are had, and ended, together.
+//! 19. Whoever was told that it runs, and waits, is woken by its end.
 //!
 //! Both: time is the store's own, one clock for all processes. Every call ends within the store's
 //! deadline. [`testing`](crate::testing) turns these sentences into tests that every adapter runs.
@@ -57,6 +60,7 @@ pub mod memory;
 mod owner;
 #[cfg(feature = "redis")]
 pub mod redis;
+mod scope;
 mod wake;
 
 pub use claim::{
@@ -70,10 +74,11 @@ pub use guard::Guard;
 pub use lease::{Keeper, Loss};
 pub(crate) use lease::{Lease, Renew};
 pub use lock::{Fence, LockAnswer, LockAsk, LockState, LockStore, Renewed};
-pub(crate) use locks::Scope;
 pub use locks::{Acquire, LockError, LockPolicy, Locks};
 pub use owner::Owner;
+pub(crate) use scope::{Gathering, Scope, Sharing};
 pub use wake::Wakes;
+pub(crate) use wake::Woken;
 
 /// Locks and claims in one place, so that a message's guards can be had in one round trip.
 ///
@@ -92,7 +97,7 @@ pub use wake::Wakes;
 /// let (lease, keep) = (Duration::from_secs(60), Duration::from_secs(3600));
 /// let fingerprint = Fingerprint::of(b"{}");
 /// let key = ClaimKey { scope: "payments".into(), id: "payment-7".into(), fingerprint, generation: 0 };
-/// let claim = ClaimAsk { key: &key, owner: &owner, lease, keep, attempts: 0, holder: "billing@host", force: false, seen: Fence(0) };
+/// let claim = ClaimAsk { key: &key, owner: &owner, lease, keep, attempts: 0, holder: "billing@host", force: false, waits: false, seen: Fence(0) };
 /// let lock = LockAsk { key: "customer:42", owner: &lock_owner, lease, holder: "billing@host", fair: false, waits: false, seen: Fence(0) };
 ///
 /// let both = store.claim_and_acquire(&claim, &lock).await?;
@@ -147,6 +152,14 @@ pub trait Store: LockStore + IdempotencyStore {
     /// [`StoreFault::Unsafe`] with all of them where the store is strict; what keeps it from
     /// connecting.
     async fn check(&self) -> Result<Vec<String>, StoreError>;
+
+    /// Finds out whether it keeps what it is told, for [`state`](Self::state).
+    ///
+    /// # Errors
+    /// What keeps it from that.
+    async fn probe(&self) -> Result<(), StoreError> {
+        self.inspect("").await.map(drop)
+    }
 
     /// Whether it answers, and what keeps it from answering.
     fn state(&self) -> StoreState;

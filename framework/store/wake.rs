@@ -1,16 +1,19 @@
-//! Wakes those of this process who wait for a lock.
+//! Wakes those of this process who wait for a lock, or for the end of a run.
 //!
 //! Owns who waits here. A wake-up is a hint: whoever is woken asks the store again, and whoever is
 //! not woken asks again after a while all the same.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
 use super::Owner;
 
-/// Everybody of this process who waits for a lock of one store.
+/// How many wake-ups are kept for those who begin to wait only then.
+const EARLY_MAX: usize = 1024;
+
+/// Everybody of this process who waits for something of one store.
 ///
 /// ```
 /// use redeliver::store::{LockStore, memory::MemoryStore};
@@ -22,31 +25,60 @@ use super::Owner;
 /// store.wakes().wake_all();
 /// ```
 #[derive(Clone, Default)]
-pub struct Wakes(Arc<Mutex<HashMap<Owner, Arc<Notify>>>>);
+pub struct Wakes(Arc<Mutex<Waiters>>);
+
+#[derive(Default)]
+struct Waiters {
+    waiting: HashMap<Owner, Arc<Notify>>,
+    early: HashSet<Owner>,
+    /// The same, the oldest first.
+    early_in_order: VecDeque<Owner>,
+}
+
+impl Waiters {
+    /// A wake-up may overtake the answer that says what to wait for: they come over two connections.
+    fn keep(&mut self, owner: Owner) {
+        if self.early_in_order.len() >= EARLY_MAX
+            && let Some(oldest) = self.early_in_order.pop_front()
+        {
+            self.early.remove(&oldest);
+        }
+        if self.early.insert(owner.clone()) {
+            self.early_in_order.push_back(owner);
+        }
+    }
+}
 
 impl Wakes {
     /// Waits as `owner` until the returned value is dropped.
     pub(crate) fn wait_as(&self, owner: &Owner) -> Woken {
         let notify = Arc::new(Notify::new());
-        self.waiters().insert(owner.clone(), notify.clone());
+        let mut waiters = self.waiters();
+        if waiters.early.remove(owner) {
+            notify.notify_one();
+        }
+        waiters.waiting.insert(owner.clone(), notify.clone());
+        drop(waiters);
         Woken { wakes: self.clone(), owner: owner.clone(), notify }
     }
 
     /// Wakes one; a wake-up that comes before the wait is not lost.
     pub fn wake(&self, owner: &str) {
-        if let Some(notify) = self.waiters().get(owner) {
-            notify.notify_one();
+        let mut waiters = self.waiters();
+        match waiters.waiting.get(owner) {
+            Some(notify) => notify.notify_one(),
+            None => waiters.keep(owner.into()),
         }
     }
 
     /// Wakes all: after a gap in which wake-ups may have been lost.
     pub fn wake_all(&self) {
-        for notify in self.waiters().values() {
+        for notify in self.waiters().waiting.values() {
             notify.notify_one();
         }
     }
 
-    fn waiters(&self) -> MutexGuard<'_, HashMap<Owner, Arc<Notify>>> {
+    fn waiters(&self) -> MutexGuard<'_, Waiters> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,6 +102,32 @@ impl Woken {
 
 impl Drop for Woken {
     fn drop(&mut self) {
-        self.wakes.waiters().remove(&self.owner);
+        self.wakes.waiters().waiting.remove(&self.owner);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+
+    #[test]
+    fn a_wake_up_that_came_before_the_wait_is_not_lost() {
+        let (wakes, owner) = (Wakes::default(), Owner::new());
+        wakes.wake(owner.as_str());
+        let woken = wakes.wait_as(&owner);
+        assert!(woken.woken().now_or_never().is_some());
+        assert!(woken.woken().now_or_never().is_none(), "once");
+    }
+
+    #[test]
+    fn what_nobody_ever_waits_for_is_forgotten() {
+        let wakes = Wakes::default();
+        for _ in 0..3 * EARLY_MAX {
+            wakes.wake(Owner::new().as_str());
+        }
+        let waiters = wakes.waiters();
+        assert_eq!((waiters.early.len(), waiters.early_in_order.len()), (EARLY_MAX, EARLY_MAX));
     }
 }

@@ -22,7 +22,7 @@ pub const SENTENCES: &[Sentence] = sentences![
     4 "asking again as the same owner gives the same claim" asking_again_gives_the_same_claim,
     5 "R5: only the owner renews, while nobody took over" only_the_owner_renews,
     6 "R8: done stays done, with its result" done_stays_done,
-    6 "R11: a redrive does not open what is done, force does" only_force_opens_what_is_done,
+    6 "R11: a redrive does not open what is done, force does, once" only_force_opens_what_is_done,
     7 "R6: a stale owner ends nothing after a takeover" a_stale_owner_ends_nothing,
     7 "a late end is accepted when nobody took over" a_late_end_is_accepted,
     8 "a record that is gone accepts the end of who held it" a_gone_record_accepts_the_end,
@@ -37,6 +37,7 @@ pub const SENTENCES: &[Sentence] = sentences![
     16 "no id is taken for another" ids_are_bytes,
     17 "a peek changes nothing, a reset forgets" peek_and_reset,
     18 "a claim and a lock are had and ended together" claim_and_lock_together,
+    19 "R7: whoever waits for the end of a run is woken by it" the_end_wakes_who_waits,
 ];
 
 const LEASE: Duration = Duration::from_secs(30);
@@ -65,6 +66,7 @@ fn ask<'a>(key: &'a ClaimKey, owner: &'a Owner, lease: Duration, attempts: u32) 
         attempts,
         holder: "test",
         force: false,
+        waits: false,
         seen: Fence(0),
     }
 }
@@ -192,6 +194,11 @@ async fn only_force_opens_what_is_done(store: Arc<dyn Store>) {
     let forced = ClaimAsk { force: true, ..ask(&key, &owner, LEASE, 0) };
     let answer = store.claim(&forced).await.expect("an answer");
     assert_eq!(kind_and_attempts(answer), (ClaimKind::Fresh, 0));
+    end(&*store, &key, &owner, Ending::Complete(None)).await;
+    // Its redelivery, which is forced as well.
+    let again = Owner::new();
+    let again = ClaimAsk { force: true, ..ask(&key, &again, LEASE, 0) };
+    assert_eq!(store.claim(&again).await.expect("an answer"), ClaimAnswer::Done(None));
 }
 
 async fn a_stale_owner_ends_nothing(store: Arc<dyn Store>) {
@@ -399,4 +406,37 @@ async fn claim_and_lock_together(store: Arc<dyn Store>) {
     assert_eq!(claim(&*store, &key, &Owner::new()).await, ClaimAnswer::Done(result));
     let free = store.acquire(&lock_ask(&other)).await.expect("an answer");
     assert!(matches!(free, LockAnswer::Held(_)), "{free:?}");
+}
+
+async fn the_end_wakes_who_waits(store: Arc<dyn Store>) {
+    for ending in [
+        Ending::Complete(None),
+        failed(1, LEASE, true),
+        failed(1, LEASE, false),
+        Ending::Dead("exhausted"),
+        Ending::Release,
+        Ending::Abandon,
+    ] {
+        let (key, owner) = (fresh_key("awaited"), Owner::new());
+        granted(&*store, &key, &owner).await;
+        let mut waiting = Vec::new();
+        for _ in 0..5 {
+            let asks = Owner::new();
+            let woken = store.wakes().wait_as(&asks);
+            let asked = ClaimAsk { waits: true, ..ask(&key, &asks, LEASE, 0) };
+            let answer = store.claim(&asked).await.expect("an answer");
+            assert!(matches!(answer, ClaimAnswer::Running { .. }), "{ending:?}: {answer:?}");
+            waiting.push(woken);
+        }
+        // A store that listens from now on may begin with waking everybody once.
+        sleep(Duration::from_millis(300)).await;
+        for woken in &waiting {
+            let _ = tokio::time::timeout(Duration::ZERO, woken.woken()).await;
+        }
+        assert!(end(&*store, &key, &owner, ending).await);
+        for woken in waiting {
+            let woken = tokio::time::timeout(Duration::from_secs(20), woken.woken()).await;
+            assert!(woken.is_ok(), "{ending:?} woke not everybody");
+        }
+    }
 }

@@ -23,7 +23,7 @@ async fn crashed(lab: &Lab, payload: &[u8], due_in: Duration) {
     let lease = Duration::from_secs(60);
     let (holder, seen) = ("the dead", Fence(0));
     let ask =
-        ClaimAsk { key: &key, owner: &owner, lease, keep, attempts: 0, holder, force: false, seen };
+        ClaimAsk { key: &key, owner: &owner, lease, keep, attempts: 0, holder, force: false, waits: false, seen };
     let claimed = store.claim(&ask).await.expect("an answer");
     assert!(matches!(claimed, ClaimAnswer::Granted(_)));
     let failed = Ending::Failed { attempts: 1, due_in, copied: true };

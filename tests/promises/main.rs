@@ -6,6 +6,7 @@ mod bench;
 
 mod answers;
 mod batches;
+mod copies;
 mod dead_letters;
 mod faults;
 mod flow;

@@ -24,7 +24,7 @@ proptest! {
         let mut parking = Parking::default();
         let mut model: Vec<(u64, u32)> = Vec::new();
         for (number, due) in dues.iter().enumerate() {
-            parking.park(work(number as u32), at(*due));
+            parking.park(work(number as u32), at(*due), None);
             model.push((*due, number as u32));
         }
         model.sort();
@@ -44,4 +44,21 @@ proptest! {
         let model: Vec<_> = model.into_iter().map(|(due, number)| (at(due), number)).collect();
         prop_assert_eq!(rest, model);
     }
+}
+
+#[test]
+fn who_is_rung_for_comes_out_early_and_nobody_else_does() {
+    let start = Instant::now();
+    let mut parking = Parking::default();
+    let numbers: Vec<Number> = (0..3)
+        .map(|slot| {
+            let number = parking.number_next();
+            parking.park(work(slot), start + Duration::from_secs(60), None);
+            number
+        })
+        .collect();
+    assert_eq!(parking.take(numbers[1]).map(|work| work.slot), Some(1));
+    assert!(parking.take(numbers[1]).is_none(), "it has gone");
+    assert!(parking.take_due(start).is_none());
+    assert_eq!(parking.len(), 2);
 }

@@ -130,7 +130,9 @@ fn settlement_max(settings: &Subscription) -> Duration {
     // A full window is worked off in so many rounds of the handlers, each of which may take its whole time.
     let rounds = usize::from(prefetch(settings)).div_ceil(settings.in_flight_max.get());
     let handling = settings.timeout.saturating_mul(u32::try_from(rounds).unwrap_or(u32::MAX));
-    handling.saturating_add(settings.order_wait_max).saturating_add(CONSUMER_TIMEOUT_SLACK)
+    // In an order one waits for another's waits and attempts as well as for its own.
+    let waiting = settings.order_wait_max.max(settings.order_hold_max);
+    handling.saturating_add(waiting).saturating_add(CONSUMER_TIMEOUT_SLACK)
 }
 
 /// The consumer's arguments: the user's, and a longer timeout where the server's default is too short for us.

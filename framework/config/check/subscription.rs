@@ -120,7 +120,16 @@ fn order(check: &mut Check<'_>, table: &str, subscription: &Subscription, kind: 
     let one_is_served = kind == BrokerKind::Rabbitmq
         && subscription.ordering != Ordering::None
         && subscription.order_scope == OrderScope::Queue;
-    if one_is_served && subscription.consumers.get() > 1 {
+    let mixed = kind == BrokerKind::Rabbitmq
+        && subscription.ordering == Ordering::Key
+        && subscription.consumers.get() > 1;
+    if mixed {
+        let text = format!(
+            "is {}, but RabbitMQ hands the messages of one queue to several consumers side by side, in an order that nobody could keep for a key; use 1, and in_flight_max for what runs at once",
+            subscription.consumers
+        );
+        check.say(table, "consumers", &["ordering"], text);
+    } else if one_is_served && subscription.consumers.get() > 1 {
         let text = format!(
             "is {}, but order in a queue lets one consumer be served and the others stand by; use 1, or order_scope = \"process\"",
             subscription.consumers

@@ -3,7 +3,7 @@ use tokio::time::{Instant, sleep};
 
 use super::*;
 use crate::store::memory::MemoryStore;
-use crate::store::{ClaimKind, Keeper, LockStore, Loss, RESULT_BYTES_MAX};
+use crate::store::{ClaimKind, Keeper, LockStore, Loss, RESULT_BYTES_MAX, Scope};
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -20,7 +20,7 @@ fn guards(claims: bool, lock_wait: Option<Duration>) -> Guards {
     )
 }
 
-fn request<'a>(id: &'a str, attempts: u32, scope: &'a Scope) -> AdmitRequest<'a> {
+fn request<'a>(id: &'a str, attempts: u32, sharing: &'a Sharing) -> AdmitRequest<'a> {
     AdmitRequest {
         id,
         generation: 0,
@@ -28,12 +28,12 @@ fn request<'a>(id: &'a str, attempts: u32, scope: &'a Scope) -> AdmitRequest<'a>
         attempts,
         lock_key: Some("customer:42"),
         is_forced: false,
-        scope,
+        sharing,
     }
 }
 
 async fn admit(guards: &Guards, id: &str, attempts: u32) -> Admission {
-    guards.admit(request(id, attempts, &Scope::new())).await
+    guards.admit(request(id, attempts, &Sharing::Alone(Scope::new()))).await
 }
 
 async fn runs(guards: &Guards, id: &str, attempts: u32) -> Box<Held> {
@@ -127,10 +127,10 @@ async fn what_is_dropped_is_told_to_the_next() {
 #[tokio::test(start_paused = true)]
 async fn a_batch_shares_the_lock_of_a_key() {
     let guards = guards(true, Some(Duration::ZERO));
-    let scope = Scope::new();
+    let sharing = Sharing::Alone(Scope::new());
     let mut held = Vec::new();
     for id in ["a", "b", "c"] {
-        match guards.admit(request(id, 0, &scope)).await {
+        match guards.admit(request(id, 0, &sharing)).await {
             Admission::Run(one) => held.push(one),
             other => panic!("{id} is {}", name(&other)),
         }
@@ -202,7 +202,7 @@ async fn a_result_that_is_too_large_is_not_kept() {
 async fn another_payload_is_a_mismatch() {
     let guards = guards(true, None);
     runs(&guards, "a", 0).await.complete(None).await.expect("an answer");
-    let scope = Scope::new();
-    let other = AdmitRequest { payload: b"other", ..request("a", 0, &scope) };
+    let sharing = Sharing::Alone(Scope::new());
+    let other = AdmitRequest { payload: b"other", ..request("a", 0, &sharing) };
     assert_eq!(name(&guards.admit(other).await), "mismatch");
 }

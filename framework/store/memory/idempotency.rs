@@ -11,6 +11,9 @@ use crate::store::{
     Fingerprint, IdempotencyStore, Moment, Owner, Renewed, StoreError,
 };
 
+/// How many who wait for the end of one run are remembered.
+const WAITING_MAX: usize = 64;
+
 #[derive(Clone)]
 pub(super) struct Record {
     phase: Phase,
@@ -22,6 +25,8 @@ pub(super) struct Record {
     fingerprint: Fingerprint,
     fence: u64,
     expires: Moment,
+    /// Who asked in vain while it ran, and is to be woken by its end.
+    waiting: Vec<Owner>,
 }
 
 #[derive(Clone)]
@@ -47,13 +52,11 @@ impl Record {
     fn admits(&self, ask: &ClaimAsk<'_>, now: Moment) -> Admits {
         let redriven = ask.key.generation > self.generation;
         let attempts = if redriven { ask.attempts } else { ask.attempts.max(self.attempts) };
-        if self.fingerprint != ask.key.fingerprint && !redriven && !ask.force {
+        if self.fingerprint != ask.key.fingerprint && !redriven {
             return Admits::Not(ClaimAnswer::Mismatch);
         }
         match &self.phase {
-            Phase::Done(_) | Phase::Dead(_) if ask.force => {
-                Admits::Run { attempts: ask.attempts, takeovers: 0 }
-            }
+            Phase::Done(_) if redriven && ask.force => Admits::Run { attempts, takeovers: 0 },
             Phase::Done(result) => Admits::Not(ClaimAnswer::Done(result.clone())),
             Phase::Dead(_) if redriven => Admits::Run { attempts, takeovers: 0 },
             Phase::Dead(reason) => Admits::Not(ClaimAnswer::Dead(reason.clone())),
@@ -89,6 +92,16 @@ impl State {
         }
     }
 
+    /// Notes who waits for the end of a run; the oldest, who will ask again anyway, give way.
+    fn awaits(&mut self, name: &str, owner: &Owner) {
+        if let Some(record) = self.claims.get_mut(name) {
+            if record.waiting.len() >= WAITING_MAX {
+                record.waiting.remove(0);
+            }
+            record.waiting.push(owner.clone());
+        }
+    }
+
     fn put(&mut self, name: String, record: Record) {
         let old = self.claims.get(&name).map(|old| old.expires);
         if let Some(names) = old.and_then(|old| self.expiries.get_mut(&old)) {
@@ -120,7 +133,12 @@ impl IdempotencyStore for MemoryStore {
             None => Admits::Run { attempts: ask.attempts, takeovers: 0 },
         };
         let (attempts, takeovers, fence) = match (admits, &last) {
-            (Admits::Not(answer), _) => return Ok(answer),
+            (Admits::Not(answer), _) => {
+                if ask.waits && matches!(answer, ClaimAnswer::Running { .. }) {
+                    state.awaits(&name, ask.owner);
+                }
+                return Ok(answer);
+            }
             (Admits::Again, Some(record)) => (record.attempts, record.takeovers, record.fence),
             (Admits::Again, None) => (ask.attempts, 0, 0),
             (Admits::Run { attempts, takeovers }, last) => {
@@ -129,8 +147,8 @@ impl IdempotencyStore for MemoryStore {
                 (attempts, takeovers, fence)
             }
         };
-        let generation =
-            last.map_or(ask.key.generation, |last| last.generation.max(ask.key.generation));
+        let generation = last.as_ref().map_or(0, |last| last.generation).max(ask.key.generation);
+        let waiting = last.map_or_else(Vec::new, |last| last.waiting);
         let record = Record {
             phase: Phase::Running { until: now + ask.lease },
             owner: ask.owner.clone(),
@@ -141,6 +159,7 @@ impl IdempotencyStore for MemoryStore {
             fingerprint: ask.key.fingerprint,
             fence,
             expires: now + ask.keep.max(ask.lease * 2),
+            waiting,
         };
         state.put(name, record);
         let kind = if takeovers > 0 { ClaimKind::TakenOver } else { ClaimKind::Fresh };
@@ -176,9 +195,14 @@ impl IdempotencyStore for MemoryStore {
         let mut state = self.state();
         state.expire_claims(now);
         let name = name(key);
-        let known = state.claims.get(&name).cloned();
+        let mut known = state.claims.get(&name).cloned();
         if known.as_ref().is_some_and(|record| record.owner != *owner) {
             return Ok(false);
+        }
+        for waiting in
+            known.as_mut().map(|record| std::mem::take(&mut record.waiting)).unwrap_or_default()
+        {
+            self.wakes.wake(waiting.as_str());
         }
         let record = match (known, ending) {
             (Some(record), _) if !matches!(record.phase, Phase::Running { .. }) => return Ok(true),
@@ -232,6 +256,7 @@ fn empty(key: &ClaimKey, owner: &Owner, now: Moment) -> Record {
         fingerprint: key.fingerprint,
         fence: 0,
         expires: now,
+        waiting: Vec::new(),
     }
 }
 

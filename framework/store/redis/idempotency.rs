@@ -24,7 +24,8 @@ impl RedisStore {
             .arg(ask.attempts)
             .arg(ask.holder)
             .arg(u8::from(ask.force))
-            .arg(exact(ask.seen.0));
+            .arg(exact(ask.seen.0))
+            .arg(u8::from(ask.waits));
     }
 
     pub(super) fn add_ending(
@@ -55,7 +56,15 @@ impl RedisStore {
             .arg(u64::try_from(due_in.as_millis()).unwrap_or(u64::MAX).min(1 << 42))
             .arg(u8::from(copied))
             .arg(u8::from(text.is_some()))
-            .arg(text.unwrap_or_default());
+            .arg(text.unwrap_or_default())
+            .arg(self.keys.channels());
+    }
+
+    /// Whoever waits for the end of a run is told of it by publish/subscribe.
+    pub(super) fn listen_for_end(&self, ask: &ClaimAsk<'_>, answer: &ClaimAnswer) {
+        if ask.waits && matches!(answer, ClaimAnswer::Running { .. }) {
+            self.listener.listen();
+        }
     }
 }
 
@@ -68,6 +77,7 @@ impl IdempotencyStore for RedisStore {
         self.add_claim(&mut command, ask);
         let answer = self.link.run("claim a message id", &SCRIPTS.claim, command).await?;
         let answer = reply::claim(answer)?;
+        self.listen_for_end(ask, &answer);
         if let (ClaimAnswer::Granted(_), Some(replicas)) = (&answer, &self.replicas)
             && let Err(error) = replicas.confirm(&self.keys, &key, ask.owner).await
         {

@@ -49,6 +49,11 @@ impl Keys {
         format!("{}{tag}", self.touches)
     }
 
+    /// A key that is written to see whether that works.
+    pub(super) fn probe(&self) -> String {
+        format!("{}probe", self.touches)
+    }
+
     /// What channels of waiters begin with; a process's name follows.
     pub(super) fn channels(&self) -> &str {
         &self.channels

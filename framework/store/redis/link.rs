@@ -4,7 +4,7 @@
 //! that a dead server is worth. What is sent must be safe to repeat.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use ::redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
@@ -36,6 +36,9 @@ struct Shared {
     is_connecting: AtomicBool,
     number_next: AtomicU64,
     warned: Warned,
+    /// What the last call heard that failed; nothing once one was answered.
+    failing: Mutex<Option<String>>,
+    is_failing: AtomicBool,
 }
 
 /// What the connection is up to.
@@ -78,6 +81,8 @@ impl Link {
             is_connecting: AtomicBool::new(false),
             number_next: AtomicU64::new(1),
             warned: Warned::default(),
+            failing: Mutex::default(),
+            is_failing: AtomicBool::new(false),
         }))
     }
 
@@ -93,7 +98,8 @@ impl Link {
 
     pub(super) fn state(&self) -> StoreState {
         match &*self.0.phase.borrow() {
-            Phase::Up(_) => StoreState::Up,
+            // A server that is full is up, and keeps nothing all the same.
+            Phase::Up(_) => self.0.failing().clone().map_or(StoreState::Up, StoreState::Down),
             Phase::Down(text) | Phase::Refused(text) => StoreState::Down(text.clone()),
         }
     }
@@ -167,10 +173,18 @@ impl Shared {
         match answer.and_then(Value::extract_error) {
             Ok(value) => {
                 open.hear();
+                if self.is_failing.load(Ordering::Relaxed) {
+                    self.is_failing.store(false, Ordering::Relaxed);
+                    *self.failing() = None;
+                }
                 Ok(value)
             }
             Err(error) => Err(self.judge(what, &open, &error)),
         }
+    }
+
+    fn failing(&self) -> MutexGuard<'_, Option<String>> {
+        self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn judge(&self, what: &str, open: &Open, error: &RedisError) -> Failed {
@@ -315,6 +329,8 @@ impl Shared {
                 format!("cannot {what} in store `{}`: a script was flushed meanwhile", self.name),
             ),
         };
+        *self.failing() = Some(error.text.clone());
+        self.is_failing.store(true, Ordering::Relaxed);
         if let Some(unsaid) = self.warned.may_warn() {
             telemetry::store_silent(&self.name, &error, unsaid);
         }
@@ -378,14 +394,14 @@ fn is_refusal(error: &RedisError) -> bool {
 /// At most one warning a second; the others are counted.
 #[derive(Default)]
 struct Warned {
-    last: std::sync::Mutex<Option<Instant>>,
+    last: Mutex<Option<Instant>>,
     unsaid: AtomicU64,
 }
 
 impl Warned {
     /// How many were not said since the last, if one may be said now.
     fn may_warn(&self) -> Option<u64> {
-        let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
             self.unsaid.fetch_add(1, Ordering::Relaxed);
             return None;

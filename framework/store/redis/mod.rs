@@ -33,6 +33,9 @@ use link::Link;
 use replicas::Replicas;
 use scripts::{SCRIPTS, call};
 
+/// A probe is worth nothing afterwards.
+const PROBE_MILLISECONDS: u64 = 10_000;
+
 /// What a Redis store is made of.
 ///
 /// ```
@@ -212,7 +215,9 @@ impl Store for RedisStore {
             ::redis::Value::Nil => None,
             locked => Some(reply::lock(locked)?),
         };
-        Ok((reply::claim(claimed)?, locked))
+        let claimed = reply::claim(claimed)?;
+        self.listen_for_end(claim, &claimed);
+        Ok((claimed, locked))
     }
 
     async fn end_and_release(
@@ -243,6 +248,13 @@ impl Store for RedisStore {
 
     async fn check(&self) -> Result<Vec<String>, StoreError> {
         check::check(self).await
+    }
+
+    /// By a write: a server that is full, or became a replica, still answers questions.
+    async fn probe(&self) -> Result<(), StoreError> {
+        let mut command = ::redis::cmd("SET");
+        command.arg(self.keys.probe()).arg(1).arg("PX").arg(PROBE_MILLISECONDS);
+        self.link.send("write a probe", &command).await.map(drop)
     }
 
     fn state(&self) -> StoreState {

@@ -37,15 +37,17 @@ const QUEUE: &str = include_str!("scripts/queue.lua");
 const ACQUIRE: &str = include_str!("scripts/acquire.lua");
 const RELEASE: &str = include_str!("scripts/release.lua");
 
-/// ARGV of a claim: owner, lease, keep, fingerprint, generation, attempts, holder, force, seen.
+/// ARGV of a claim: owner, lease, keep, fingerprint, generation, attempts, holder, force, seen, waits.
 const CALL_CLAIM: &str = "claim(KEYS[1], ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3]), ARGV[4], \
-    tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8] == '1', tonumber(ARGV[9]))";
-pub(super) const CLAIM_ARGS: usize = 9;
+    tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7], ARGV[8] == '1', tonumber(ARGV[9]), \
+    ARGV[10] == '1')";
+pub(super) const CLAIM_ARGS: usize = 10;
 
-/// ARGV of an end: owner, ending, keep, fingerprint, generation, attempts, due in, copied, text.
+/// ARGV of an end: owner, ending, keep, fingerprint, generation, attempts, due in, copied, whether
+/// there is a text, text, channels.
 const CALL_END: &str = "finish(KEYS[1], ARGV[1], ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], \
-    ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9] == '1' and ARGV[10] or nil)";
-pub(super) const END_ARGS: usize = 10;
+    ARGV[6], tonumber(ARGV[7]), ARGV[8], ARGV[9] == '1' and ARGV[10] or nil, ARGV[11])";
+pub(super) const END_ARGS: usize = 11;
 
 /// ARGV of a lock: owner, lease, holder, fair, waits, seen; `k` and `a` are what stands before.
 fn call_acquire(k: usize, a: usize) -> String {

@@ -103,9 +103,8 @@ impl Ear {
         while self.life.strong_count() > 0 {
             match timeout(PROBE_EVERY, messages.next()).await {
                 Ok(Some(message)) => {
-                    if let Ok(owner) = std::str::from_utf8(message.get_payload_bytes()) {
-                        self.wakes.wake(owner);
-                    }
+                    let owners = std::str::from_utf8(message.get_payload_bytes());
+                    owners.unwrap_or_default().split(' ').for_each(|owner| self.wakes.wake(owner));
                 }
                 Ok(None) => return Ok(()),
                 Err(_) => match timeout(PROBE_EVERY, sink.ping::<()>()).await {

@@ -1,7 +1,19 @@
 -- A claim: read, decide and write in one step. The same rules as memory/idempotency.rs.
 -- Fields: st state, ow owner, by holder, un until or due, at attempts, tk takeovers, ge generation,
--- fp fingerprint, fe fence, cp copied, re result, wy reason.
-local function claim(key, owner, lease, keep, fingerprint, generation, carried, holder, force, seen)
+-- fp fingerprint, fe fence, cp copied, re result, wy reason, wa who waits for the end of the run.
+local waiting_bytes_max = 4096
+
+-- The latest that asked in vain: whoever is forgotten here asks again all the same.
+local function await_end(key, owner)
+  local waiting = redis.call('HGET', key, 'wa')
+  waiting = waiting and waiting .. ' ' .. owner or owner
+  if #waiting > waiting_bytes_max then
+    waiting = string.sub(waiting, string.find(waiting, ' ', #waiting - waiting_bytes_max, true) + 1)
+  end
+  redis.call('HSET', key, 'wa', waiting)
+end
+
+local function claim(key, owner, lease, keep, fingerprint, generation, carried, holder, force, seen, waits)
   local r = redis.call('HMGET', key, 'st', 'ow', 'un', 'at', 'tk', 'ge', 'fp', 'fe', 'cp', 're', 'wy')
   local state, attempts, takeovers, fence_last, generation_last = r[1], carried, 0, 0, generation
   if state then
@@ -9,11 +21,9 @@ local function claim(key, owner, lease, keep, fingerprint, generation, carried, 
     local redriven = generation > generation_last
     local counted = tonumber(r[4])
     if not redriven then attempts = math.max(carried, counted) end
-    if r[7] ~= fingerprint and not redriven and not force then return {'mismatch'} end
-    if (state == 'done' or state == 'dead') and force then
-      attempts = carried
-    elseif state == 'done' then
-      return {'done', r[10]}
+    if r[7] ~= fingerprint and not redriven then return {'mismatch'} end
+    if state == 'done' then
+      if not (redriven and force) then return {'done', r[10]} end
     elseif state == 'dead' then
       if not redriven then return {'dead', r[11]} end
     elseif state == 'running' then
@@ -23,7 +33,10 @@ local function claim(key, owner, lease, keep, fingerprint, generation, carried, 
         redis.call('HSET', key, 'un', whole(now + lease))
         return {tonumber(r[5]) > 0 and 'taken' or 'fresh', counted, tonumber(r[5]), r[8]}
       end
-      if remaining > 0 then return {'running', remaining} end
+      if remaining > 0 then
+        if waits then await_end(key, owner) end
+        return {'running', remaining}
+      end
       takeovers = tonumber(r[5]) + 1
     else
       if generation < generation_last then return {'superseded'} end

@@ -1,9 +1,24 @@
+-- Wakes those who wait for the end of a run: one message a process, which listens on one channel for all of them.
+local function wake_waiting(key, waiting, channels)
+  redis.call('HDEL', key, 'wa')
+  local owners_of = {}
+  for owner in string.gmatch(waiting, '%S+') do
+    local process = string.match(owner, '^[^.]*')
+    owners_of[process] = owners_of[process] and owners_of[process] .. ' ' .. owner or owner
+  end
+  for process, owners in pairs(owners_of) do
+    -- Whoever may not publish is still correct, only slower: those who wait ask again.
+    redis.pcall('PUBLISH', channels .. process, owners)
+  end
+end
+
 -- The end of a claim; 0 if somebody else took it over. Safe to repeat: the owner stays on record.
-local function finish(key, owner, ending, keep, fingerprint, generation, attempts, due_in, copied, text)
-  local r = redis.call('HMGET', key, 'st', 'ow', 'at', 'tk')
+local function finish(key, owner, ending, keep, fingerprint, generation, attempts, due_in, copied, text, channels)
+  local r = redis.call('HMGET', key, 'st', 'ow', 'at', 'tk', 'wa')
   local state = r[1]
   if state and r[2] ~= owner then return 0 end
   if state and state ~= 'running' then return 1 end
+  if r[5] then wake_waiting(key, r[5], channels) end
   if ending == 'release' or ending == 'abandon' then
     if not state then return 1 end
     if ending == 'release' and r[3] == '0' and r[4] == '0' then
