@@ -1,96 +1,200 @@
-//! Redis stopped, paused, flushed, full and read-only while a service consumes.
+//! Redis stopped, paused, flushed, full, read-only, slow, without its scripts, without its
+//! connections, while services consume: one that pauses then and one that runs on.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Child;
 use std::time::Duration;
 
 use redeliver::{Delivery, Handled, Service};
 use serde_json::{Value, json};
+use tempfile::TempDir;
 use tokio::time::sleep;
 
 use crate::lab::{BROKER_WAITS, Lab, Log};
-use crate::support::redis::{Server, aside};
+use crate::proxy::Proxy;
+use crate::support::redis::{Server, aside, send_signal};
 use crate::{programs, worker};
 
-const COUNT: usize = 400;
+const COUNT: usize = 300;
 
-/// Publishes, harms the server in the middle, and heals it after `outage`; everything is handled.
-async fn check(policy: &str, outage: Duration, harm: fn(&mut Server), heal: fn(&mut Server)) {
-    let mut server = aside(Server::start).await;
-    let (lab, log) = (Lab::on(&server.url()), Log::default());
-    let noting = log.clone();
-    let handler = move |delivery: Delivery<Value>| {
-        let noting = noting.clone();
-        async move {
-            sleep(Duration::from_millis(2)).await;
-            noting.note(&delivery);
-            Handled::Ok(())
-        }
-    };
-    let keys = format!(
-        "idempotency = {{ store = \"main\", lease = \"2s\" }}\n\
-         lock = {{ store = \"main\", key = \"/key\", lease = \"2s\" }}\nin_flight_max = 8\n\
-         on_store_down = \"{policy}\""
-    );
-    let service = lab.start(&lab.toml(&keys, BROKER_WAITS), handler).await;
-    publish(&lab, &service, 0..COUNT / 2).await;
-    lab.eventually("a start", async || log.len() > 20).await;
-    server = aside(move || {
-        harm(&mut server);
-        server
-    })
-    .await;
-    publish(&lab, &service, COUNT / 2..COUNT).await;
-    sleep(outage).await;
-    server = aside(move || {
-        heal(&mut server);
-        server
-    })
-    .await;
-    lab.drained(&service).await;
-    let handled: std::collections::BTreeSet<String> = log.ids().into_iter().collect();
-    assert_eq!(handled.len(), COUNT, "nothing is lost");
-    assert_eq!(lab.dead(&service).await, Some(0), "and nothing given up");
-    assert!(service.health().ready, "{:?}", service.health().reasons);
-    service.stop().await;
-    drop(server);
+/// A service as a process, and what it leaves behind.
+struct Consumer {
+    lab: Lab,
+    folder: TempDir,
+    idle: Service,
+    process: Child,
 }
 
-async fn publish(lab: &Lab, service: &Service, numbers: std::ops::Range<usize>) {
-    for number in numbers {
-        let payload = json!({ "key": number % 50 });
-        lab.send(service, &number.to_string(), payload).await;
+impl Consumer {
+    async fn start(redis: &str, policy: &str) -> Self {
+        let (lab, folder) = (Lab::on(redis), programs::folder());
+        let keys = format!(
+            "idempotency = {{ store = \"main\", lease = \"2s\" }}\n\
+             lock = {{ store = \"main\", key = \"/key\", lease = \"2s\" }}\nin_flight_max = 8\n\
+             crashes_max = 1000000\nbreaker = {{ attempts_min = 1000000 }}\n\
+             on_store_down = \"{policy}\""
+        );
+        let toml = lab.toml(&keys, BROKER_WAITS);
+        let idle = lab.idle(&toml).await;
+        let process = worker::start(&toml, folder.path());
+        Self { lab, folder, idle, process }
+    }
+
+    async fn publish(&self, numbers: std::ops::Range<usize>) {
+        for number in numbers {
+            let payload = json!({ "key": format!("{}-{}", self.lab.name, number % 50) });
+            self.lab.send(&self.idle, &number.to_string(), payload).await;
+        }
+    }
+
+    fn handled(&self) -> BTreeSet<String> {
+        worker::effects(self.folder.path()).into_iter().map(|(id, _)| id).collect()
+    }
+
+    /// Nothing is lost or given up, no lane is stuck, and few words were made.
+    async fn recovers(self, outage: Duration) {
+        self.lab.eventually("all effects", async || self.handled().len() == COUNT).await;
+        self.publish(COUNT..COUNT + 1).await;
+        self.lab.eventually("the next one", async || self.handled().len() == COUNT + 1).await;
+        self.lab
+            .eventually("an empty queue", async || {
+                let depth = self.idle.depth(&self.lab.name).await.unwrap_or_default();
+                (depth.ready, depth.waiting) == (Some(0), Some(0))
+            })
+            .await;
+        let Self { lab, folder, idle, mut process } = self;
+        send_signal(process.id(), "TERM");
+        aside(move || process.wait().expect("it ends")).await;
+        assert_eq!(lab.dead(&idle).await, Some(0), "nothing is given up");
+        if outage >= OUTAGE {
+            let complaints = folder.path().join("complaints");
+            let complaints = std::fs::read_to_string(complaints).unwrap_or_default();
+            assert!(complaints.contains("main"), "health said nothing of the store: {complaints}");
+        }
+        let log = std::fs::read_to_string(folder.path().join("log")).expect("a log");
+        warned_once_a_second(&log);
+        idle.stop().await;
     }
 }
 
-const OUTAGE: Duration = Duration::from_secs(4);
+/// One warning a second of the store at the most, and few of anything else.
+fn warned_once_a_second(log: &str) {
+    let warnings: Vec<&str> = log.lines().filter(|line| line.contains(" WARN ")).collect();
+    let mut seconds = BTreeMap::<&str, usize>::new();
+    for line in warnings.iter().filter(|line| line.contains("store did not answer")) {
+        // 2026-01-01T00:00:00
+        *seconds.entry(&line[..19]).or_default() += 1;
+    }
+    assert!(seconds.values().all(|count| *count <= 2), "a second of ours may begin in theirs");
+    assert!(seconds.values().sum::<usize>() <= seconds.len() + 1, "{seconds:?}");
+    assert!(warnings.len() <= seconds.len() + 8, "and little else: {log}");
+}
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_was_killed_is_waited_for() {
-    check("pause", OUTAGE, Server::kill, Server::restart).await;
+/// How long Redis is harmed, unless that takes but a moment.
+const OUTAGE: Duration = Duration::from_secs(3);
+const MOMENT: Duration = Duration::from_millis(200);
+
+/// Harms the server in the middle, and heals it after `outage`.
+async fn check(outage: Duration, harm: fn(&mut Server), heal: fn(&mut Server)) {
+    let mut server = aside(Server::start).await;
+    let url = server.url();
+    let begun = tokio::join!(Consumer::start(&url, "pause"), Consumer::start(&url, "run"));
+    let both = <[Consumer; 2]>::from(begun);
+    let server = harmed(&both, async {
+        server = aside(move || {
+            harm(&mut server);
+            server
+        })
+        .await;
+        sleep(outage).await;
+        aside(move || {
+            heal(&mut server);
+            server
+        })
+        .await
+    })
+    .await;
+    let [one, other] = both;
+    tokio::join!(one.recovers(outage), other.recovers(outage));
+    drop(server);
+}
+
+/// Publishes half of it before, and half of it during the harm.
+async fn harmed<T>(both: &[Consumer; 2], harm: impl Future<Output = T>) -> T {
+    let half = COUNT / 2;
+    tokio::join!(both[0].publish(0..half), both[1].publish(0..half));
+    for consumer in both {
+        consumer.lab.eventually("a start", async || consumer.handled().len() > 10).await;
+    }
+    let publishing = [both[0].publish(half..COUNT), both[1].publish(half..COUNT)];
+    tokio::join!(futures_util::future::join_all(publishing), harm).1
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_stood_still_is_waited_for() {
-    check("pause", OUTAGE, |server| server.signal("STOP"), |server| server.signal("CONT")).await;
+async fn r20_a_redis_that_was_killed_loses_nothing() {
+    check(OUTAGE, Server::kill, Server::restart).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_was_flushed_goes_on() {
-    let flush = |server: &mut Server| drop(server.cli(&["FLUSHALL"]));
-    check("pause", Duration::from_millis(200), flush, |_| {}).await;
+async fn r20_a_redis_that_stood_still_loses_nothing() {
+    check(OUTAGE, |server| server.signal("STOP"), |server| server.signal("CONT")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_redis_is_waited_for() {
+async fn r12_a_redis_that_was_flushed_loses_nothing() {
+    check(MOMENT, |server| drop(server.cli(&["FLUSHALL"])), |_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_loses_nothing() {
     let full = |server: &mut Server| drop(server.cli(&["CONFIG", "SET", "maxmemory", "1"]));
     let roomy = |server: &mut Server| drop(server.cli(&["CONFIG", "SET", "maxmemory", "0"]));
-    check("pause", OUTAGE, full, roomy).await;
+    check(OUTAGE, full, roomy).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_became_a_replica_is_waited_for() {
+async fn a_redis_that_became_a_replica_loses_nothing() {
     let replica = |server: &mut Server| drop(server.cli(&["REPLICAOF", "127.0.0.1", "1"]));
     let master = |server: &mut Server| drop(server.cli(&["REPLICAOF", "NO", "ONE"]));
-    check("pause", OUTAGE, replica, master).await;
+    check(OUTAGE, replica, master).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_whose_scripts_are_flushed_again_and_again_loses_nothing() {
+    let flush = |server: &mut Server| {
+        for _ in 0..20 {
+            server.cli(&["SCRIPT", "FLUSH"]);
+        }
+    };
+    check(MOMENT, flush, flush).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_drops_its_connections_again_and_again_loses_nothing() {
+    let cut = |server: &mut Server| {
+        for _ in 0..10 {
+            server.cli(&["CLIENT", "KILL", "TYPE", "normal"]);
+            server.cli(&["CLIENT", "KILL", "TYPE", "pubsub"]);
+        }
+    };
+    check(MOMENT, cut, cut).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_answers_after_a_second_loses_nothing() {
+    let server = aside(Server::start).await;
+    let proxy = Proxy::to(server.port).await;
+    let url = proxy.redis_url();
+    let begun = tokio::join!(Consumer::start(&url, "pause"), Consumer::start(&url, "run"));
+    let both = <[Consumer; 2]>::from(begun);
+    harmed(&both, async {
+        proxy.delay_answers(Duration::from_millis(1100));
+        sleep(OUTAGE * 2).await;
+        proxy.delay_answers(Duration::ZERO);
+    })
+    .await;
+    let [one, other] = both;
+    tokio::join!(one.recovers(OUTAGE), other.recovers(OUTAGE));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -109,43 +213,13 @@ async fn without_redis_run_handles_messages_unguarded() {
         server
     })
     .await;
-    publish(&lab, &service, 0..50).await;
+    for number in 0..50 {
+        lab.send(&service, &number.to_string(), json!(number)).await;
+    }
     lab.drained(&service).await;
     assert_eq!(log.len(), 50);
     assert!(log.all().iter().all(|seen| seen.claim.is_none()), "and each can see it");
     assert!(service.health().stores["main"].is_some(), "health says why");
     drop(server);
     service.stop().await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_store_that_is_down_is_warned_of_once_a_second_at_the_most() {
-    let mut server = aside(Server::start).await;
-    let (lab, folder) = (Lab::on(&server.url()), programs::folder());
-    let toml = lab.toml("idempotency = { store = \"main\", lease = \"2s\" }", BROKER_WAITS);
-    let idle = lab.idle(&toml).await;
-    publish(&lab, &idle, 0..COUNT / 2).await;
-    let mut process = worker::start(&toml, folder.path());
-    lab.eventually("a start", async || !worker::effects(folder.path()).is_empty()).await;
-    let _server = aside(move || {
-        server.kill();
-        server
-    })
-    .await;
-    publish(&lab, &idle, COUNT / 2..COUNT).await;
-    sleep(Duration::from_secs(8)).await;
-    let text = std::fs::read_to_string(folder.path().join("log")).expect("a log");
-    let warnings: Vec<&str> = text.lines().filter(|line| line.contains(" WARN ")).collect();
-    let mut seconds = std::collections::BTreeMap::<&str, usize>::new();
-    for line in warnings.iter().filter(|line| line.contains("store did not answer")) {
-        // 2026-01-01T00:00:00
-        *seconds.entry(&line[..19]).or_default() += 1;
-    }
-    assert!((4..=12).contains(&seconds.len()), "{text}");
-    assert!(seconds.values().all(|count| *count <= 2), "a second of ours may begin in theirs");
-    assert!(seconds.values().sum::<usize>() <= seconds.len() + 1, "{seconds:?}");
-    assert!(warnings.len() <= seconds.len() + 8, "and of little else: {text}");
-    process.kill().expect("it can be killed");
-    process.wait().expect("it can be waited for");
-    idle.stop().await;
 }

@@ -75,6 +75,12 @@ impl Lab {
         Self { name, redis: redis.to_owned(), made: made.into() }
     }
 
+    /// The same with a store that may take `deadline` for an answer.
+    pub(crate) fn patient_toml(&self, deadline: &str, keys: &str, tables: &str) -> String {
+        let store = format!("kind = \"redis\"\ndeadline = \"{deadline}\"");
+        self.toml(keys, tables).replace("kind = \"redis\"", &store)
+    }
+
     /// A configuration; `keys` are more of the subscription's, `tables` further tables.
     pub(crate) fn toml(&self, keys: &str, tables: &str) -> String {
         let (name, redis, rabbitmq) = (&self.name, &self.redis, url());

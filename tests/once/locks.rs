@@ -4,12 +4,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use redeliver::config::Config;
 use redeliver::lock_keeper::{AcquireLock, InspectLock};
-use redeliver::store::LockPolicy;
-use redeliver::{ClaimStatus, Delivery, Failure, Handled};
+use redeliver::store::redis::{RedisSettings, RedisStore};
+use redeliver::store::{ClaimAnswer, ClaimAsk, ClaimKey, Ending, Fence, Fingerprint};
+use redeliver::store::{IdempotencyStore, LockPolicy, Owner};
+use redeliver::{ClaimStatus, Delivery, Failure, Handled, Service};
 use serde_json::{Value, json};
 
-use crate::lab::{BROKER_WAITS, Lab, Log, SHORT_WAITS};
+use crate::lab::{BROKER_WAITS, Lab, Log, SHORT_WAITS, redis_url};
+use crate::support::redis::{Server, aside};
 
 const GUARDED: &str = "idempotency = { store = \"main\" }\n\
     lock = { store = \"main\", key = \"/key\", lease = \"1s\", wait = \"200ms\" }";
@@ -139,5 +143,71 @@ async fn actors_ask_the_keeper_by_messages() {
     guard.release().await.expect("an answer");
     let unknown = service.lock_keeper("mian").expect_err("there is none").to_string();
     assert!(unknown.contains("mian"), "{unknown}");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_strict_store_that_could_forget_what_is_locked_refuses_to_start() {
+    let server = aside(Server::start).await;
+    let lab = Lab::on(&server.url());
+    let strict = "kind = \"redis\"\nstrict = true";
+    let toml = lab.toml(GUARDED, SHORT_WAITS).replace("kind = \"redis\"", strict);
+    let config = Config::from_toml(&toml).expect("a configuration");
+    let service = Service::builder(config).without_handler(&lab.name).signals(false);
+    let error = service.start().await.err().expect("it is refused").to_string();
+    assert!(error.contains("appendonly") && error.contains("strict"), "{error}");
+}
+
+/// A claim as somebody has it who took it over.
+async fn taken_over(lab: &Lab, body: &[u8]) {
+    let store = RedisStore::new(RedisSettings::new("main", redis_url())).expect("settings");
+    let key = ClaimKey {
+        scope: lab.name.as_str().into(),
+        id: "m".into(),
+        fingerprint: Fingerprint::of(body),
+        generation: 0,
+    };
+    assert!(store.reset(&key).await.expect("an answer"), "it is claimed");
+    let (owner, lease) = (Owner::new(), Duration::from_secs(30));
+    let ask = ClaimAsk {
+        key: &key,
+        owner: &owner,
+        lease,
+        keep: lease * 2,
+        attempts: 0,
+        holder: "another",
+        force: false,
+        waits: false,
+        seen: Fence(0),
+    };
+    assert!(matches!(store.claim(&ask).await.expect("an answer"), ClaimAnswer::Granted(_)));
+    // Longer than the first owner takes to renew.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(store.end(&key, &owner, &Ending::Complete(None), lease * 2).await.expect("an answer"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r6_a_handler_whose_claim_was_taken_over_is_cancelled_and_what_it_did_is_not_written_over()
+{
+    let (lab, log) = (Lab::new(), Log::default());
+    let (noting, finished) = (log.clone(), Arc::new(AtomicUsize::new(0)));
+    let counting = Arc::clone(&finished);
+    let handler = move |delivery: Delivery<Value>| {
+        let (noting, counting) = (noting.clone(), Arc::clone(&counting));
+        async move {
+            noting.note(&delivery);
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            counting.fetch_add(1, Ordering::Relaxed);
+            Handled::Ok(())
+        }
+    };
+    let keys = "idempotency = { store = \"main\", lease = \"1s\" }\ntimeout = \"2m\"";
+    let service = lab.start(&lab.toml(keys, SHORT_WAITS), handler).await;
+    lab.send(&service, "m", json!(7)).await;
+    lab.eventually("a run", async || log.len() == 1).await;
+    taken_over(&lab, b"7").await;
+    lab.drained(&service).await;
+    assert_eq!((log.len(), finished.load(Ordering::Relaxed)), (1, 0));
+    assert_eq!(lab.dead(&service).await, Some(0));
     service.stop().await;
 }

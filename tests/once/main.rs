@@ -5,8 +5,10 @@
 
 #![cfg(all(feature = "rabbitmq", feature = "redis"))]
 
+mod commands;
 #[path = "../common/mod.rs"]
 mod common;
+mod copies;
 mod deliveries;
 mod example;
 mod faults;
@@ -17,6 +19,7 @@ mod locks;
 mod order;
 #[path = "../programs/mod.rs"]
 mod programs;
+mod proxy;
 mod results;
 #[path = "../support/mod.rs"]
 mod support;

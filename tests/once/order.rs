@@ -1,5 +1,9 @@
 //! Order per key on RabbitMQ, over failures and deferrals.
 
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
 use redeliver::{Delivery, Failure, Handled, Service};
 use serde_json::{Value, json};
 
@@ -20,7 +24,7 @@ async fn run(lab: &Lab, service: &Service, log: &Log) {
     publish(lab, service).await;
     lab.drained(service).await;
     let ids = log.ids();
-    let worked: std::collections::BTreeSet<&String> = ids.iter().collect();
+    let worked: BTreeSet<&String> = ids.iter().collect();
     assert_eq!(worked.len(), 60);
     for key in 0..6u32 {
         let of_key: Vec<&String> =
@@ -32,15 +36,18 @@ async fn run(lab: &Lab, service: &Service, log: &Log) {
 
 async fn check(keys: &str) {
     let (lab, log) = (Lab::new(), Log::default());
-    let noting = log.clone();
+    let (noting, deferred) = (log.clone(), Arc::new(Mutex::new(BTreeSet::new())));
     let handler = move |delivery: Delivery<Value>| {
-        let noting = noting.clone();
+        let (noting, deferred) = (noting.clone(), Arc::clone(&deferred));
         async move {
-            tokio::time::sleep(std::time::Duration::from_millis(3)).await;
+            tokio::time::sleep(Duration::from_millis(3)).await;
             noting.note(&delivery);
             let number = delivery.payload["number"].as_u64().unwrap_or_default();
             if number.is_multiple_of(7) && delivery.attempt() == 1 {
                 return Handled::Err(Failure::retry("not yet"));
+            }
+            if number.is_multiple_of(11) && deferred.lock().expect("no panic").insert(number) {
+                return Err(Failure::defer(Duration::from_millis(300), "not now"));
             }
             Ok(())
         }
@@ -51,7 +58,7 @@ async fn check(keys: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_single_active_consumer_keeps_the_order_of_each_key_over_failures() {
+async fn a_single_active_consumer_keeps_the_order_of_each_key_over_failures_and_deferrals() {
     check("").await;
 }
 

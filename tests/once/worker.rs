@@ -46,15 +46,22 @@ async fn worker() {
             () = tokio::time::sleep(Duration::from_millis(100)) => {}
         }
         std::fs::write(&metrics, service.metrics().await).expect("a file");
+        let health = service.health();
+        if !health.reasons.is_empty() {
+            std::fs::write(format!("{folder}/complaints"), health.reasons.join("\n"))
+                .expect("a file");
+        }
     }
 }
 
-/// An effect a message, and every fifth id fails on its first attempt.
+/// An effect a message, and every fifth id fails on its first attempt; what `fails` says so does
+/// after each effect.
 async fn handle(delivery: &Delivery<Value>, mut effects: &std::fs::File) -> Handled {
     let id = delivery.id().ok_or_else(|| Failure::reject("no id"))?;
     let sum = id.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(byte.into()));
     tokio::time::sleep(Duration::from_millis(u64::from(sum % 7) * 5)).await;
-    if sum % 5 == 0 && delivery.attempt() == 1 {
+    let fails = delivery.payload["fails"] == true;
+    if sum % 5 == 0 && delivery.attempt() == 1 && !fails {
         return Err(Failure::retry("every fifth fails once"));
     }
     let taken = delivery.claim().map(redeliver::Claim::status) == Some(ClaimStatus::TakenOver);
@@ -62,15 +69,22 @@ async fn handle(delivery: &Delivery<Value>, mut effects: &std::fs::File) -> Hand
     // One write, so that no kill leaves half a line.
     let line = format!("{id} {} {} {mark}\n", delivery.attempt(), std::process::id());
     effects.write_all(line.as_bytes())?;
-    Ok(())
+    if fails { Err(Failure::retry("never works")) } else { Ok(()) }
 }
 
 /// What a line of the effects says: the id, and whether its handler was told of a takeover.
 pub(crate) fn effects(folder: &Path) -> Vec<(String, bool)> {
+    let line = |words: Vec<String>| (words[0].clone(), words[3] == "taken");
+    lines(folder).into_iter().map(line).collect()
+}
+
+/// The attempts that had an effect, in order, each with whether its handler was told of a takeover.
+pub(crate) fn attempts(folder: &Path) -> Vec<(u32, bool)> {
+    let line = |words: Vec<String>| (words[1].parse().expect("a number"), words[3] == "taken");
+    lines(folder).into_iter().map(line).collect()
+}
+
+fn lines(folder: &Path) -> Vec<Vec<String>> {
     let text = std::fs::read_to_string(folder.join("effects")).unwrap_or_default();
-    let line = |line: &str| {
-        let words: Vec<&str> = line.split(' ').collect();
-        (words[0].to_owned(), words[3] == "taken")
-    };
-    text.lines().map(line).collect()
+    text.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
 }
