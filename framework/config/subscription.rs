@@ -238,6 +238,7 @@ impl Subscription {
     }
 
     /// Where messages wait: `wait`, or `{queue}.wait.{ms}`, or on Kafka `{topic}.{group}.wait.{ms}`.
+    #[cfg(any(feature = "rabbitmq", feature = "kafka"))]
     pub(crate) fn wait_template(&self, kind: BrokerKind) -> Template {
         self.wait.clone().unwrap_or_else(|| match kind {
             BrokerKind::Kafka => Template::new("{topic}.{group}.wait.{ms}"),

@@ -30,7 +30,9 @@ pub(crate) use decide::{Answer, Epitaph, Fault, Verdict, Waiting, decide};
 pub(crate) use observe::{Event, Observer};
 pub(crate) use retries::Retries;
 pub(crate) use screen::{expires_at, screen};
-pub(crate) use work::{Outcome, Scope, Tick, Work};
+#[cfg(feature = "__bench")]
+pub(crate) use work::Tick;
+pub(crate) use work::{Outcome, Scope, Work};
 
 use crate::config::TypeSource;
 use crate::message::{Delivery, Failure, Handled};
