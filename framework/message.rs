@@ -174,7 +174,8 @@ pub struct Metadata {
     pub(crate) id: Option<Arc<str>>,
     pub(crate) attempt: u32,
     pub(crate) claim: Option<Arc<Claim>>,
-    pub(crate) locks: Option<Locks>,
+    /// In a box, because most deliveries have none and each is moved several times.
+    pub(crate) locks: Option<Box<Locks>>,
     /// Of this run alone, where what it publishes is stored with the settlement.
     pub(crate) outbox: Option<Box<Publisher>>,
     pub(crate) scope: Arc<DeliveryScope>,
@@ -320,7 +321,7 @@ impl Metadata {
     /// Locks of the store of the subscription's `lock`; asking for the key that this delivery
     /// holds shares it. `None` on subscriptions without `lock`.
     pub fn locks(&self) -> Option<&Locks> {
-        self.locks.as_ref()
+        self.locks.as_deref()
     }
 
     /// The subscription that received it.

@@ -56,7 +56,7 @@ pub(crate) fn received(subscription: &str, lane: &dyn Display, count: usize) {
     tracing::trace!(subscription, %lane, count, "received");
 }
 
-/// A message goes to its handler.
+/// A message goes to its handler; its id is looked for only if somebody listens.
 pub(crate) fn handling<'a>(subscription: &str, id: impl FnOnce() -> Option<&'a str>, attempt: u32) {
     tracing::debug!(subscription, id = id(), attempt, "handling");
 }

@@ -126,11 +126,12 @@ pub(crate) struct Luggage(Option<Arc<Carried>>);
 impl Luggage {
     /// Reads what `envelope` carries of ours.
     pub(crate) fn read(envelope: &dyn Envelope) -> Self {
-        if !envelope.has_headers() {
-            return Self(None);
-        }
-        let carried = Carried::read(envelope);
-        Self((carried != NOTHING).then(|| Arc::new(carried)))
+        Self(Carried::read_some(envelope).filter(|carried| *carried != NOTHING).map(Arc::new))
+    }
+
+    /// Whether there is nothing in it.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
     }
 }
 
@@ -151,11 +152,16 @@ impl DerefMut for Luggage {
 impl Carried {
     /// Reads what `envelope` carries of ours.
     pub(crate) fn read(envelope: &dyn Envelope) -> Self {
-        let mut carried = Self::default();
+        Self::read_some(envelope).unwrap_or_default()
+    }
+
+    /// The same, and nothing where it has no header of ours: most messages have none, and pay for none.
+    fn read_some(envelope: &dyn Envelope) -> Option<Self> {
+        let mut carried: Option<Self> = None;
         if envelope.has_headers() {
             envelope.visit_headers(&mut |name, value| {
                 if name.starts_with(PREFIX) {
-                    carried.take(name, value);
+                    carried.get_or_insert_default().take(name, value);
                 }
             });
         }

@@ -64,6 +64,11 @@ impl Gate {
         self.breaker.state() != BreakerState::Closed
     }
 
+    /// Counts so many messages that were handled, none of them a probe.
+    pub(super) fn record_handled(&mut self, count: usize, now: Instant) {
+        self.breaker.record_successes(now.into_std(), u32::try_from(count).unwrap_or(u32::MAX));
+    }
+
     /// Counts what came of a message; true if the breaker opened or closed over it.
     pub(super) fn record(
         &mut self,

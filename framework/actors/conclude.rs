@@ -3,12 +3,14 @@
 //! Matches every verdict; decides none.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::desk::Desk;
+use super::letter::Letter;
 use super::parking::Number;
 use super::retrier::{Carry, Errand};
 use crate::broker::{Lane, LaneEnd, Settlement};
@@ -21,17 +23,45 @@ use crate::wire::Carried;
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Desk {
-    pub(super) fn conclude_all(&mut self, outcomes: Option<Vec<Outcome>>) {
+    pub(super) fn conclude_all(&mut self, letter: Option<Letter>) {
         self.now = Instant::now();
-        for outcome in outcomes.into_iter().flatten() {
-            self.conclude(outcome);
-        }
-        while let Ok(outcomes) = self.outcomes.try_recv() {
-            for outcome in outcomes {
-                self.conclude(outcome);
-            }
+        let mut next = letter;
+        while let Some(mut letter) = next {
+            self.settle_handled(&mut letter);
+            letter.into_iter().flatten().for_each(|outcome| self.conclude(outcome));
+            next = self.outcomes.try_recv().ok();
         }
         self.run_errands();
+    }
+
+    /// Settles what was simply handled, counted all at once; leaves the rest in the letter.
+    ///
+    /// What [`conclude`](Self::conclude) does, less what does not concern a message that worked: half the cost.
+    fn settle_handled(&mut self, letter: &mut Letter) {
+        let shared = Rc::clone(&self.shared);
+        let is_watched = shared.scope.observer.is_some() || shared.store_down_until.get().is_some();
+        if self.suspects || shared.alone.get() || is_watched {
+            return;
+        }
+        let mut handled = 0;
+        for place in letter {
+            let Some(Outcome { work, verdict: Verdict::Ack }) = place else { continue };
+            if work.is_probe || self.ledger.is_orphan(work.slot) {
+                continue;
+            }
+            self.settle(work);
+            *place = None;
+            handled += 1;
+        }
+        if handled > 0 {
+            self.running -= handled;
+            shared.running.set(shared.running.get() - handled);
+            shared.scope.metrics.handled.inc_by(handled as u64);
+            shared.gate.borrow_mut().record_handled(handled, self.now);
+            if self.settings().in_flight_total_max.is_some() {
+                shared.changed.notify_waiters();
+            }
+        }
     }
 
     /// Acts on what came of a message.
@@ -123,17 +153,17 @@ impl Desk {
             Verdict::Ack => {
                 scope.metrics.handled.inc();
                 scope.observe(&work, Event::Handled);
-                self.settle(work);
+                self.settle(&work);
             }
             Verdict::Duplicate => {
                 scope.observe(&work, Event::Duplicate);
                 self.settle(work);
             }
-            Verdict::Carried => self.settle(work),
+            Verdict::Carried => self.settle(&work),
             Verdict::Ignore(fault) => {
                 scope.metrics.ignored.inc();
                 scope.observe(&work, Event::Ignored(&fault));
-                self.settle(work);
+                self.settle(&work);
             }
             Verdict::Again => {
                 scope.observe(&work, Event::Interrupted);
@@ -238,7 +268,7 @@ impl Desk {
         {
             scope.metrics.dropped.inc();
             scope.observe(&work, Event::Dropped);
-            self.settle(work);
+            self.settle(&work);
             return;
         }
         if epitaph.attempted {
@@ -247,8 +277,8 @@ impl Desk {
         self.errands.push((work, Errand::Bury(epitaph)));
     }
 
-    fn settle(&mut self, work: Work) {
-        self.next_turn(&work);
+    fn settle(&mut self, work: &Work) {
+        self.next_turn(work);
         if let Some(token) = self.ledger.settle(work.slot) {
             self.settlements.push(Settlement::Ack(token));
         }
@@ -281,7 +311,7 @@ impl Desk {
         if self.ledger.is_orphan(work.slot) {
             self.keep_fate(work, Verdict::Carried);
         } else {
-            self.settle(work);
+            self.settle(&work);
         }
     }
 

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::bells::Bells;
 use super::ledger::{Adopted, Ledger};
+use super::letter::Letter;
 use super::links::Links;
 use super::parking::Parking;
 use super::retrier::Errand;
@@ -46,8 +47,8 @@ pub(super) struct Desk {
     pub(super) carrying: usize,
     pub(super) received: Vec<Received>,
     pub(super) settlements: Vec<Settlement>,
-    pub(super) outcomes: mpsc::Receiver<Vec<Outcome>>,
-    pub(super) outcomes_to: mpsc::Sender<Vec<Outcome>>,
+    pub(super) outcomes: mpsc::Receiver<Letter>,
+    pub(super) outcomes_to: mpsc::Sender<Letter>,
     pub(super) carried: mpsc::Receiver<Work>,
     pub(super) carried_to: mpsc::Sender<Work>,
     pub(super) errands: Vec<(Work, Errand)>,
@@ -209,6 +210,11 @@ impl Desk {
 
     /// Takes in a message: to the handlers, unless it came back from crashes too often.
     pub(super) fn admit(&mut self, mut work: Work) {
+        let is_news = work.carried.is_empty() && work.received.envelope.returns() == 0;
+        if is_news && work.key.is_none() {
+            // Most messages: nothing is known of them, and nobody is before them.
+            return self.ready.push_back(work);
+        }
         if let Some(rest) = work.carried.rest {
             work.carried.rest = None;
             return self.wait_on(work, rest);

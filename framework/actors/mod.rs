@@ -34,6 +34,7 @@ mod desk;
 mod handlers;
 mod keys;
 mod ledger;
+mod letter;
 mod life;
 mod links;
 pub mod lock_keeper;

@@ -1,11 +1,12 @@
-//! Verdicts on their way from a handler actor back to the consumers, a letter a turn.
+//! What came of messages that went on in slots, on its way back to the consumers: a letter a turn.
 
 use tokio::sync::mpsc;
 
+use super::letter::Letter;
 use crate::pipeline::Outcome;
 
 /// The way back to one lane's consumer, and what is about to take it.
-type Way = (mpsc::Sender<Vec<Outcome>>, Vec<Outcome>);
+type Way = (mpsc::Sender<Letter>, Letter);
 
 /// Verdicts on their way back, by lane.
 #[derive(Default)]
@@ -14,20 +15,20 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    pub(super) fn address(&mut self, lane: u32, reply: mpsc::Sender<Vec<Outcome>>) {
+    pub(super) fn address(&mut self, lane: u32, reply: &mpsc::Sender<Letter>) {
         let lane = lane as usize;
         if self.lanes.len() <= lane {
             self.lanes.resize_with(lane + 1, || None);
         }
         match &mut self.lanes[lane] {
-            Some((known, _)) if known.same_channel(&reply) => {}
-            place => *place = Some((reply, Vec::new())),
+            Some((known, _)) if known.same_channel(reply) => {}
+            place => *place = Some((reply.clone(), Vec::new())),
         }
     }
 
     pub(super) fn push(&mut self, outcome: Outcome) {
         if let Some(Some((_, outcomes))) = self.lanes.get_mut(outcome.work.lane as usize) {
-            outcomes.push(outcome);
+            outcomes.push(Some(outcome));
         }
     }
 

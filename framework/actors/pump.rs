@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
 
+use super::letter::Opened;
 use super::life::Life;
 use super::outbox::Outbox;
 use super::seat::{Dispatch, ExitReason, Seat};
@@ -316,7 +317,7 @@ where
                 Poll::Pending => return false,
                 Poll::Ready(None) => self.finished = true,
                 Poll::Ready(Some(dispatch)) => {
-                    turns += dispatch.works.len();
+                    turns += dispatch.letter.len();
                     self.begin(dispatch, actor, ctx, cx);
                 }
             }
@@ -326,31 +327,39 @@ where
 
     fn begin<A: Actor>(
         &mut self,
-        Dispatch { works, reply, tenure }: Dispatch,
+        Dispatch { letter, reply, tenure }: Dispatch,
         actor: &mut A,
         ctx: &mut A::Context,
         cx: &mut Context<'_>,
     ) where
         S: Station<A, T>,
     {
-        if let Some(first) = works.first() {
-            self.desk.outbox.borrow_mut().address(first.lane, reply);
+        if let Some(Some(first)) = letter.first() {
+            self.desk.outbox.borrow_mut().address(first.work.lane, &reply);
         }
         let is_plain = self.desk.scope.guards.is_empty() && !telemetry::traces();
         let began = Instant::now();
         let mut at_once = 0;
-        for work in works {
-            let is_plain = is_plain && work.doom.is_none();
-            let ticket = Ticket { work: Some(work), slot: None, desk: Rc::clone(&self.desk) };
+        let mut letter = Opened::new(letter, reply);
+        for place in 0..letter.len() {
             if self.desk.broken.get() || !tenure.is_open() {
                 // The rest goes to the next actor, or came from a lane that is gone.
-                drop(ticket);
-            } else if is_plain && !self.desk.life.is_blocked() {
-                at_once += u32::from(self.handle(ticket, &tenure, actor, ctx, cx));
-            } else {
-                let tenure = Arc::clone(&tenure);
-                let slot = self.slots.insert(|slot| (self.make)(slot, ticket, None, tenure));
-                self.slots.poll(slot);
+                break;
+            }
+            let Some(work) = letter.at(place) else { continue };
+            let mut begun = None;
+            if is_plain && work.doom.is_none() && !self.desk.life.is_blocked() {
+                match self.handle(work, actor, ctx, cx) {
+                    Ok(verdict) => {
+                        at_once += 1;
+                        letter.decide(place, verdict);
+                        continue;
+                    }
+                    Err(running) => begun = Some(running),
+                }
+            }
+            if let Some(work) = letter.take(place) {
+                self.go_on_in_a_slot::<A>(work, begun, &tenure);
                 self.serve(actor, ctx);
             }
         }
@@ -359,50 +368,46 @@ where
         }
     }
 
-    /// Puts a message that nothing guards to its handler; true if that answered at once.
+    /// Puts a message that nothing guards to its handler; what runs on, if that does not answer at once.
     ///
     /// `process()` without a future of ours, for the handlers that wait for nothing: it saves more
     /// than a thousand instructions a message. Those that wait go on in a slot. They are timed one
     /// by one; those that answer at once share the time of their letter evenly.
     fn handle<A: Actor>(
         &mut self,
-        ticket: Ticket<T>,
-        tenure: &Arc<Tenure>,
+        work: &Work,
         actor: &mut A,
         ctx: &mut A::Context,
         cx: &mut Context<'_>,
-    ) -> bool
+    ) -> Result<Verdict, Running>
     where
         S: Station<A, T>,
     {
-        let desk = Rc::clone(&self.desk);
-        let Some(work) = &ticket.work else { return false };
-        let answer = match prepare(work, &desk.scope, &desk.codecs) {
+        let scope = self.desk.scope.as_ref();
+        let answer = match prepare(work, scope, &self.desk.codecs) {
             Err(refusal) => refusal,
-            Ok(delivery) => match answer_at_once(self.station.call(actor, ctx, delivery), cx) {
-                Ok(answer) => answer,
-                Err(running) => {
-                    self.go_on_in_a_slot::<A>(ticket, running, Arc::clone(tenure));
-                    return false;
-                }
-            },
+            Ok(delivery) => answer_at_once(self.station.call(actor, ctx, delivery), cx)?,
         };
-        let verdict = verdict_on(answer, work, &desk.scope);
-        ticket.conclude(verdict);
-        true
+        let verdict = verdict_on(answer, work, scope);
+        if self.desk.breaks && verdict.is_panic() {
+            self.desk.broken.set(true);
+        }
+        Ok(verdict)
     }
 
+    /// Gives a message a future of its own, from the beginning or from where its handler began to wait.
     fn go_on_in_a_slot<A: Actor>(
         &mut self,
-        ticket: Ticket<T>,
-        running: Running,
-        tenure: Arc<Tenure>,
+        work: Work,
+        begun: Option<Running>,
+        tenure: &Arc<Tenure>,
     ) where
         S: Station<A, T>,
     {
-        let way = Way::of(&running);
+        let ticket = Ticket { work: Some(work), slot: None, desk: Rc::clone(&self.desk) };
+        let way = begun.as_ref().map_or(Way::Alone, Way::of);
         let make = &self.make;
-        let slot = self.slots.insert(|slot| make(slot, ticket, Some(running), tenure));
+        let slot = self.slots.insert(|slot| make(slot, ticket, begun, Arc::clone(tenure)));
         self.note_begun::<A>(slot, way);
         self.slots.poll(slot);
     }

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
+use super::letter::Letter;
 use super::tenure::Tenure;
-use crate::pipeline::{Outcome, Scope, Work};
+use crate::pipeline::Scope;
 
 /// Work on its way from a consumer to a handler actor, and the way back.
 pub(crate) struct Dispatch {
-    pub(crate) works: Vec<Work>,
-    pub(crate) reply: mpsc::Sender<Vec<Outcome>>,
+    pub(crate) letter: Letter,
+    pub(crate) reply: mpsc::Sender<Letter>,
     /// Of the lane that delivered it.
     pub(crate) tenure: Arc<Tenure>,
 }

@@ -4,6 +4,8 @@
 //! For first steps, for users' own tests and for measuring what the framework itself costs. Owns
 //! its queues; shares them with nobody.
 
+mod texts;
+
 use std::any::Any;
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap, VecDeque};
@@ -24,6 +26,10 @@ use super::{
 use crate::clock::Clock;
 use crate::config::BrokerKind;
 use crate::wire;
+use texts::Texts;
+
+/// The largest body that is copied, in bytes, rather than shared with its publisher.
+const COPIED_MAX: usize = 1024;
 
 /// The broker. Clones share their queues.
 ///
@@ -82,14 +88,10 @@ struct Waiting {
 #[derive(Clone, Debug)]
 struct Message {
     body: Bytes,
-    headers: Vec<(String, String)>,
-    id: Option<String>,
-    content_type: Option<String>,
-    kind: Option<String>,
+    texts: Texts,
     key: Option<Bytes>,
     published_at: SystemTime,
     time_to_live: Option<Duration>,
-    queue: Arc<str>,
     returns: u32,
 }
 
@@ -462,16 +464,20 @@ impl Publisher for MemoryPublisher {
 }
 
 fn stored(outgoing: &Outgoing, queue: &str, published_at: SystemTime) -> Message {
+    let id = Some(outgoing.id.as_str()).filter(|id| !id.is_empty());
+    let (content_type, kind) = (outgoing.content_type.as_deref(), outgoing.kind.as_deref());
+    let headers = outgoing.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
+    // Sharing a small body costs more blocks than copying it.
+    let body = match outgoing.body.len() <= COPIED_MAX {
+        true => Bytes::copy_from_slice(&outgoing.body),
+        false => outgoing.body.clone(),
+    };
     Message {
-        body: outgoing.body.clone(),
-        headers: outgoing.headers.clone(),
-        id: (!outgoing.id.is_empty()).then(|| outgoing.id.clone()),
-        content_type: outgoing.content_type.clone(),
-        kind: outgoing.kind.clone(),
+        body,
+        texts: Texts::new(queue, [id, content_type, kind], headers),
         key: outgoing.key.clone(),
         published_at,
         time_to_live: outgoing.time_to_live,
-        queue: queue.into(),
         returns: 0,
     }
 }
@@ -481,11 +487,12 @@ impl Message {
     fn copied(&self, copy: &Copy, queue: &str) -> Self {
         let own =
             |name: &str| name.starts_with(wire::PREFIX) && !name.starts_with(wire::ORIGINAL_PREFIX);
-        let mut headers: Vec<(String, String)> =
-            self.headers.iter().filter(|(name, _)| !own(name)).cloned().collect();
-        let stamps = copy.stamps.iter();
-        headers.extend(stamps.map(|(name, value)| ((*name).to_owned(), value.clone())));
-        Self { headers, time_to_live: None, queue: queue.into(), returns: 0, ..self.clone() }
+        let kept = self.texts.headers().filter(|(name, _)| !own(name));
+        let stamps = copy.stamps.iter().map(|(name, value)| (*name, value.as_str()));
+        let texts = [self.texts.id(), self.texts.content_type(), self.texts.kind()];
+        let texts = Texts::new(queue, texts, kept.chain(stamps));
+        let (body, key) = (self.body.clone(), self.key.clone());
+        Self { body, texts, key, published_at: self.published_at, time_to_live: None, returns: 0 }
     }
 }
 
@@ -495,30 +502,30 @@ impl Envelope for Message {
     }
 
     fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
-        let (_, value) = self.headers.iter().find(|(known, _)| known == name)?;
+        let (_, value) = self.texts.headers().find(|(known, _)| *known == name)?;
         Some(HeaderValue::Text(value))
     }
 
     fn visit_headers(&self, visit: &mut dyn FnMut(&str, HeaderValue<'_>)) {
-        for (name, value) in &self.headers {
+        for (name, value) in self.texts.headers() {
             visit(name, HeaderValue::Text(value));
         }
     }
 
     fn has_headers(&self) -> bool {
-        !self.headers.is_empty()
+        self.texts.has_headers()
     }
 
     fn id(&self) -> Option<&str> {
-        self.id.as_deref()
+        self.texts.id()
     }
 
     fn content_type(&self) -> Option<&str> {
-        self.content_type.as_deref()
+        self.texts.content_type()
     }
 
     fn kind(&self) -> Option<&str> {
-        self.kind.as_deref()
+        self.texts.kind()
     }
 
     fn key(&self) -> Option<&[u8]> {
@@ -543,7 +550,7 @@ impl Envelope for Message {
     }
 
     fn origin(&self) -> String {
-        format!("memory/{}", self.queue)
+        format!("memory/{}", self.texts.queue())
     }
 
     fn as_any(&self) -> &dyn Any {

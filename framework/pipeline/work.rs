@@ -133,7 +133,7 @@ impl Work {
                 .sharing
                 .as_ref()
                 .zip(scope.locks.as_ref())
-                .map(|(sharing, locks)| locks.within(&sharing.scope())),
+                .map(|(sharing, locks)| Box::new(locks.within(&sharing.scope()))),
             attempt: attempt.get(),
             outbox: scope.delivery.outbox(self.received.envelope.as_ref()),
             scope: Arc::clone(&scope.delivery),

@@ -111,7 +111,7 @@ impl Breaker {
         let State::Closed(outcomes) = &mut self.state else {
             return None;
         };
-        outcomes.add(now, ok);
+        outcomes.add(now, 1, u32::from(!ok));
         // A success never opens it, even where a rate of 0 is configured, so nothing is counted for one.
         if ok {
             return None;
@@ -120,6 +120,13 @@ impl Breaker {
         let judged = attempts >= u64::from(self.policy.attempts_min);
         let too_many = failures as f64 >= self.policy.failure_rate * attempts as f64;
         (judged && too_many).then(|| self.open(now, self.policy.pause))
+    }
+
+    /// Notes so many attempts at once that worked, as [`record`](Breaker::record) does with each.
+    pub fn record_successes(&mut self, now: Instant, count: u32) {
+        if let State::Closed(outcomes) = &mut self.state {
+            outcomes.add(now, count, 0);
+        }
     }
 
     /// Asks what may be done now. Answering [`Permit::Probe`] hands out the one probe.
@@ -213,13 +220,13 @@ impl Outcomes {
         }
     }
 
-    fn add(&mut self, now: Instant, ok: bool) {
+    fn add(&mut self, now: Instant, attempts: u32, failures: u32) {
         if self.newest_until.is_none_or(|until| now >= until) {
             self.advance(now);
         }
         let bucket = &mut self.buckets[(self.newest % BUCKETS as u64) as usize];
-        bucket.attempts = bucket.attempts.saturating_add(1);
-        bucket.failures = bucket.failures.saturating_add(u32::from(!ok));
+        bucket.attempts = bucket.attempts.saturating_add(attempts);
+        bucket.failures = bucket.failures.saturating_add(failures);
     }
 
     /// Goes on to the bucket of `now`.

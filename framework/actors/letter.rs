@@ -1,0 +1,60 @@
+//! A letter: messages on their way to a handler actor, and the same block on its way back with what came of each.
+//!
+//! Owns that every message in it comes out again: nothing is moved from one list to another for each message, and what
+//! nobody decided on is to run once more, because that is what is written on it from the start.
+
+use tokio::sync::mpsc;
+
+use crate::pipeline::{Outcome, Verdict, Work};
+
+/// Messages with what is to become of them; empty places are those that went on in a slot.
+pub(crate) type Letter = Vec<Option<Outcome>>;
+
+/// A message that nobody decided on yet.
+pub(super) fn undecided(work: Work) -> Option<Outcome> {
+    Some(Outcome { work, verdict: Verdict::Again })
+}
+
+/// A letter in the hands of a handler actor; goes back when it is put down, by whatever way.
+pub(super) struct Opened {
+    letter: Letter,
+    reply: mpsc::Sender<Letter>,
+}
+
+impl Opened {
+    pub(super) fn new(letter: Letter, reply: mpsc::Sender<Letter>) -> Self {
+        Self { letter, reply }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.letter.len()
+    }
+
+    /// The message at a place, if it is still there.
+    pub(super) fn at(&self, place: usize) -> Option<&Work> {
+        Some(&self.letter.get(place)?.as_ref()?.work)
+    }
+
+    /// Writes down what is to become of it.
+    pub(super) fn decide(&mut self, place: usize, verdict: Verdict) {
+        if let Some(Some(outcome)) = self.letter.get_mut(place) {
+            outcome.verdict = verdict;
+        }
+    }
+
+    /// Takes it out: it goes back another way.
+    pub(super) fn take(&mut self, place: usize) -> Option<Work> {
+        Some(self.letter.get_mut(place)?.take()?.work)
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        let letter = std::mem::take(&mut self.letter);
+        if letter.iter().any(Option::is_some) {
+            // The channel has room for every message that the consumer has out. It is closed when the consumer is
+            // gone; then the broker delivers them again.
+            let _ = self.reply.try_send(letter);
+        }
+    }
+}
