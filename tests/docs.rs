@@ -304,6 +304,37 @@ fn every_sentence_of_the_brokers_contract_is_explained() {
     assert_eq!(explained, numbers);
 }
 
+/// The table of counts in the benchmarks' page is what CI holds the code to.
+#[test]
+fn the_counts_that_are_published_are_those_of_the_baseline() {
+    let baseline: std::collections::BTreeMap<String, f64> =
+        serde_json::from_str(include_str!("../benches/baseline.json")).expect("it is JSON");
+    let page = include_str!("../docs/benchmarks.md");
+    let published: Vec<f64> = rows(page, "| what | count | goal |")
+        .map(|row| row[1].replace(',', "").parse().expect("a count is a number"))
+        .collect();
+    assert_eq!(published.len(), baseline.len());
+    for (what, count) in baseline {
+        let is_near = |published: &f64| (published - count).abs() <= (count / 1000.0).max(0.5);
+        assert!(published.iter().any(is_near), "{what}: {count} is not in docs/benchmarks.md");
+    }
+}
+
+/// Every plot that was drawn is shown, the first of them to whoever reads no further than the README.
+#[test]
+fn every_plot_is_shown() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let page = include_str!("../docs/benchmarks.md");
+    let mut plots = 0;
+    for entry in root.join("docs/benchmarks").read_dir().expect("the plots are there") {
+        let name = entry.expect("they can be listed").file_name().into_string().expect("a name");
+        assert!(page.contains(&format!("](benchmarks/{name})")), "{name} is shown nowhere");
+        plots += 1;
+    }
+    assert!(plots > 1, "only {plots} plots");
+    assert!(include_str!("../README.md").contains("](docs/benchmarks/"), "no plot in the README");
+}
+
 /// Every document of the repository, with its text.
 fn documents() -> Vec<(std::path::PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

@@ -2,5 +2,5 @@
 //! be used from elsewhere.
 
 pub mod memory_path;
-#[cfg(feature = "rabbitmq")]
+#[cfg(feature = "servers")]
 pub mod shared;

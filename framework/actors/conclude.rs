@@ -157,7 +157,7 @@ impl Desk {
             }
             Verdict::Duplicate => {
                 scope.observe(&work, Event::Duplicate);
-                self.settle(work);
+                self.settle(&work);
             }
             Verdict::Carried => self.settle(&work),
             Verdict::Ignore(fault) => {

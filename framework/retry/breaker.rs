@@ -123,7 +123,7 @@ impl Breaker {
     }
 
     /// Notes so many attempts at once that worked, as [`record`](Breaker::record) does with each.
-    pub fn record_successes(&mut self, now: Instant, count: u32) {
+    pub(crate) fn record_successes(&mut self, now: Instant, count: u32) {
         if let State::Closed(outcomes) = &mut self.state {
             outcomes.add(now, count, 0);
         }

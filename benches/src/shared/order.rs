@@ -1,11 +1,20 @@
-//! The message: 512 bytes of JSON that every contender decodes into the same struct.
+//! The message: 512 bytes of JSON that every contender decodes into the same struct, or real ones from the file that
+//! `REDELIVER_BENCH_INPUT` names, a JSON object a line.
+
+use std::sync::OnceLock;
 
 use serde::{Deserialize, Serialize};
 
 /// How long the JSON of an order is.
 pub const BODY_LENGTH: usize = 512;
+/// Names the file with real messages.
+pub const INPUT_FILE: &str = "REDELIVER_BENCH_INPUT";
+/// How many customers the orders are of.
+const CUSTOMERS: u64 = 10_000;
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+/// An order, or a webhook delivery: one struct, so that every contender has one handler for both.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
 pub struct Order {
     pub id: u64,
     pub customer_id: String,
@@ -14,6 +23,29 @@ pub struct Order {
     pub items: Vec<Item>,
     pub address: Address,
     pub note: String,
+    #[serde(skip_serializing)]
+    pub delivery: Option<String>,
+    #[serde(skip_serializing)]
+    pub event: Option<String>,
+    #[serde(skip_serializing)]
+    pub repository: Option<String>,
+    #[serde(skip_serializing)]
+    pub payload: Option<Webhook>,
+}
+
+/// What a handler of webhooks would look at.
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Webhook {
+    pub action: Option<String>,
+    pub sender: Option<Sender>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
+#[serde(default)]
+pub struct Sender {
+    pub login: String,
+    pub id: u64,
 }
 
 #[derive(Clone, Debug, Deserialize, Serialize)]
@@ -23,7 +55,7 @@ pub struct Item {
     pub price: f64,
 }
 
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, Deserialize, Serialize)]
 pub struct Address {
     pub name: String,
     pub street: String,
@@ -31,8 +63,38 @@ pub struct Address {
     pub country: String,
 }
 
+/// The body of message `number`: an order, or a line of the input, over and over.
+pub fn body(number: u64) -> Vec<u8> {
+    match input() {
+        [] => order(number),
+        lines => lines[number as usize % lines.len()].as_bytes().to_vec(),
+    }
+}
+
+/// What the message is ordered by: its customer, or its repository.
+pub fn key(number: u64) -> String {
+    match input() {
+        [] => format!("customer-{:05}", number % CUSTOMERS),
+        lines => {
+            let order: Result<Order, _> =
+                serde_json::from_str(&lines[number as usize % lines.len()]);
+            order.ok().and_then(|order| order.repository).unwrap_or_default()
+        }
+    }
+}
+
+/// The lines of the file that is named, if one is.
+fn input() -> &'static [String] {
+    static INPUT: OnceLock<Vec<String>> = OnceLock::new();
+    INPUT.get_or_init(|| {
+        let Some(file) = std::env::var_os(INPUT_FILE) else { return Vec::new() };
+        let text = std::fs::read_to_string(&file).expect("the input can be read");
+        text.lines().filter(|line| !line.trim().is_empty()).map(str::to_owned).collect()
+    })
+}
+
 /// The JSON of order `id`, always of the same length.
-pub fn body(id: u64) -> Vec<u8> {
+fn order(id: u64) -> Vec<u8> {
     let item = |number: u32| Item {
         sku: format!("SKU-{:06}", id % 900_000 + u64::from(number)),
         quantity: number + 1,
@@ -40,7 +102,7 @@ pub fn body(id: u64) -> Vec<u8> {
     };
     let mut order = Order {
         id,
-        customer_id: format!("customer-{:05}", id % 10_000),
+        customer_id: format!("customer-{:05}", id % CUSTOMERS),
         currency: String::from("EUR"),
         total: 118.5,
         items: (0..3).map(item).collect(),
@@ -50,7 +112,7 @@ pub fn body(id: u64) -> Vec<u8> {
             city: String::from("Turin"),
             country: String::from("IT"),
         },
-        note: String::new(),
+        ..Order::default()
     };
     let bare = serde_json::to_vec(&order).expect("an order is JSON").len();
     order.note = "x".repeat(BODY_LENGTH - bare);

@@ -1,4 +1,5 @@
-//! What a contender is told on its command line: `URL QUEUES PREFIX MESSAGES PREFETCH STYLE`.
+//! What a contender is told on its command line: `URL QUEUES PREFIX MESSAGES PREFETCH STYLE
+//! GROUP`.
 
 use std::error::Error;
 
@@ -6,21 +7,24 @@ use std::error::Error;
 #[derive(Clone, Debug)]
 pub struct Task {
     pub url: String,
-    /// The queues are `PREFIX.0`, `PREFIX.1`, and so on.
+    /// The queues are `PREFIX.0`, `PREFIX.1`, and so on; on Kafka it is the topic.
     pub prefix: String,
+    /// Queues, or partitions.
     pub queues: usize,
     /// How many messages there are, over all queues.
     pub messages: u64,
     pub prefetch: u16,
     /// Which of the contender's ways is run.
     pub style: String,
+    /// The consumer group, where there are groups.
+    pub group: String,
 }
 
 impl Task {
     pub fn from_arguments() -> Result<Self, Box<dyn Error>> {
         let words: Vec<String> = std::env::args().skip(1).collect();
-        let [url, queues, prefix, messages, prefetch, style] = words.as_slice() else {
-            return Err("use: URL QUEUES PREFIX MESSAGES PREFETCH STYLE".into());
+        let [url, queues, prefix, messages, prefetch, style, group] = words.as_slice() else {
+            return Err("use: URL QUEUES PREFIX MESSAGES PREFETCH STYLE GROUP".into());
         };
         Ok(Self {
             url: url.clone(),
@@ -29,6 +33,7 @@ impl Task {
             messages: messages.parse()?,
             prefetch: prefetch.parse()?,
             style: style.clone(),
+            group: group.clone(),
         })
     }
 

@@ -16,7 +16,7 @@ pub(crate) struct Figure {
 /// Which side of its goal a figure has to be on.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Goal {
-    #[cfg_attr(not(feature = "rabbitmq"), allow(dead_code))]
+    #[cfg_attr(not(feature = "servers"), allow(dead_code))]
     AtLeast(f64),
     AtMost(f64),
     /// Published, without a goal.
@@ -30,7 +30,7 @@ impl Figure {
     }
 
     /// A figure against a reference; `ratio` is the median over the rounds.
-    #[cfg_attr(not(feature = "rabbitmq"), allow(dead_code))]
+    #[cfg_attr(not(feature = "servers"), allow(dead_code))]
     pub(crate) fn against(
         measure: impl Into<String>,
         ours: f64,

@@ -1,16 +1,20 @@
-//! Runs the benchmark: `harness micro|rabbitmq|all [--quick] [--check] [--keep] [--only GROUP]`, started by
-//! `./benches/run`.
+//! Runs the benchmark: `harness PART... [--quick] [--check] [--keep] [--only GROUP]
+//! [--input FILE]`, started by `./benches/run`.
 //!
 //! Standard output: one line of JSON a figure; what a human reads goes to standard error.
 
 mod figure;
+#[cfg(feature = "servers")]
+mod kafka;
 mod machine;
 mod micro;
-#[cfg(feature = "rabbitmq")]
+#[cfg(feature = "servers")]
 mod plot;
-#[cfg(feature = "rabbitmq")]
+#[cfg(feature = "servers")]
 mod rabbitmq;
-#[cfg(feature = "rabbitmq")]
+#[cfg(feature = "servers")]
+mod redis;
+#[cfg(feature = "servers")]
 mod runs;
 
 use std::error::Error;
@@ -49,8 +53,12 @@ fn run() -> Outcome<bool> {
     for part in &asked.parts {
         match part.as_str() {
             "micro" => good &= micro::run(&asked)?,
-            #[cfg(feature = "rabbitmq")]
+            #[cfg(feature = "servers")]
             "rabbitmq" => rabbitmq::run(&asked)?,
+            #[cfg(feature = "servers")]
+            "kafka" => kafka::run(&asked)?,
+            #[cfg(feature = "servers")]
+            "redis" => redis::run(&asked)?,
             other => return Err(format!("there is no part `{other}`").into()),
         }
     }
@@ -67,15 +75,30 @@ fn read_arguments() -> Outcome<Asked> {
             "--check" => asked.check = true,
             "--keep" => asked.keep = true,
             "--only" => asked.only = Some(words.next().ok_or("--only needs a name")?),
-            // Kafka and Redis take their places here.
-            "all" => asked.parts = vec![String::from("micro"), String::from("rabbitmq")],
+            "--input" => words.next().map(drop).ok_or("--input needs a file")?,
             part => asked.parts.push(part.to_owned()),
         }
     }
     if asked.parts.is_empty() {
-        return Err(
-            "use: harness micro|rabbitmq|all [--quick] [--check] [--keep] [--only GROUP]".into()
-        );
+        return Err("use: harness PART... [--quick] [--check] [--keep] \
+                    [--only GROUP] [--input FILE]"
+            .into());
     }
     Ok(asked)
+}
+
+#[cfg(feature = "servers")]
+impl Asked {
+    /// Whether the group of figures of this name is asked for.
+    fn wants(&self, group: &str) -> bool {
+        self.only.as_ref().is_none_or(|only| group.contains(only))
+    }
+
+    /// Writes the plots, where they are to be kept.
+    fn keep(&self, plots: Vec<plot::Plot>) -> Outcome {
+        if self.keep {
+            plots.into_iter().try_for_each(|plot| plot.write())?;
+        }
+        Ok(())
+    }
 }

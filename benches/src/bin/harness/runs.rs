@@ -1,4 +1,4 @@
-//! Whole processes, run in turns on a queue that is filled before each and looked at afterwards.
+//! Whole processes, run in turns on a source that is filled before each and looked at afterwards.
 
 use std::env;
 use std::io::Read;
@@ -6,25 +6,32 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
-use futures_util::stream::FuturesUnordered;
-use lapin::options::{
-    BasicPublishOptions, ConfirmSelectOptions, QueueDeclareOptions, QueueDeleteOptions,
-    QueuePurgeOptions,
-};
-use lapin::types::{AMQPValue, FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
-use redeliver_benches::shared::order;
-use tokio::runtime::Runtime;
-
 use super::Outcome;
-use super::machine;
+use super::figure::{Figure, Goal};
 use super::micro::beside;
 
 /// No run takes longer than this.
 const RUN_MAX: Duration = Duration::from_secs(300);
-/// Unconfirmed messages while a queue is filled.
-const FILL_WINDOW: usize = 1000;
+
+/// A server with something to consume.
+pub(crate) trait Ground {
+    fn url(&self) -> &str;
+
+    /// What the names of its queues, or its topic, begin with.
+    fn prefix(&self, setting: &Setting) -> String;
+
+    /// Who consumes this time, where consumers have names.
+    fn group(&self) -> String;
+
+    /// Puts the messages there.
+    fn fill(&self, setting: &Setting) -> Outcome;
+
+    /// How many messages there nobody finished, once the run is over.
+    fn left(&self, setting: &Setting) -> Outcome<u64>;
+
+    /// Takes away what a contender left.
+    fn clear(&self, setting: &Setting) -> Outcome;
+}
 
 /// A program and the way it is run.
 #[derive(Clone, Debug)]
@@ -38,7 +45,10 @@ pub(crate) struct Contender {
 pub(crate) enum Program {
     Ours,
     Lapin,
+    Rdkafka,
+    Locks,
     RustStream,
+    RustStreamKafka,
     Apalis,
 }
 
@@ -48,15 +58,29 @@ impl Program {
         match self {
             Self::Ours => beside("redeliver"),
             Self::Lapin => beside("lapin"),
+            Self::Rdkafka => beside("rdkafka"),
+            Self::Locks => beside("locks"),
             Self::RustStream => peers().join("ruststream"),
+            Self::RustStreamKafka => peers().join("ruststream_kafka"),
             Self::Apalis => peers().join("apalis"),
         }
+    }
+}
+
+impl Contender {
+    pub(crate) fn new(label: &'static str, program: Program, style: impl Into<String>) -> Self {
+        Self { label, program, style: style.into() }
+    }
+
+    pub(crate) fn ours(style: impl Into<String>) -> Self {
+        Self::new("redeliver", Program::Ours, style)
     }
 }
 
 /// What is consumed.
 #[derive(Clone, Debug)]
 pub(crate) struct Setting {
+    /// Queues, or partitions.
     pub(crate) queues: usize,
     pub(crate) messages: u64,
     pub(crate) prefetch: u16,
@@ -82,155 +106,39 @@ impl Measured {
     }
 }
 
-/// The server, and the queues of this run.
-pub(crate) struct Server {
-    runtime: Runtime,
-    connection: Connection,
-    channel: Channel,
-    pub(crate) url: String,
-    pub(crate) prefix: String,
-}
-
-impl Server {
-    pub(crate) fn connect() -> Outcome<Self> {
-        let url = env::var("RABBITMQ_URL").map_err(|_| "RABBITMQ_URL names no server")?;
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let (connection, channel) = runtime.block_on(async {
-            let connection = Connection::connect(&url, ConnectionProperties::default()).await?;
-            let channel = connection.create_channel().await?;
-            channel.confirm_select(ConfirmSelectOptions::default()).await?;
-            Ok::<_, lapin::Error>((connection, channel))
-        })?;
-        let prefix = format!("redeliver-bench-{}", std::process::id());
-        Ok(Self { runtime, connection, channel, url, prefix })
-    }
-
-    pub(crate) fn queue(&self, number: usize) -> String {
-        format!("{}.{number}", self.prefix)
-    }
-
-    /// Quorum queues, as the framework declares them and everybody should.
-    pub(crate) fn declare(&self, queues: usize) -> Outcome {
-        let mut arguments = FieldTable::default();
-        arguments.insert("x-queue-type".into(), AMQPValue::LongString("quorum".into()));
-        let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-        self.runtime.block_on(async {
-            for number in 0..queues {
-                let name = ShortString::from(self.queue(number));
-                self.channel.queue_declare(name.clone(), options, arguments.clone()).await?;
-                self.channel.queue_purge(name, QueuePurgeOptions::default()).await?;
-            }
-            Ok(())
-        })
-    }
-
-    /// Puts `messages` orders into the queues, evenly, each confirmed.
-    pub(crate) fn fill(&self, queues: usize, messages: u64) -> Outcome {
-        let names: Vec<String> = (0..queues).map(|number| self.queue(number)).collect();
-        self.fill_into(&names, messages)
-    }
-
-    pub(crate) fn fill_into(&self, names: &[String], messages: u64) -> Outcome {
-        self.runtime.block_on(async {
-            let mut unconfirmed = FuturesUnordered::new();
-            for number in 0..messages {
-                let name = &names[number as usize % names.len()];
-                let properties = BasicProperties::default()
-                    .with_delivery_mode(2)
-                    .with_content_type("application/json".into())
-                    .with_message_id(format!("order-{number}").into());
-                let body = order::body(number);
-                let confirm = self.channel.basic_publish(
-                    "".into(),
-                    ShortString::from(name.as_str()),
-                    BasicPublishOptions::default(),
-                    &body,
-                    properties,
-                );
-                unconfirmed.push(confirm.await?);
-                while unconfirmed.len() >= FILL_WINDOW {
-                    unconfirmed.next().await.transpose()?;
-                }
-            }
-            while unconfirmed.next().await.transpose()?.is_some() {}
-            Ok(())
-        })
-    }
-
-    /// How many messages the queues hold once nobody consumes them any more.
-    pub(crate) fn left(&self, names: &[String]) -> Outcome<u64> {
-        let options = QueueDeclareOptions { passive: true, ..QueueDeclareOptions::default() };
-        let end = Instant::now() + Duration::from_secs(10);
-        self.runtime.block_on(async {
-            let mut left = 0;
-            for name in names {
-                loop {
-                    let name = ShortString::from(name.as_str());
-                    let asked =
-                        self.channel.queue_declare(name, options, FieldTable::default()).await?;
-                    if asked.consumer_count() == 0 || Instant::now() > end {
-                        left += u64::from(asked.message_count());
-                        break;
-                    }
-                    tokio::time::sleep(Duration::from_millis(20)).await;
-                }
-            }
-            Ok(left)
-        })
-    }
-
-    pub(crate) fn delete(&self, names: impl IntoIterator<Item = String>) -> Outcome {
-        self.runtime.block_on(async {
-            for name in names {
-                let options = QueueDeleteOptions::default();
-                self.channel.queue_delete(ShortString::from(name), options).await?;
-            }
-            Ok(())
-        })
-    }
-
-    /// As its control command tells, where the run started the server itself.
-    pub(crate) fn version(&self) -> String {
-        let control = env::var("REDELIVER_RABBITMQCTL").unwrap_or_default();
-        let version = machine::said(&control, &["version"]);
-        if version.is_empty() { String::from("(not known)") } else { version }
-    }
-
-    pub(crate) fn close(&self) -> Outcome {
-        self.runtime.block_on(self.connection.close(200, "done".into()))?;
-        Ok(())
-    }
-}
-
-/// Fills the queues, runs the contender, and looks that nothing is left.
-pub(crate) fn once(server: &Server, contender: &Contender, setting: &Setting) -> Outcome<Measured> {
-    server.fill(setting.queues, setting.messages)?;
-    let measured = start(server, contender, setting)?;
-    let names: Vec<String> = (0..setting.queues).map(|number| server.queue(number)).collect();
-    let left = server.left(&names)?;
+/// Fills the source, runs the contender, and looks that nothing is left.
+pub(crate) fn once(
+    ground: &dyn Ground,
+    contender: &Contender,
+    setting: &Setting,
+) -> Outcome<Measured> {
+    ground.fill(setting)?;
+    let measured = start(ground, contender, setting)?;
+    let left = ground.left(setting)?;
     if left > 0 {
         eprintln!("  {} left {left} messages behind", contender.label);
         if matches!(contender.program, Program::Ours) {
-            return Err(format!("redeliver left {left} messages unacknowledged").into());
+            return Err(format!("redeliver left {left} messages unfinished").into());
         }
-        server.declare(setting.queues)?;
+        ground.clear(setting)?;
     }
     Ok(measured)
 }
 
 /// Runs the contender's process to its end.
 pub(crate) fn start(
-    server: &Server,
+    ground: &dyn Ground,
     contender: &Contender,
     setting: &Setting,
 ) -> Outcome<Measured> {
     let mut child = Command::new(contender.program.path())
-        .arg(&server.url)
+        .arg(ground.url())
         .arg(setting.queues.to_string())
-        .arg(&server.prefix)
+        .arg(ground.prefix(setting))
         .arg(setting.messages.to_string())
         .arg(setting.prefetch.to_string())
         .arg(&contender.style)
+        .arg(ground.group())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::inherit())
@@ -284,7 +192,7 @@ pub(crate) struct Series {
 
 /// Runs all contenders in turns, each round beginning with another one.
 pub(crate) fn contest(
-    server: &Server,
+    ground: &dyn Ground,
     contenders: &[Contender],
     setting: &Setting,
     rounds: usize,
@@ -296,7 +204,7 @@ pub(crate) fn contest(
     for round in 0..rounds {
         for turn in 0..all.len() {
             let place = (round + turn) % contenders.len();
-            let measured = once(server, &contenders[place], setting)?;
+            let measured = once(ground, &contenders[place], setting)?;
             all[place].runs.push(measured);
         }
     }
@@ -362,4 +270,42 @@ impl Series {
 pub(crate) fn fastest(all: &[Series], program: Program) -> Option<&Series> {
     let of_program = all.iter().filter(|series| series.contender.program == program);
     of_program.max_by(|one, other| one.rate().median.total_cmp(&other.rate().median))
+}
+
+pub(crate) fn rate(run: &Measured) -> f64 {
+    run.rate
+}
+
+pub(crate) fn cpu(run: &Measured) -> f64 {
+    run.cpu
+}
+
+/// Finds the fastest of several ways of one contender, in one round each.
+pub(crate) fn best_style(
+    ground: &dyn Ground,
+    ways: &[Contender],
+    setting: &Setting,
+) -> Outcome<Contender> {
+    let runs = contest(ground, ways, setting, 1)?;
+    let best = runs
+        .iter()
+        .max_by(|one, other| one.rate().median.total_cmp(&other.rate().median))
+        .ok_or("there is no way to choose from")?;
+    eprintln!("  of {} its fastest way is taken: {}", best.contender.label, best.contender.style);
+    Ok(best.contender.clone())
+}
+
+/// Ours against theirs, run by run, with the least and the greatest ratio on standard error.
+pub(crate) fn compare(
+    what: &str,
+    ours: &Series,
+    theirs: &Series,
+    figure: fn(&Measured) -> f64,
+    goal: Goal,
+) -> Figure {
+    let ratio = ours.over(theirs, figure);
+    let Contender { label, style, .. } = &theirs.contender;
+    eprintln!("  {what}: {ratio} times {label} ({style})");
+    let median = |series: &Series| Spread::of(series.runs.iter().map(figure)).median;
+    Figure::against(what, median(ours), median(theirs), ratio.median, goal)
 }

@@ -1,16 +1,20 @@
 //! The figures on RabbitMQ.
 
+pub(crate) mod server;
+
 use std::time::Duration;
 
 use super::figure::{Figure, Goal};
 use super::plot::{Bar, Plot};
 use super::runs::{
-    Contender, Measured, Program, Series, Server, Setting, Spread, contest, fastest, once, start,
+    Contender, Measured, Program, Series, Setting, Spread, best_style, compare, contest, cpu,
+    fastest, once, rate, start,
 };
 use super::{Asked, Outcome};
+use server::Server;
 
 /// As in the figures that the issue names.
-const PREFETCH: u16 = 256;
+pub(crate) const PREFETCH: u16 = 256;
 /// The one wait of the failing path.
 const WAIT: &str = "wait.1000";
 
@@ -58,20 +62,12 @@ pub(crate) fn run(asked: &Asked) -> Outcome {
         ("lanes", lanes),
         ("waiting", waiting),
     ];
-    let mut plots = Vec::new();
-    for (name, figure) in groups {
-        if asked.only.as_ref().is_some_and(|only| !name.contains(only)) {
-            continue;
-        }
-        plots.extend(figure(&server, &size)?);
-    }
-    server.close()?;
-    if asked.keep {
-        for plot in plots {
-            plot.write()?;
+    for (name, group) in groups {
+        if asked.wants(name) {
+            asked.keep(group(&server, &size)?)?;
         }
     }
-    Ok(())
+    server.close()
 }
 
 fn load() -> String {
@@ -80,48 +76,11 @@ fn load() -> String {
 }
 
 fn ours(style: &str) -> Contender {
-    Contender { label: "redeliver", program: Program::Ours, style: style.to_owned() }
+    Contender::ours(style)
 }
 
 fn lapin(style: &str) -> Contender {
-    Contender { label: "lapin", program: Program::Lapin, style: style.to_owned() }
-}
-
-fn peer(label: &'static str, program: Program, style: &str) -> Contender {
-    Contender { label, program, style: style.to_owned() }
-}
-
-fn rate(run: &Measured) -> f64 {
-    run.rate
-}
-
-fn cpu(run: &Measured) -> f64 {
-    run.cpu
-}
-
-/// Finds the fastest of several ways of one contender, in one round each.
-fn best_style(server: &Server, ways: &[Contender], setting: &Setting) -> Outcome<Contender> {
-    let runs = contest(server, ways, setting, 1)?;
-    let best = runs
-        .iter()
-        .max_by(|one, other| one.rate().median.total_cmp(&other.rate().median))
-        .ok_or("there is no way to choose from")?;
-    eprintln!("  of {} its fastest way is taken: {}", best.contender.label, best.contender.style);
-    Ok(best.contender.clone())
-}
-
-fn compare(
-    what: &str,
-    ours: &Series,
-    theirs: &Series,
-    figure: fn(&Measured) -> f64,
-    goal: Goal,
-) -> Figure {
-    let ratio = ours.over(theirs, figure);
-    let Contender { label, style, .. } = &theirs.contender;
-    eprintln!("  {what}: {ratio} times {label} ({style})");
-    let median = |series: &Series| Spread::of(series.runs.iter().map(figure)).median;
-    Figure::against(what, median(ours), median(theirs), ratio.median, goal)
+    Contender::new("lapin", Program::Lapin, style)
 }
 
 /// One queue: against raw lapin's ways and the peers.
@@ -130,8 +89,9 @@ fn consuming(server: &Server, size: &Size) -> Outcome<Vec<Plot>> {
     server.declare(1)?;
     let setting = Setting { queues: 1, messages: size.messages, prefetch: PREFETCH };
     let streams = ["workers-1", "workers-16", "workers-64", "batch-64"]
-        .map(|style| peer("RustStream", Program::RustStream, style));
-    let apalis = ["plain", "parallel"].map(|style| peer("apalis-amqp", Program::Apalis, style));
+        .map(|style| Contender::new("RustStream", Program::RustStream, style));
+    let apalis =
+        ["plain", "parallel"].map(|style| Contender::new("apalis-amqp", Program::Apalis, style));
     let contenders = [
         ours("plain"),
         best_style(server, &["multiple", "multiple-1"].map(lapin), &setting)?,
@@ -225,7 +185,7 @@ fn failing(server: &Server, size: &Size) -> Outcome<Vec<Plot>> {
         let raw = best_style(server, &ways, &setting)?;
         let all = contest(server, &[own, raw], &setting, size.rounds)?;
         for queue in &queues {
-            let left = server.left(std::slice::from_ref(queue))?;
+            let left = server.left_in(std::slice::from_ref(queue))?;
             if left > 0 {
                 return Err(format!("queue `{queue}` still holds {left} messages").into());
             }
@@ -288,7 +248,7 @@ fn publishing(server: &Server, size: &Size) -> Outcome<Vec<Plot>> {
         for series in &mut all {
             server.declare(1)?;
             series.runs.push(start(server, &series.contender, &setting)?);
-            let stored = server.left(&[server.queue(0)])?;
+            let stored = server.left_in(&[server.queue(0)])?;
             if stored != setting.messages {
                 return Err(format!("{stored} of {} messages stored", setting.messages).into());
             }

@@ -8,20 +8,25 @@
 //! | `lanes-N` | as `plain`, with N consumers of each queue |
 //! | `idle-N` | N consumers with nothing to do |
 //! | `publish-W` | publishes with W unconfirmed |
+//! | `idempotent`, `locked` | as `plain`, with claims, and with claims and locks, in the Redis that `REDIS_URL` names |
+//! | `key` | Kafka: in order by key |
+//! | `key-M` | the same, with handlers that take M milliseconds |
+//! | `rebalance` | Kafka: a second member joins and leaves while messages come |
 //!
-//! Settings other than the defaults: `in_flight_max` and `parked_max` come together to the prefetch
-//! of the others.
+//! The URL says which broker it is.
+
+mod config;
+mod rebalance;
 
 use std::error::Error;
-use std::fmt::Write as _;
 use std::hint::black_box;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use redeliver::broker::HeaderValue;
-use redeliver::config::Config;
 use redeliver::{Delivery, Failure, Handled, Message, Service, wire};
 use redeliver_benches::shared::gauge::{Gauge, cpu_time, memory_now, wake_ups};
 use redeliver_benches::shared::order::{self, Order, fails};
@@ -33,6 +38,9 @@ const IDLE_FOR: Duration = Duration::from_secs(10);
 
 static GAUGE: OnceLock<Gauge> = OnceLock::new();
 static PERCENT: OnceLock<u64> = OnceLock::new();
+/// How long a handler takes, and how long they took all told, in microseconds.
+static TAKES: OnceLock<Duration> = OnceLock::new();
+static TOOK: AtomicU64 = AtomicU64::new(0);
 /// How much later than due messages came back, in milliseconds.
 static LATENESS: Mutex<Vec<f64>> = Mutex::new(Vec::new());
 
@@ -42,8 +50,17 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (style, number) = task.style.split_once('-').unwrap_or((&task.style, "0"));
     let number: u64 = number.parse()?;
     let _ = PERCENT.set(if style == "failing" { number } else { 0 });
-    let mut builder = Service::builder(config(&task, style, number)?).signals(false);
-    if style != "publish" {
+    if style == "rebalance" {
+        return rebalance::run(&task).await;
+    }
+    let config = config::of(&task, style, number)?;
+    let mut builder = Service::builder(config).signals(false);
+    if style == "key" && number > 0 {
+        let _ = TAKES.set(Duration::from_millis(number));
+        builder = builder.subscribe("measured", handle_slowly);
+    } else if config::is_kafka(&task) {
+        builder = builder.subscribe("measured", handle);
+    } else if style != "publish" {
         for queue in task.names() {
             builder = builder.subscribe(queue.replace('.', "_"), handle);
         }
@@ -58,6 +75,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     gauge.report();
     report_lateness();
+    if TAKES.get().is_some() {
+        let took = TOOK.load(Ordering::Relaxed) as f64 / 1e3;
+        println!("handler {:.4}", took / task.messages as f64);
+    }
     service.stop().await;
     Ok(())
 }
@@ -71,6 +92,16 @@ async fn handle(delivery: Delivery<Order>) -> Handled {
         }
         note_lateness(&delivery);
     }
+    GAUGE.get().expect("set before anything is consumed").handled();
+    Ok(())
+}
+
+/// `handler MEAN`, in milliseconds, is what they took in truth: timers are late.
+async fn handle_slowly(delivery: Delivery<Order>) -> Handled {
+    black_box(&delivery.payload);
+    let began = Instant::now();
+    tokio::time::sleep(*TAKES.get().expect("set before anything is consumed")).await;
+    TOOK.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
     GAUGE.get().expect("set before anything is consumed").handled();
     Ok(())
 }
@@ -94,42 +125,6 @@ fn report_lateness() {
     late.sort_by(f64::total_cmp);
     let part = |part: f64| late[((late.len() - 1) as f64 * part) as usize];
     println!("lateness {} {:.3} {:.3} {:.3}", late.len(), part(0.0), part(0.5), part(0.99));
-}
-
-fn config(task: &Task, style: &str, number: u64) -> Result<Config, Box<dyn Error>> {
-    let mut text = format!("[brokers.main]\nkind = \"rabbitmq\"\nurl = \"{}\"\n", task.url);
-    let wait = match style {
-        "waiting" => "1h",
-        _ => "1s",
-    };
-    write!(
-        text,
-        "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"{wait}\"\n\
-         delay_max = \"{wait}\"\nin_process_max = \"0s\"\n",
-    )?;
-    if style == "publish" {
-        return Ok(Config::from_toml(&text)?);
-    }
-    let topology = match style {
-        "failing" | "waiting" => "declare",
-        _ => "none",
-    };
-    let consumers = match style {
-        "lanes" | "idle" => number,
-        _ => 1,
-    };
-    let parked = task.prefetch / 4;
-    let in_flight = task.prefetch - parked;
-    for queue in task.names() {
-        writeln!(
-            text,
-            "[subscriptions.{}]\nbroker = \"main\"\nqueue = \"{queue}\"\n\
-             topology = \"{topology}\"\nin_flight_max = {in_flight}\nparked_max = {parked}\n\
-             consumers = {consumers}",
-            queue.replace('.', "_"),
-        )?;
-    }
-    Ok(Config::from_toml(&text)?)
 }
 
 /// `idle MEMORY_KIB CPU_MS WAKE_UPS`.
