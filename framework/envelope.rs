@@ -13,14 +13,14 @@ use std::time::{Duration, SystemTime};
 /// use redeliver::broker::{Envelope, HeaderValue};
 ///
 /// /// A line of a file, as an adapter for files would deliver it.
-/// struct Line { number: u64, text: String }
+/// struct Line { place: String, text: String }
 ///
 /// impl Envelope for Line {
 ///     fn body(&self) -> &[u8] { self.text.as_bytes() }
 ///     fn header(&self, _: &str) -> Option<HeaderValue<'_>> { None }
 ///     fn visit_headers(&self, _: &mut dyn FnMut(&str, HeaderValue<'_>)) {}
 ///     fn has_headers(&self) -> bool { false }
-///     fn id(&self) -> Option<&str> { None }
+///     fn id(&self) -> Option<&str> { Some(&self.place) }
 ///     fn content_type(&self) -> Option<&str> { Some("text/plain") }
 ///     fn kind(&self) -> Option<&str> { None }
 ///     fn key(&self) -> Option<&[u8]> { None }
@@ -28,12 +28,11 @@ use std::time::{Duration, SystemTime};
 ///     fn is_redelivered(&self) -> bool { false }
 ///     fn returns(&self) -> u32 { 0 }
 ///     fn origin(&self) -> String { String::from("orders.txt") }
-///     fn position(&self) -> Option<String> { Some(format!("orders.txt/{}", self.number)) }
 ///     fn as_any(&self) -> &dyn Any { self }
 /// }
 ///
-/// let line = Line { number: 7, text: String::from("2 shirts") };
-/// assert_eq!(line.position().as_deref(), Some("orders.txt/7"));
+/// let line = Line { place: String::from("orders.txt/7"), text: String::from("2 shirts") };
+/// assert_eq!(line.id(), Some("orders.txt/7"));
 /// // What it does not know is left at what makes no promise.
 /// assert!(!line.is_tombstone() && line.time_to_live().is_none() && line.broker_reason().is_none());
 /// ```

@@ -293,8 +293,9 @@ fn attend(
         let partitions = assignment.partitions();
         offer_again(member, &partitions);
         pass_markers(consumer, &partitions);
-        if looked_at.elapsed() >= member.source.settings.stall_after / 4 {
-            look_at_resting(consumer, &partitions);
+        let stall_after = member.source.settings.stall_after;
+        if looked_at.elapsed() >= stall_after / 4 {
+            look_at_resting(consumer, &partitions, stall_after);
             looked_at = Instant::now();
         }
         let is_due = committed_at.elapsed() >= member.source.settings.commit_interval;
@@ -360,16 +361,12 @@ fn offer_again(member: &Member, partitions: &[Arc<Partition>]) {
 }
 
 /// Looks whether lanes that have nothing to read should have: their consumers ask when they have been silent for long.
-fn look_at_resting(consumer: &Consumer, partitions: &[Arc<Partition>]) {
+fn look_at_resting(consumer: &Consumer, partitions: &[Arc<Partition>], patience: Duration) {
     for partition in partitions {
         let rests = partition.lock().rest != Rest::No;
         let Name { topic, number } = &partition.name;
         let ends = rests.then(|| consumer.fetch_watermarks(topic, *number, LOOK_MAX));
-        let mut state = partition.lock();
-        state.is_behind = match ends {
-            Some(Ok((low, high))) => state.offsets.next().unwrap_or(low) < high,
-            Some(Err(_)) | None => false,
-        };
+        partition.lock().look(ends.and_then(Result::ok), patience, Instant::now());
     }
 }
 

@@ -67,7 +67,8 @@ pub(super) struct State {
     pub(super) rest: Rest,
     /// Below this something was read that the lane has not noted.
     pub(super) strayed_to: Option<i64>,
-    /// When it was last looked at, the log went on behind what a resting lane has received.
+    /// The first record that a resting lane has not received, and since when it has been that one.
+    behind: Option<(i64, Instant)>,
     pub(super) is_behind: bool,
 }
 
@@ -142,6 +143,7 @@ impl Partition {
                 settled_bytes: 0,
                 rest: Rest::No,
                 strayed_to: None,
+                behind: None,
                 is_behind: false,
             }),
             closed: Condvar::new(),
@@ -257,6 +259,22 @@ impl State {
             self.offsets.pass(position);
         }
         self.rest = Rest::Passed;
+    }
+
+    /// Notes where the log of a resting lane begins and ends, or that it does not rest.
+    ///
+    /// Behind is a lane for which the same record has been waiting for `patience`: what has just been written is
+    /// still on its way.
+    pub(super) fn look(&mut self, ends: Option<(i64, i64)>, patience: Duration, now: Instant) {
+        let next = ends.and_then(|(low, end)| {
+            let next = self.offsets.next().unwrap_or(low);
+            (next < end).then_some(next)
+        });
+        self.behind = match (self.behind, next) {
+            (Some((noted, since)), Some(next)) if noted == next => Some((noted, since)),
+            (_, next) => next.map(|next| (next, now)),
+        };
+        self.is_behind = self.behind.is_some_and(|(_, since)| now - since >= patience);
     }
 
     /// Whether what is settled leaves room for more, in memory and in what is committed.

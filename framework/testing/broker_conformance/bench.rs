@@ -200,6 +200,11 @@ pub(super) fn sorted(messages: &[Received]) -> Vec<String> {
     bodies
 }
 
+/// What it is known by: what a copy carries of its original, or what the broker itself calls it.
+pub(super) fn id_of(message: &Received) -> Option<String> {
+    text(message, wire::ID).or_else(|| message.envelope.id().map(str::to_owned))
+}
+
 pub(super) fn text(message: &Received, header: &str) -> Option<String> {
     match message.envelope.header(header) {
         Some(HeaderValue::Text(text)) => Some(text.to_owned()),
