@@ -50,6 +50,7 @@ mod shared;
 mod slots;
 mod supervisor;
 mod tenure;
+mod ticket;
 
 pub use answer::IntoRunning;
 pub use handlers::{

@@ -7,38 +7,31 @@
 //! the actor and its context at hand. The actor's mailbox and timers are served in between.
 //!
 //! Owns the messages that run on one actor, and its seat: an actor that a panic may have broken
-//! gives that up at once, and ends when what it runs is done. Whatever happens to it, each of its
-//! messages comes out again exactly once: with a verdict, or as [`Verdict::Again`].
+//! gives that up at once, and ends when what it runs is done.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
 
 use super::letter::Opened;
 use super::life::Life;
-use super::outbox::Outbox;
 use super::seat::{Dispatch, ExitReason, Seat};
 use super::slots::Slots;
 use super::tenure::Tenure;
-use crate::message::{Delivery, Failure, trace_of};
-use crate::pipeline::{
-    Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, answer_at_once, await_verdict,
-    judge, prepare, process, verdict_on,
-};
-use crate::store::{Gathering, Scope as Holding, Sharing};
-use crate::telemetry::{self, Instrument};
+use super::ticket::{Caller, Ticket, Workplace, run};
+use crate::message::Delivery;
+use crate::pipeline::{Running, SharedCodecs, Verdict, Work, answer_at_once, prepare, verdict_on};
+use crate::store::Gathering;
+use crate::telemetry;
 
 /// After so many messages the pump gives way to the actor's mailbox and timers.
 const TURN_MAX: usize = 256;
-/// How soon a message comes back that was late for its batch.
-const LATE_DELAY: Duration = Duration::from_millis(50);
 
 /// How a delivery is put to an actor; what differs between single, batched and blocking handlers.
 pub(super) trait Station<A: Actor, T> {
@@ -65,150 +58,11 @@ pub(super) trait Station<A: Actor, T> {
     const BREAKS: bool = true;
 }
 
-/// What a pump and the messages that run in it share.
-struct Desk<T> {
-    scope: Arc<Scope>,
-    codecs: SharedCodecs<T>,
-    /// Deliveries that are to be put to the handler, with their slots.
-    calls: RefCell<VecDeque<(usize, Delivery<T>)>>,
-    /// What the handler began, by slot, until its message looks.
-    begun: RefCell<Vec<Option<Running>>>,
-    /// The batch that the next call will be in, where there are batches.
-    gathering: Option<Gathering>,
-    outbox: RefCell<Outbox>,
-    /// Whether a panic breaks the actor's state.
-    breaks: bool,
-    /// A handler panicked: this actor's state may be broken.
-    broken: Cell<bool>,
-    life: Rc<Life>,
-}
-
-/// One message's way to the handler.
-struct Caller<T> {
-    desk: Rc<Desk<T>>,
-    slot: usize,
-    can_abort: bool,
-    tenure: Arc<Tenure>,
-}
-
-impl<T> Call<T> for Caller<T> {
-    async fn begin(&self, delivery: Delivery<T>) -> Running {
-        if !self.desk.is_in_time(&delivery) {
-            let why = "its batch began without it, with the lock that it would have shared";
-            return Running::Done(Err(Failure::defer(LATE_DELAY, why)));
-        }
-        self.desk.calls.borrow_mut().push_back((self.slot, delivery));
-        // The pump polls again once it has served the call: no waker is needed.
-        std::future::poll_fn(|_| {
-            match self.desk.begun.borrow_mut().get_mut(self.slot).and_then(Option::take) {
-                Some(running) => Poll::Ready(running),
-                None => Poll::Pending,
-            }
-        })
-        .await
-    }
-
-    fn can_abort(&self) -> bool {
-        self.can_abort
-    }
-
-    fn sharing(&self) -> Sharing {
-        match &self.desk.gathering {
-            Some(gathering) => Sharing::Batch(gathering.clone()),
-            None => Sharing::Alone(Holding::new()),
-        }
-    }
-}
-
-impl<T> Desk<T> {
-    /// Whether a delivery comes into the batch that it had its lock in. It always does, as nothing
-    /// is awaited in between; if that ever changed, two batches would run under one lock.
-    fn is_in_time(&self, delivery: &Delivery<T>) -> bool {
-        match (&self.gathering, delivery.locks()) {
-            (Some(gathering), Some(locks)) => locks.are_within(&gathering.scope()),
-            _ => true,
-        }
-    }
-}
-
-/// Sees to it that a message comes out again, whatever becomes of the future that runs it.
-struct Ticket<T> {
-    work: Option<Work>,
-    /// Where its future is, once it has one.
-    slot: Option<usize>,
-    desk: Rc<Desk<T>>,
-}
-
-impl<T> Drop for Ticket<T> {
-    fn drop(&mut self) {
-        let Some(work) = self.work.take() else { return };
-        let charge = self.slot.and_then(|slot| self.desk.life.charge_of(slot));
-        let verdict = match charge {
-            Some(answer) => {
-                self.desk.broken.set(true);
-                judge(answer, &work, &self.desk.scope)
-            }
-            None => Verdict::Again,
-        };
-        self.desk.outbox.borrow_mut().push(Outcome { work, verdict });
-    }
-}
-
-impl<T> Ticket<T> {
-    fn conclude(mut self, verdict: Verdict) {
-        if self.desk.breaks && verdict.is_panic() {
-            self.desk.broken.set(true);
-        }
-        if let Some(slot) = self.slot {
-            self.desk.life.answered(slot);
-        }
-        if let Some(work) = self.work.take() {
-            self.desk.outbox.borrow_mut().push(Outcome { work, verdict });
-        }
-    }
-}
-
-/// One message's way, from the beginning or from where its handler began to wait.
-async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>, begun: Option<Running>) {
-    let desk = Rc::clone(&ticket.desk);
-    ticket.slot = Some(caller.slot);
-    let Some(work) = ticket.work.as_mut() else { return };
-    let decided = async {
-        match begun {
-            Some(running) => await_verdict(running, work, &desk.scope, caller.can_abort).await,
-            None => {
-                let span = {
-                    let envelope = work.received.envelope.as_ref();
-                    let trace = || trace_of(envelope).map(|trace| trace.to_string());
-                    telemetry::processing(desk.scope.name(), || work.id(), trace)
-                };
-                process(work, &desk.scope, &desk.codecs, &caller).instrument(span).await
-            }
-        }
-    };
-    let verdict = tokio::select! {
-        biased;
-        verdict = decided => verdict,
-        // Whoever has its lane now has it too.
-        () = cancelled(&caller) => Verdict::Again,
-    };
-    ticket.conclude(verdict);
-}
-
-/// Waits until a message is somebody else's; for ever where what runs cannot be ended.
-async fn cancelled<T>(caller: &Caller<T>) {
-    caller.tenure.revoked().await;
-    // A thread goes on, and so does an answer that blocks its actor.
-    if !caller.can_abort || caller.desk.life.blocks(caller.slot) {
-        std::future::pending::<()>().await;
-    }
-}
-
 /// The future that lives in a handler actor's context.
 struct Pump<T, S, F, M> {
     seat: Arc<Seat>,
     inbox: Option<mpsc::Receiver<Dispatch>>,
-    desk: Rc<Desk<T>>,
+    workplace: Rc<Workplace<T>>,
     station: S,
     slots: Slots<F>,
     /// Makes the future of a message.
@@ -228,7 +82,7 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
 ) -> Option<(impl ActorFuture<A, Output = ()> + 'static, Rc<Life>)> {
     let inbox = seat.take()?;
     let life = Rc::new(Life::default());
-    let desk = Rc::new(Desk {
+    let workplace = Rc::new(Workplace {
         scope: Arc::clone(&seat.scope),
         codecs,
         calls: RefCell::default(),
@@ -239,14 +93,14 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
         broken: Cell::new(false),
         life: Rc::clone(&life),
     });
-    let at = Rc::clone(&desk);
+    let at = Rc::clone(&workplace);
     let make = move |slot, ticket, begun, tenure| {
-        let caller = Caller { desk: Rc::clone(&at), slot, can_abort: S::CAN_ABORT, tenure };
+        let caller = Caller { workplace: Rc::clone(&at), slot, can_abort: S::CAN_ABORT, tenure };
         run(ticket, caller, begun)
     };
     let (slots, woken) = (Slots::new(), Vec::new());
     let pump =
-        Pump { seat, inbox: Some(inbox), desk, station, slots, make, woken, finished: false };
+        Pump { seat, inbox: Some(inbox), workplace, station, slots, make, woken, finished: false };
     Some((pump, life))
 }
 
@@ -271,11 +125,11 @@ where
         let given_way = pump.turn(actor, ctx, cx);
         pump.station.poll(actor, ctx, cx);
         pump.note_blocking::<A>();
-        pump.desk.outbox.borrow_mut().flush();
+        pump.workplace.outbox.borrow_mut().flush();
         if given_way {
             cx.waker().wake_by_ref();
         }
-        if pump.desk.broken.get() {
+        if pump.workplace.broken.get() {
             // Whatever else it runs goes on here; what comes next is for the actor that is made now.
             pump.leave(ExitReason::Panicked);
         }
@@ -309,7 +163,7 @@ where
         let mut turns = 0;
         while turns < TURN_MAX {
             // A broken actor finishes what it has and takes nothing new.
-            if self.finished || self.desk.broken.get() {
+            if self.finished || self.workplace.broken.get() {
                 return false;
             }
             let Some(inbox) = &mut self.inbox else { return false };
@@ -335,20 +189,20 @@ where
         S: Station<A, T>,
     {
         if let Some(Some(first)) = letter.first() {
-            self.desk.outbox.borrow_mut().address(first.work.lane, &reply);
+            self.workplace.outbox.borrow_mut().address(first.work.lane, &reply);
         }
-        let is_plain = self.desk.scope.guards.is_empty() && !telemetry::traces();
+        let is_plain = self.workplace.scope.guards.is_empty() && !telemetry::traces();
         let began = Instant::now();
         let mut at_once = 0;
         let mut letter = Opened::new(letter, reply);
         for place in 0..letter.len() {
-            if self.desk.broken.get() || !tenure.is_open() {
+            if self.workplace.broken.get() || !tenure.is_open() {
                 // The rest goes to the next actor, or came from a lane that is gone.
                 break;
             }
             let Some(work) = letter.at(place) else { continue };
             let mut begun = None;
-            if is_plain && work.doom.is_none() && !self.desk.life.is_blocked() {
+            if is_plain && work.doom.is_none() && !self.workplace.life.is_blocked() {
                 match self.handle(work, actor, ctx, cx) {
                     Ok(verdict) => {
                         at_once += 1;
@@ -364,7 +218,7 @@ where
             }
         }
         if at_once > 0 {
-            self.desk.scope.metrics.handler_time.observe(began.elapsed() / at_once, at_once);
+            self.workplace.scope.metrics.handler_time.observe(began.elapsed() / at_once, at_once);
         }
     }
 
@@ -383,14 +237,14 @@ where
     where
         S: Station<A, T>,
     {
-        let scope = self.desk.scope.as_ref();
-        let answer = match prepare(work, scope, &self.desk.codecs) {
+        let scope = self.workplace.scope.as_ref();
+        let answer = match prepare(work, scope, &self.workplace.codecs) {
             Err(refusal) => refusal,
             Ok(delivery) => answer_at_once(self.station.call(actor, ctx, delivery), cx)?,
         };
         let verdict = verdict_on(answer, work, scope);
-        if self.desk.breaks && verdict.is_panic() {
-            self.desk.broken.set(true);
+        if self.workplace.breaks && verdict.is_panic() {
+            self.workplace.broken.set(true);
         }
         Ok(verdict)
     }
@@ -404,7 +258,7 @@ where
     ) where
         S: Station<A, T>,
     {
-        let ticket = Ticket { work: Some(work), slot: None, desk: Rc::clone(&self.desk) };
+        let ticket = Ticket { work: Some(work), slot: None, workplace: Rc::clone(&self.workplace) };
         let way = begun.as_ref().map_or(Way::Alone, Way::of);
         let make = &self.make;
         let slot = self.slots.insert(|slot| make(slot, ticket, begun, Arc::clone(tenure)));
@@ -420,12 +274,12 @@ where
         match way {
             Way::Alone => {}
             Way::Together => {
-                self.desk.life.join(slot);
+                self.workplace.life.join(slot);
                 self.note_blocking::<A>();
             }
             Way::Blocking => {
-                self.desk.life.join(slot);
-                self.desk.life.block(self.desk.scope.settings.timeout);
+                self.workplace.life.join(slot);
+                self.workplace.life.block(self.workplace.scope.settings.timeout);
             }
         }
     }
@@ -435,8 +289,8 @@ where
     where
         S: Station<A, T>,
     {
-        if self.station.blocks() && !self.desk.life.is_blocked() {
-            self.desk.life.block(self.desk.scope.settings.timeout);
+        if self.station.blocks() && !self.workplace.life.is_blocked() {
+            self.workplace.life.block(self.workplace.scope.settings.timeout);
         }
     }
 
@@ -447,11 +301,13 @@ where
     {
         // An answer that blocks the actor is the only one under way, so that it is known whose
         // panic ends the actor.
-        while !self.desk.life.is_blocked() {
-            let Some((slot, delivery)) = self.desk.calls.borrow_mut().pop_front() else { return };
+        while !self.workplace.life.is_blocked() {
+            let Some((slot, delivery)) = self.workplace.calls.borrow_mut().pop_front() else {
+                return;
+            };
             let running = self.station.call(actor, ctx, delivery);
             self.note_begun::<A>(slot, Way::of(&running));
-            let mut begun = self.desk.begun.borrow_mut();
+            let mut begun = self.workplace.begun.borrow_mut();
             if begun.len() <= slot {
                 begun.resize_with(slot + 1, || None);
             }
@@ -466,11 +322,11 @@ where
 impl<T, S, F, M> Drop for Pump<T, S, F, M> {
     fn drop(&mut self) {
         self.slots.clear();
-        self.desk.calls.borrow_mut().clear();
-        self.desk.outbox.borrow_mut().flush();
+        self.workplace.calls.borrow_mut().clear();
+        self.workplace.outbox.borrow_mut().flush();
         self.leave(if self.finished {
             ExitReason::Finished
-        } else if self.desk.broken.get() {
+        } else if self.workplace.broken.get() {
             ExitReason::Panicked
         } else {
             ExitReason::Died(String::from("the handler actor stopped by itself"))
