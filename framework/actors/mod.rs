@@ -28,6 +28,7 @@ mod batches;
 mod bells;
 mod blocking;
 mod breaker;
+mod calls;
 mod conclude;
 mod consumer;
 mod desk;

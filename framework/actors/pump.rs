@@ -19,6 +19,7 @@ use std::time::Instant;
 use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
 
+use super::calls::Calls;
 use super::letter::Opened;
 use super::life::Life;
 use super::seat::{Dispatch, ExitReason, Seat};
@@ -85,8 +86,7 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
     let workplace = Rc::new(Workplace {
         scope: Arc::clone(&seat.scope),
         codecs,
-        calls: RefCell::default(),
-        begun: RefCell::default(),
+        calls: Calls::default(),
         gathering: station.gathering(),
         outbox: RefCell::default(),
         breaks: S::BREAKS,
@@ -302,17 +302,10 @@ where
         // An answer that blocks the actor is the only one under way, so that it is known whose
         // panic ends the actor.
         while !self.workplace.life.is_blocked() {
-            let Some((slot, delivery)) = self.workplace.calls.borrow_mut().pop_front() else {
-                return;
-            };
+            let Some((slot, delivery)) = self.workplace.calls.next() else { return };
             let running = self.station.call(actor, ctx, delivery);
             self.note_begun::<A>(slot, Way::of(&running));
-            let mut begun = self.workplace.begun.borrow_mut();
-            if begun.len() <= slot {
-                begun.resize_with(slot + 1, || None);
-            }
-            begun[slot] = Some(running);
-            drop(begun);
+            self.workplace.calls.answer(slot, running);
             self.slots.poll(slot);
         }
     }
@@ -322,7 +315,6 @@ where
 impl<T, S, F, M> Drop for Pump<T, S, F, M> {
     fn drop(&mut self) {
         self.slots.clear();
-        self.workplace.calls.borrow_mut().clear();
         self.workplace.outbox.borrow_mut().flush();
         self.leave(if self.finished {
             ExitReason::Finished

@@ -4,12 +4,11 @@
 //! that runs it.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
+use super::calls::Calls;
 use super::life::Life;
 use super::outbox::Outbox;
 use super::tenure::Tenure;
@@ -27,10 +26,7 @@ const LATE_DELAY: Duration = Duration::from_millis(50);
 pub(super) struct Workplace<T> {
     pub(super) scope: Arc<Scope>,
     pub(super) codecs: SharedCodecs<T>,
-    /// Deliveries that are to be put to the handler, with their slots.
-    pub(super) calls: RefCell<VecDeque<(usize, Delivery<T>)>>,
-    /// What the handler began, by slot, until its message looks.
-    pub(super) begun: RefCell<Vec<Option<Running>>>,
+    pub(super) calls: Calls<Delivery<T>, Running>,
     /// The batch that the next call will be in, where there are batches.
     pub(super) gathering: Option<Gathering>,
     pub(super) outbox: RefCell<Outbox>,
@@ -55,15 +51,7 @@ impl<T> Call<T> for Caller<T> {
             let why = "its batch began without it, with the lock that it would have shared";
             return Running::Done(Err(Failure::defer(LATE_DELAY, why)));
         }
-        self.workplace.calls.borrow_mut().push_back((self.slot, delivery));
-        // The pump polls again once it has served the call: no waker is needed.
-        std::future::poll_fn(|_| {
-            match self.workplace.begun.borrow_mut().get_mut(self.slot).and_then(Option::take) {
-                Some(running) => Poll::Ready(running),
-                None => Poll::Pending,
-            }
-        })
-        .await
+        self.workplace.calls.ask(self.slot, delivery).await
     }
 
     fn can_abort(&self) -> bool {
