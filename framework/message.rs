@@ -495,14 +495,15 @@ impl Failure {
     }
 
     /// It may work after `delay` (a `Retry-After`, a rate limit): counts an attempt, comes back
-    /// no earlier than that.
+    /// no earlier than that. A delay of more than a century counts as one.
     pub fn retry_after(delay: Duration, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self::new(Wish::RetryAfter(delay), error)
+        Self::new(Wish::RetryAfter(delay.min(wire::WAIT_MAX)), error)
     }
 
-    /// Nothing was tried: comes back after `delay` without an attempt counted, until `age_max`.
+    /// Nothing was tried: comes back after `delay` (a century at the most) without an attempt
+    /// counted, until `age_max`.
     pub fn defer(delay: Duration, why: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self::new(Wish::Defer(delay), why)
+        Self::new(Wish::Defer(delay.min(wire::WAIT_MAX)), why)
     }
 
     /// It will never work: dead-lettered now.

@@ -58,6 +58,9 @@ pub const ID_LENGTH_MAX: usize = 255;
 pub const ERROR_LENGTH_MAX: usize = 1024;
 /// The longest origin or consumer that is read or written, in bytes.
 pub const TEXT_LENGTH_MAX: usize = 512;
+/// The longest wait that is written or read: a century, as in the configuration, so that adding one to a point in
+/// time never overflows.
+pub const WAIT_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 
 /// Our own headers on their way out, in the order in which they were set.
 ///
@@ -205,14 +208,10 @@ impl Carried {
     }
 
     fn milliseconds(&mut self, value: HeaderValue<'_>) -> Option<Duration> {
-        match number(value) {
-            // A day is the longest wait there is.
-            Some(ms @ 0..=86_400_000) => Some(Duration::from_millis(ms as u64)),
-            _ => {
-                self.malformed += 1;
-                None
-            }
-        }
+        let wait = number(value).and_then(|number| u64::try_from(number).ok());
+        let wait = wait.map(Duration::from_millis).filter(|wait| *wait <= WAIT_MAX);
+        self.malformed += u32::from(wait.is_none());
+        wait
     }
 
     fn instant(&mut self, value: HeaderValue<'_>) -> Option<SystemTime> {
@@ -244,6 +243,11 @@ fn number(value: HeaderValue<'_>) -> Option<i128> {
         HeaderValue::Text(text) if text.len() <= 24 => text.parse().ok(),
         _ => None,
     }
+}
+
+/// A wait in whole milliseconds; up, so that a message is late rather than early.
+pub(crate) fn format_wait(wait: Duration) -> String {
+    wait.min(WAIT_MAX).as_nanos().div_ceil(1_000_000).to_string()
 }
 
 /// RFC 3339 in UTC with milliseconds.
@@ -330,6 +334,27 @@ mod tests {
         assert_eq!(carried.due.map(format_time).as_deref(), Some(time));
         assert_eq!(carried.id.as_deref(), Some("a-1"));
         assert_eq!(carried.malformed, 0);
+    }
+
+    #[test]
+    fn a_wait_that_is_written_is_read_and_none_is_longer_than_a_century() {
+        let day = Duration::from_secs(86_400);
+        for (wait, read) in [
+            (Duration::ZERO, Duration::ZERO),
+            (2 * day, 2 * day),
+            (Duration::from_micros(1), Duration::from_millis(1)),
+            (Duration::MAX, WAIT_MAX),
+        ] {
+            let text = format_wait(wait);
+            for name in [REST, DELAY] {
+                let carried = carried(&[(name, HeaderValue::Text(&text))]);
+                let found = if name == REST { carried.rest } else { carried.delay };
+                assert_eq!((found, carried.malformed), (Some(read), 0), "{name}: {wait:?}");
+            }
+        }
+        let longer = (WAIT_MAX.as_millis() + 1).to_string();
+        let carried = carried(&[(REST, HeaderValue::Text(&longer))]);
+        assert_eq!((carried.rest, carried.malformed), (None, 1));
     }
 
     #[test]

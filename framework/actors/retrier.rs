@@ -4,16 +4,19 @@
 //! confirmed its copy; until then its original stays unsettled, and a copy that cannot be
 //! confirmed is made again for as long as it takes. Never settles anything itself.
 
+use std::fmt::Debug;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use crate::broker::{Copy, Place, Publisher, Received};
+use crate::broker::{self, BrokerError, Copy, Place, Publisher, Received};
 use crate::health::HealthCell;
-use crate::pipeline::{Epitaph, Event, Fault, Scope, Work, expires_at};
+use crate::pipeline::{Epitaph, Event, Fault, Scope, Work, expires_at, panic_message};
 use crate::retry::{Policy, Schedule};
 use crate::telemetry;
 use crate::wire::{self, Stamps};
@@ -79,10 +82,13 @@ impl Handler<Carry> for Retrier {
             let (health, done) = (self.health.clone(), carry.done.clone());
             self.carried.spawn_local(async move {
                 let mut work = work;
-                let copy = copy_of(&work, &errand, &scope);
-                if confirmed(&copy, publisher.as_ref(), &scope, &health, &done).await {
-                    note(&scope, &work, &errand);
-                    end_guards(&mut work, &errand).await;
+                if confirmed(&work, &errand, publisher.as_ref(), &scope, &health, &done).await {
+                    // A panic here changes nothing about the copy: it is there, and the original must go.
+                    let noted = async {
+                        note(&scope, &work, &errand);
+                        end_guards(&mut work, &errand).await;
+                    };
+                    let _ = AssertUnwindSafe(noted).catch_unwind().await;
                     let _ = done.send(work).await;
                 }
             });
@@ -92,7 +98,8 @@ impl Handler<Carry> for Retrier {
 
 /// Copies until the broker confirms; false if nobody waits for it any more.
 async fn confirmed(
-    copy: &Copy,
+    work: &Work,
+    errand: &Errand,
     publisher: &dyn Publisher,
     scope: &Scope,
     health: &HealthCell,
@@ -100,9 +107,12 @@ async fn confirmed(
 ) -> bool {
     let mut schedule =
         Schedule::new(Policy { delay_max: Duration::from_secs(30), ..Policy::default() });
-    let mut failed = false;
+    let (mut copy, mut failed) = (None, false);
     loop {
-        let Err(error) = publisher.copy(copy).await else {
+        let made = async {
+            publisher.copy(copy.get_or_insert_with(|| copy_of(work, errand, scope))).await
+        };
+        let Err(error) = unless_it_panics(made).await else {
             if failed {
                 health.update(|health| health.copies = None);
             }
@@ -110,13 +120,25 @@ async fn confirmed(
         };
         failed = true;
         scope.metrics.copies_failed.inc();
-        telemetry::copy_failed(scope.name(), &copy.place, &error);
+        let place = copy.as_ref().map_or(&"not made" as &dyn Debug, |copy| &copy.place);
+        telemetry::copy_failed(scope.name(), place, &error);
         health.update(|health| health.copies = Some(format!("a copy is not confirmed: {error}")));
         tokio::select! {
             () = tokio::time::sleep(schedule.next_delay()) => {}
             () = done.closed() => return false,
         }
     }
+}
+
+/// A panic is a copy that failed: uncaught, it would end the task without an answer, and the original would keep its
+/// place in the process for ever.
+async fn unless_it_panics(
+    made: impl Future<Output = Result<(), BrokerError>>,
+) -> Result<(), BrokerError> {
+    AssertUnwindSafe(made).catch_unwind().await.unwrap_or_else(|panic| {
+        let text = format!("making a copy panicked: {}", panic_message(panic.as_ref()));
+        Err(BrokerError::new(broker::Fault::Other, text))
+    })
 }
 
 /// Records in the claim what the confirmed copy says. What cannot be recorded ends with its lease;
@@ -181,12 +203,12 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
 
 /// The wait for `delay`, or the longest there is, with the rest to be waited afterwards.
 fn hop(delay: Duration, scope: &Scope, stamps: &mut Stamps) -> Place {
+    let delay = delay.min(wire::WAIT_MAX);
     let step = scope.retries.load().steps().round_up(delay);
     stamps.push((wire::DUE, wire::format_time(scope.clock.now() + delay)));
     let rest = delay.saturating_sub(step);
     if !rest.is_zero() {
-        // Up, so that the message is late rather than early.
-        stamps.push((wire::REST, rest.as_nanos().div_ceil(1_000_000).to_string()));
+        stamps.push((wire::REST, wire::format_wait(rest)));
     }
     Place::Wait(step)
 }
@@ -205,7 +227,7 @@ fn lasting(work: &Work, scope: &Scope) -> Stamps {
         stamps.push((wire::ATTEMPT, carried.attempts.to_string()));
     }
     if let Some(delay) = carried.delay {
-        stamps.push((wire::DELAY, delay.as_millis().to_string()));
+        stamps.push((wire::DELAY, wire::format_wait(delay)));
     }
     if carried.is_forced {
         stamps.push((wire::FORCED, String::from("1")));
@@ -219,4 +241,17 @@ fn lasting(work: &Work, scope: &Scope) -> Stamps {
         }
     }
     stamps
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[actix::test]
+    async fn a_copy_that_panics_is_one_that_failed() {
+        let error = unless_it_panics(async { panic!("out of time") }).await;
+        let text = error.expect_err("nothing was confirmed").to_string();
+        assert_eq!(text, "making a copy panicked: out of time");
+        unless_it_panics(async { Ok(()) }).await.expect("it was confirmed");
+    }
 }

@@ -1,8 +1,11 @@
 //! Where a message waits for its next attempt, and who goes on meanwhile.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use redeliver::testing::{Fate, WaitedAt};
+use redeliver::testing::{Fate, TestService, WaitedAt};
+use redeliver::{Delivery, Failure};
 
 use crate::bench::{obey, orders, text};
 
@@ -93,5 +96,52 @@ fn no_retry_comes_earlier_than_its_policy_says_and_none_is_forgotten() {
                 assert!(pair[1].at >= pair[0].at + after, "too early: {pair:?}");
             }
         }
+    }
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A service whose handler answers the first delivery with `failure`, and every later one with `Ok`.
+fn once(failure: fn() -> Failure) -> TestService {
+    let runs = Arc::new(AtomicU32::new(0));
+    let mut test = orders("", "jitter = \"none\"", move |_: Delivery<String>| {
+        let is_first = runs.fetch_add(1, Ordering::SeqCst) == 0;
+        async move { if is_first { Err(failure()) } else { Ok(()) } }
+    });
+    test.publish("orders", text("7", "go"));
+    test
+}
+
+#[test]
+fn a_wait_of_two_days_ends_after_two_days() {
+    for (failure, lines) in [
+        (
+            (|| Failure::retry_after(48 * HOUR, "closed")) as fn() -> Failure,
+            ["7: attempt 1 retry after 2d: closed", "7: attempt 2 handled"],
+        ),
+        (
+            || Failure::defer(48 * HOUR, "closed"),
+            ["7: attempt 1 deferred for 2d", "7: attempt 1 handled"],
+        ),
+    ] {
+        let mut test = once(failure);
+        test.advance(47 * HOUR);
+        assert_eq!(test.log(), lines[..1]);
+        test.advance(2 * HOUR);
+        assert_eq!(test.log(), lines);
+    }
+}
+
+#[test]
+fn a_wait_without_an_end_is_a_wait_at_the_broker_and_keeps_no_place_here() {
+    for failure in [(|| Failure::retry_after(Duration::MAX, "never")) as fn() -> Failure, || {
+        Failure::defer(Duration::MAX, "never")
+    }] {
+        let mut test = once(failure);
+        test.advance(72 * HOUR);
+        assert_eq!(test.log().len(), 1, "{:?}", test.log());
+        let service = test.service();
+        let depth = test.run(async move { service.depth("orders").await }).expect("it tells");
+        assert_eq!((depth.ready, depth.unsettled, depth.waiting), (Some(0), Some(0), Some(1)));
     }
 }
