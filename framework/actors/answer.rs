@@ -10,7 +10,7 @@ use actix::prelude::*;
 use tokio::sync::oneshot;
 
 use crate::message::Handled;
-use crate::pipeline::{Running, caught};
+use crate::pipeline::{Caught, Running};
 
 /// What a handler of deliveries may return: [`Handled`] itself, or one of actix's
 /// `ResponseFuture`, `ResponseActFuture` and `AtomicResponse` of it; what a handler of batches may
@@ -68,7 +68,7 @@ impl<A: Actor> IntoRunning<A, Vec<Handled>> for Vec<Handled> {
 
 impl<A: Actor, O: 'static> IntoRunning<A, O> for ResponseFuture<O> {
     fn into_running(self, _: &mut A::Context) -> Begun<O> {
-        Begun(Running::Future(self))
+        Begun(Running::Future(Caught::new(self)))
     }
 }
 
@@ -78,7 +78,7 @@ where
 {
     fn into_running(self, ctx: &mut A::Context) -> Begun<O> {
         let (reply, answer) = oneshot::channel();
-        ctx.spawn(Watched { future: self, reply: Some(reply) });
+        ctx.spawn(Watched { future: Caught::new(self), reply: Some(reply) });
         Begun(Running::Watched(answer))
     }
 }
@@ -104,7 +104,7 @@ impl<O: 'static> Message for Asked<O> {
 /// A future that needs the actor: polled in its context, caught when it panics, gone when nobody
 /// waits for its answer any more (its time was up).
 struct Watched<A: Actor, O> {
-    future: ResponseActFuture<A, O>,
+    future: Caught<ResponseActFuture<A, O>>,
     reply: Option<oneshot::Sender<Result<O, String>>>,
 }
 
@@ -122,11 +122,8 @@ impl<A: Actor, O> ActorFuture<A> for Watched<A, O> {
         if nobody_waits {
             return Poll::Ready(());
         }
-        let answer = match caught(|| future.as_mut().poll(actor, ctx, cx)) {
-            Ok(Poll::Pending) => return Poll::Pending,
-            Ok(Poll::Ready(handled)) => Ok(handled),
-            Err(panic) => Err(panic),
-        };
+        let polled = future.poll_by(|future| future.as_mut().poll(actor, ctx, cx));
+        let Poll::Ready(answer) = polled else { return Poll::Pending };
         if let Some(reply) = reply.take() {
             // Nobody listens when the time is up: the attempt was counted then.
             let _ = reply.send(answer);

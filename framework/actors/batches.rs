@@ -3,16 +3,15 @@
 //! Owns the deliveries of a batch that is not full yet, when it is handed over all the same, and
 //! the handlers of batches at work, with their time. Never decides what becomes of a delivery.
 
-use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::StreamExt;
 use futures_util::future::{Either, join_all, select};
 use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
@@ -20,7 +19,7 @@ use super::answer::IntoRunning;
 use super::pump::Station;
 use super::seat::Seat;
 use crate::message::{Batch, Delivery, Handled};
-use crate::pipeline::{Answer, Running, caught, panic_message, unanswered};
+use crate::pipeline::{Answer, Running, caught, unanswered};
 use crate::store::Gathering;
 
 /// A batch in the making, and those at work.
@@ -104,14 +103,11 @@ async fn answers_of(running: Running<Vec<Handled>>, timeout: Duration) -> Answer
     match running {
         Running::Done(answers) => Answers::Each(answers),
         Running::Panicked(panic) => Answers::Panicked(panic),
-        Running::Future(future) => {
-            let guarded = AssertUnwindSafe(future).catch_unwind();
-            match tokio::time::timeout(timeout, guarded).await {
-                Ok(Ok(answers)) => Answers::Each(answers),
-                Ok(Err(panic)) => Answers::Panicked(panic_message(panic.as_ref())),
-                Err(_) => Answers::TimedOut(timeout),
-            }
-        }
+        Running::Future(future) => match tokio::time::timeout(timeout, future).await {
+            Ok(Ok(answers)) => Answers::Each(answers),
+            Ok(Err(panic)) => Answers::Panicked(panic),
+            Err(_) => Answers::TimedOut(timeout),
+        },
         Running::Watched(reply) => match tokio::time::timeout(timeout, reply).await {
             Ok(Ok(Ok(answers))) => Answers::Each(answers),
             Ok(Ok(Err(panic))) => Answers::Panicked(panic),

@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use super::{Retries, Work};
+use super::{Retries, Work, caught};
 use crate::message::{Failure, Wish};
 use crate::retry::Policy;
 
@@ -246,8 +246,12 @@ pub(crate) fn decide(
             (Wish::Retry, Fault::of_class(format!("took longer than {limit:?}"), CLASS_TIMEOUT))
         }
         Answer::Failed(failure) => {
-            let class = failure.class_name().map(str::to_owned);
-            (failure.wish, Fault { error: failure.text(), class })
+            let (wish, class) = (failure.wish, failure.class_name().map(str::to_owned));
+            // The error is the user's: neither its text nor its drop may end the actor.
+            let text = caught(|| failure.text());
+            let error = text.unwrap_or_else(|panic| format!("its text panicked: {panic}"));
+            let _ = caught(|| drop(failure));
+            (wish, Fault { error, class })
         }
     };
     match retries.rule_for(fault.class.as_deref(), kind) {

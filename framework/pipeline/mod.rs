@@ -4,6 +4,7 @@
 //! verdict (acknowledged, copied, parked) is the business of the consumer and the retrier, which
 //! hold the lane.
 
+mod caught;
 mod codec;
 mod decide;
 mod guarding;
@@ -14,7 +15,6 @@ mod retries;
 mod screen;
 mod work;
 
-use std::panic::AssertUnwindSafe;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -24,6 +24,7 @@ use futures_util::future::{Either, select};
 use futures_util::{FutureExt, TryFutureExt};
 use tokio::sync::oneshot;
 
+pub(crate) use caught::{Caught, caught, panic_message};
 pub use codec::{Codec, Codecs, DecodeError, Json, Raw};
 pub use decide::Reason;
 pub(crate) use decide::{Answer, Epitaph, Fault, Verdict, Waiting, decide};
@@ -164,7 +165,7 @@ pub(crate) enum Running<O = Handled> {
     /// It answered at once.
     Done(O),
     /// It answers when this is polled to its end.
-    Future(Pin<Box<dyn Future<Output = O>>>),
+    Future(Caught<Pin<Box<dyn Future<Output = O>>>>),
     /// It answers through this; nothing comes when its actor dies.
     Reply(oneshot::Receiver<O>),
     /// It answers through this, or tells that it panicked.
@@ -181,11 +182,12 @@ fn decode<T: 'static>(
     codecs: &Codecs<T>,
 ) -> Result<Delivery<T>, Epitaph> {
     let envelope = &work.received.envelope;
-    // A codec is the user's code and meets hostile input: uncaught, its panic would end the actor at
-    // each try, until the restarts are spent.
-    let payload = caught(|| codecs.decode(envelope.as_ref()))
-        .unwrap_or_else(|panic| Err(format!("the codec panicked: {panic}").into()))
-        .map_err(|error| Epitaph::new(Reason::Undecodable, error.to_string()))?;
+    // A codec is the user's code and meets hostile input, and so is its error: uncaught, a panic would end
+    // the actor at each try, until the restarts are spent.
+    let decoded = || codecs.decode(envelope.as_ref()).map_err(|error| error.to_string());
+    let payload = caught(decoded)
+        .unwrap_or_else(|panic| Err(format!("the codec panicked: {panic}")))
+        .map_err(|error| Epitaph::new(Reason::Undecodable, error))?;
     Ok(Delivery::new(payload, work.metadata(scope)))
 }
 
@@ -212,10 +214,10 @@ pub(crate) fn answer_at_once(running: Running, cx: &mut Context<'_>) -> Result<A
     match running {
         Running::Done(handled) => Ok(handled.into()),
         Running::Panicked(message) => Ok(Answer::Panicked(message)),
-        Running::Future(mut future) => match caught(|| future.as_mut().poll(cx)) {
-            Ok(Poll::Ready(handled)) => Ok(handled.into()),
-            Ok(Poll::Pending) => Err(Running::Future(future)),
-            Err(message) => Ok(Answer::Panicked(message)),
+        Running::Future(mut future) => match Pin::new(&mut future).poll(cx) {
+            Poll::Ready(Ok(handled)) => Ok(handled.into()),
+            Poll::Ready(Err(message)) => Ok(Answer::Panicked(message)),
+            Poll::Pending => Err(Running::Future(future)),
         },
         waits @ (Running::Reply(_) | Running::Watched(_) | Running::Gathered(_)) => Err(waits),
     }
@@ -227,9 +229,8 @@ async fn answer_in_time(running: Running, work: &Work, scope: &Scope, can_abort:
         Running::Done(handled) => handled.into(),
         Running::Panicked(message) => Answer::Panicked(message),
         Running::Future(future) => {
-            let guarded = AssertUnwindSafe(future).catch_unwind();
-            let guarded = guarded.map_ok_or_else(panicked, Answer::from);
-            within(guarded, work, scope, can_abort).await
+            let answer = future.map_ok_or_else(Answer::Panicked, Answer::from);
+            within(answer, work, scope, can_abort).await
         }
         Running::Reply(reply) => {
             let reply = reply.map_ok_or_else(|_| Answer::Interrupted, Answer::from);
@@ -266,10 +267,6 @@ async fn within(
     }
 }
 
-fn panicked(panic: Box<dyn std::any::Any + Send>) -> Answer {
-    Answer::Panicked(panic_message(panic.as_ref()))
-}
-
 /// The verdict on a message that was not simply handled.
 #[cold]
 pub(crate) fn judge(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
@@ -282,20 +279,6 @@ pub(crate) fn judge(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
         telemetry::attempt_failed(scope.name(), work.id(), attempt, error);
     }
     verdict
-}
-
-/// Runs `f`; a panic becomes its message.
-pub(crate) fn caught<R>(f: impl FnOnce() -> R) -> Result<R, String> {
-    std::panic::catch_unwind(AssertUnwindSafe(f)).map_err(|panic| panic_message(panic.as_ref()))
-}
-
-/// What a panic said.
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> String {
-    panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| String::from("a panic without a message"))
 }
 
 impl From<Handled> for Answer {

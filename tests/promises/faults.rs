@@ -269,3 +269,107 @@ fn depth(test: &mut TestService) -> redeliver::broker::Depth {
     let service = test.service();
     test.run(async move { service.depth("orders").await }).expect("the broker tells")
 }
+
+/// An error, and something held, that break when they are looked at or let go.
+#[derive(Debug)]
+struct Fragile;
+
+impl std::fmt::Display for Fragile {
+    fn fmt(&self, _: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        panic!("the text has a bug");
+    }
+}
+
+impl std::error::Error for Fragile {}
+
+struct Breaks;
+
+impl Drop for Breaks {
+    fn drop(&mut self) {
+        panic!("the drop has a bug");
+    }
+}
+
+async fn fragile(delivery: Delivery<String>) -> Handled {
+    match delivery.payload.as_str() {
+        "text" => Err(Failure::retry(Fragile)),
+        "drop" => {
+            let _breaks = Breaks;
+            std::future::pending().await
+        }
+        _ => obey(delivery).await,
+    }
+}
+
+struct FragileActor;
+
+impl Actor for FragileActor {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery<String>> for FragileActor {
+    type Result = ResponseActFuture<Self, Handled>;
+
+    fn handle(&mut self, delivery: Delivery<String>, _: &mut Context<Self>) -> Self::Result {
+        Box::pin(fragile(delivery).into_actor(self))
+    }
+}
+
+struct FragileCodec;
+
+impl redeliver::Codec<String> for FragileCodec {
+    fn accepts(&self, _: Option<&str>) -> bool {
+        true
+    }
+
+    fn decode(&self, body: Option<&[u8]>) -> Result<String, redeliver::DecodeError> {
+        match body {
+            Some(b"\"undecodable\"") => Err(Box::new(Fragile)),
+            body => redeliver::Json.decode(body),
+        }
+    }
+}
+
+#[test]
+fn a_panic_in_the_text_or_the_drop_of_what_is_the_users_costs_its_message_and_nobody_else() {
+    for mut test in [
+        orders("timeout = \"300ms\"", THRICE, fragile),
+        orders("timeout = \"300ms\"", THRICE, || FragileActor),
+    ] {
+        test.publish("orders", text("neighbour", "slow once"));
+        test.publish("orders", text("text", "text"));
+        test.publish("orders", text("drop", "drop"));
+        test.finish();
+        test.publish("orders", text("next", "ok"));
+        let log = test.log();
+        for line in [
+            "text: attempt 1 retry after 200ms: its text panicked: the text has a bug",
+            "text: attempt 2 retry after 200ms: its text panicked: the text has a bug",
+            "text: attempt 3 dead-lettered: exhausted: its text panicked: the text has a bug",
+            "drop: attempt 1 retry after 200ms: took longer than 300ms",
+            "drop: attempt 2 retry after 200ms: took longer than 300ms",
+            "drop: attempt 3 dead-lettered: exhausted: took longer than 300ms",
+            "neighbour: attempt 2 handled",
+            "next: attempt 1 handled",
+        ] {
+            assert_eq!(log.iter().filter(|said| *said == line).count(), 1, "{line}: {log:#?}");
+        }
+        assert!(log.iter().all(|line| !line.contains("interrupted")), "{log:#?}");
+    }
+}
+
+#[test]
+fn an_undecodable_message_whose_error_has_no_text_is_dead_lettered() {
+    let handler = redeliver::with_codec(FragileCodec, || FragileActor);
+    let mut test = orders("", THRICE, handler);
+    test.publish("orders", text("7", "undecodable"));
+    test.publish("orders", text("8", "ok"));
+    test.finish();
+    assert_eq!(
+        test.log(),
+        [
+            "7: dead-lettered: undecodable: the codec panicked: the text has a bug",
+            "8: attempt 1 handled",
+        ]
+    );
+}
