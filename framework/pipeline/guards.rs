@@ -263,7 +263,7 @@ impl Asks<'_> {
             Err(LockError::Store(error)) => Err(error),
         };
         if let Some(claim) = claim {
-            claim.end(End::Release).await?;
+            claim.end_by(End::Release).await?;
         }
         refusal
     }

@@ -134,7 +134,12 @@ impl Held {
         }
     }
 
-    async fn end(self, end: End) -> Result<bool, StoreError> {
+    async fn end(mut self, end: End) -> Result<bool, StoreError> {
+        if let Some(claim) = &mut self.claim {
+            // From here on a drop ends it in the same way: a handler's effect is not forgotten because
+            // its completion was cancelled.
+            claim.on_drop = end;
+        }
         let lock = match self.lock {
             Some(guard) => guard.ending().await,
             None => None,
@@ -145,14 +150,14 @@ impl Held {
                 None => Ok(true),
             };
         };
-        let Some(lock) = lock else { return claim.end(end).await };
+        let Some(lock) = lock else { return claim.end().await };
         if !Arc::ptr_eq(claim.rules.store.store(), lock.store()) {
-            let ended = claim.end(end).await;
+            let ended = claim.end().await;
             // The claim decides; the lock's lease ends by itself.
             let _ = lock.release().await;
             return ended;
         }
-        claim.end_with(end, lock).await
+        claim.end_with(lock).await
     }
 }
 
@@ -170,20 +175,26 @@ pub(super) struct HeldClaim {
     pub(super) claim: Claim,
     /// `None` once it ended.
     pub(super) lease: Option<Lease>,
-    /// How it ends when it is dropped.
+    /// How it ends, also when it is dropped.
     pub(super) on_drop: End,
 }
 
 impl HeldClaim {
-    pub(super) async fn end(mut self, end: End) -> Result<bool, StoreError> {
-        self.stop(end).await;
+    pub(super) async fn end_by(mut self, end: End) -> Result<bool, StoreError> {
+        self.on_drop = end;
+        self.end().await
+    }
+
+    /// Ends it as `on_drop` says.
+    async fn end(self) -> Result<bool, StoreError> {
+        self.stop().await;
         let (store, keep) = (self.rules.store.store().clone(), self.rules.keep);
         let ended = store.end(&self.key, &self.owner, &self.on_drop.ending(), keep).await;
         self.close(ended)
     }
 
-    async fn end_with(mut self, end: End, lock: EndingGuard) -> Result<bool, StoreError> {
-        self.stop(end).await;
+    async fn end_with(self, lock: EndingGuard) -> Result<bool, StoreError> {
+        self.stop().await;
         let (store, keep) = (self.rules.store.store().clone(), self.rules.keep);
         let (key, owner, ending) = (&self.key, &self.owner, self.on_drop.ending());
         let ended =
@@ -194,10 +205,7 @@ impl HeldClaim {
         self.close(ended)
     }
 
-    /// From here on a drop ends it in the same way: a handler's effect is not forgotten because
-    /// its completion was cancelled.
-    async fn stop(&mut self, end: End) {
-        self.on_drop = end;
+    async fn stop(&self) {
         if let Some(lease) = &self.lease {
             lease.stop().await;
         }

@@ -1,3 +1,4 @@
+use futures_util::FutureExt;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
@@ -122,6 +123,25 @@ async fn what_is_dropped_is_told_to_the_next() {
         (held.kind(), held.takeovers(), held.attempts()),
         (Some(ClaimKind::TakenOver), 1, 0)
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_completion_that_is_cut_off_is_a_completion() {
+    let mut cut_off = 0;
+    for turns in 0..10 {
+        let guards = guards(true, Some(Duration::ZERO));
+        let held = runs(&guards, "a", 0).await;
+        // Somewhere in these turns the renewal of its lock is on the way, and the end has to wait for that.
+        tokio::time::advance(LockPolicy::default().lease / 2).await;
+        for _ in 0..turns {
+            tokio::task::yield_now().await;
+        }
+        let completed = held.complete(None).now_or_never();
+        cut_off += u32::from(completed.is_none());
+        sleep(Duration::from_millis(1)).await;
+        check(&guards, "a", 0, "done").await;
+    }
+    assert!(cut_off > 0, "no end had to wait");
 }
 
 #[tokio::test(start_paused = true)]
