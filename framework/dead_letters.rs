@@ -235,20 +235,28 @@ impl DeadLetters {
     /// the middle can be made again: what was moved is not here any more.
     ///
     /// # Errors
-    /// What the broker says; those that were not moved are still here.
+    /// What the broker says, and how many were moved before; the others are still here.
     ///
     /// # Cancel safety
     /// A cancelled call may have moved one message without having removed it here.
     pub async fn redrive(&self, redrive: &Redrive) -> Result<Redriven, Error> {
+        let (mut reader, mut done) = (self.reader().await?, Redriven::default());
+        let moved = self.move_back(reader.as_mut(), redrive, &mut done).await;
+        self.conclude(reader, moved, "moved", done.moved).await?;
+        Ok(done)
+    }
+
+    async fn move_back(
+        &self,
+        reader: &mut dyn DeadLetterReader,
+        redrive: &Redrive,
+        done: &mut Redriven,
+    ) -> Result<(), BrokerError> {
         let pause = redrive.rate_max.map(|rate| Duration::from_secs(1) / rate.max(1));
         let publisher = self.broker.publisher();
-        let mut done = Redriven::default();
-        let mut reader = self.reader().await?;
         let started = self.clock.now();
         while done.matched < redrive.count_max {
-            let Some(received) = reader.next().await.map_err(|error| self.error(&error))? else {
-                break;
-            };
+            let Some(received) = reader.next().await? else { break };
             let letter = DeadLetter::read(received.envelope.as_ref());
             if letter.dead_at.is_some_and(|at| at > started)
                 || !redrive.filter.fits(&letter, started)
@@ -259,33 +267,57 @@ impl DeadLetters {
             if redrive.dry_run {
                 continue;
             }
-            let copy = self.back(&received, redrive.force);
-            publisher.copy(&copy).await.map_err(|error| self.error(&error))?;
-            reader.remove(received.token).await.map_err(|error| self.error(&error))?;
+            publisher.copy(&self.back(&received, redrive.force)).await?;
+            reader.remove(received.token).await?;
             done.moved += 1;
             if let Some(pause) = pause {
                 tokio::time::sleep(pause).await;
             }
         }
-        reader.close().await.map_err(|error| self.error(&error))?;
-        Ok(done)
+        Ok(())
     }
 
     /// Removes dead letters for good; how many.
     ///
     /// # Errors
-    /// What the broker says; those that were not removed are still here.
+    /// What the broker says, and how many were removed before; the others are still here.
     pub async fn purge(&self, filter: &Filter) -> Result<usize, Error> {
-        let mut reader = self.reader().await?;
-        let (now, mut removed) = (self.clock.now(), 0);
-        while let Some(received) = reader.next().await.map_err(|error| self.error(&error))? {
+        let (mut reader, mut count) = (self.reader().await?, 0);
+        let removed = self.remove_all(reader.as_mut(), filter, &mut count).await;
+        self.conclude(reader, removed, "removed", count).await?;
+        Ok(count)
+    }
+
+    async fn remove_all(
+        &self,
+        reader: &mut dyn DeadLetterReader,
+        filter: &Filter,
+        count: &mut usize,
+    ) -> Result<(), BrokerError> {
+        let now = self.clock.now();
+        while let Some(received) = reader.next().await? {
             if filter.fits(&DeadLetter::read(received.envelope.as_ref()), now) {
-                reader.remove(received.token).await.map_err(|error| self.error(&error))?;
-                removed += 1;
+                reader.remove(received.token).await?;
+                *count += 1;
             }
         }
-        reader.close().await.map_err(|error| self.error(&error))?;
-        Ok(removed)
+        Ok(())
+    }
+
+    /// Closes the reader, whatever became of the work: a removal that is not known to the broker yet is lost with
+    /// the reader, and the letter would be in both places.
+    async fn conclude(
+        &self,
+        mut reader: Box<dyn DeadLetterReader>,
+        worked: Result<(), BrokerError>,
+        verb: &str,
+        count: usize,
+    ) -> Result<(), Error> {
+        let closed = reader.close().await;
+        worked.and(closed).map_err(|error| {
+            let name = &self.source.name;
+            Error::Broker(format!("dead letters of `{name}`: {count} were {verb}, then: {error}"))
+        })
     }
 
     async fn reader(&self) -> Result<Box<dyn DeadLetterReader>, Error> {

@@ -304,3 +304,39 @@ async fn what_was_redriven_and_fails_again_is_there_once() {
     assert_eq!((purged, lab.raw.count(&lab.dead()).await), (11, 0));
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_redrive_into_a_source_that_fills_up_leaves_no_letter_in_both_places() {
+    const LETTERS: u32 = 200;
+    let lab = Lab::new().await;
+    let full = [("x-max-length", AMQPValue::LongInt(50)), ("x-overflow", text("reject-publish"))];
+    lab.raw.declare(&lab.queue, &full).await;
+    lab.raw.declare(&lab.dead(), &[("x-queue-type", text("quorum"))]).await;
+    for number in 0..LETTERS {
+        let body = number.to_string();
+        lab.raw.publish(&lab.dead(), body.as_bytes(), properties(number)).await;
+    }
+    let toml = lab.toml("topology = \"none\"\nqueue_type = \"classic\"\n", "");
+    let config = redeliver::config::Config::from_toml(&toml).expect("it is usable");
+    let service = Service::builder(config).without_handler("orders").signals(false).start().await;
+    let service = service.expect("it starts");
+    let letters = service.dead_letters("orders").expect("it is configured");
+    let error = letters.redrive(&Redrive::default()).await.expect_err("there is no room");
+    assert!(error.to_string().contains(" were moved, then: "), "{error}");
+    until("what was not moved is back", || async {
+        lab.ready().await + lab.raw.count(&lab.dead()).await >= LETTERS
+    })
+    .await;
+    service.stop().await;
+
+    let mut bodies = Vec::new();
+    for queue in [&lab.queue, &lab.dead()] {
+        let found = lab.take_all(queue).await;
+        assert!(!found.is_empty(), "some were moved, and some were not: {queue}");
+        bodies.extend(found.into_iter().map(|message| message.delivery.data));
+    }
+    assert_eq!(bodies.len(), LETTERS as usize);
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len(), LETTERS as usize, "a letter is in both places");
+}
