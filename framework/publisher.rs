@@ -99,6 +99,11 @@ impl Publisher {
         if outgoing.id.is_empty() {
             outgoing.id = uuid::Uuid::now_v7().to_string();
         }
+        if self.cause.is_some() {
+            // A handler that sends on all headers of what it got must not send on ours: hops that stand still
+            // would let the message circle for ever, and attempts would be used up before the first.
+            outgoing.headers.retain(|(name, _)| !name.starts_with(wire::PREFIX));
+        }
         let mut set = |name: &str, value: Option<String>| {
             if let Some(value) = value
                 && !outgoing.headers.iter().any(|(known, _)| known == name)
@@ -310,7 +315,8 @@ impl Message {
         self
     }
 
-    /// A header more.
+    /// A header more. Names that begin with `redeliver-` are the framework's: what
+    /// [`delivery.publisher()`](crate::message::Metadata::publisher) sends goes without those that are set here.
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.outgoing.headers.push((name.into(), value.into()));

@@ -236,6 +236,9 @@ fn what_circles_ends_as_a_loop() {
     async fn send_on(delivery: Delivery<String>) -> Handled {
         let hop = delivery.hops() + 1;
         let again = Message::json(&delivery.payload)?.to_queue("orders").id(format!("hop-{hop}"));
+        // As one that sends on every header of what it got.
+        let again = again.header("redeliver-hops", "0").header("redeliver-attempt", "7");
+        let again = again.header("redeliver-expires", "2020-01-01T00:00:00.000Z");
         delivery.publisher().send(again).await?;
         Ok(())
     }
