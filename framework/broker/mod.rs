@@ -19,7 +19,8 @@
 //!    delivery of an earlier generation.
 //! 7. Settling a message never waits for another message that is slower.
 //! 8. [`Lane::close`] leaves nothing unsettled: what was settled is known to the broker before the
-//!    lane is gone, what was not goes back.
+//!    lane is gone, or, where one commit is for many lanes, before anybody else has it; what was not
+//!    goes back.
 //!    A broker that moves lanes between consumers asks for one back through [`Lane::recalled`] and
 //!    waits for its close until the moment it names; what closes later is as lost as by a crash.
 //! 9. [`Publisher::send`] and [`Publisher::copy`] return `Ok` only when the broker has confirmed

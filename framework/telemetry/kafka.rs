@@ -17,6 +17,21 @@ pub(crate) fn committed_unknown(group: &str, error: &dyn Display) {
     tracing::warn!(group, %error, "committed offsets are unknown");
 }
 
+/// A group does not let us in, and nobody but its other members or the cluster's owner can change that.
+pub(crate) fn group_refused(group: &str, why: &str) {
+    tracing::error!(group, why, "group does not take this member; trying again");
+}
+
+/// A producer is of no use any more; the next record is sent by another.
+pub(crate) fn producer_broken(code: &dyn Display, why: &str) {
+    tracing::warn!(%code, why, "producer broke for good; making another");
+}
+
+/// The broker takes shorter texts beside a committed offset than ours was; the next ones are shorter.
+pub(crate) fn mark_refused(group: &str, length_max: usize) {
+    tracing::warn!(group, length_max, "text beside the committed offset was refused");
+}
+
 /// Offsets were not committed; they are with the next commit.
 pub(crate) fn commit_failed(group: &str, error: &dyn Display) {
     tracing::warn!(group, %error, "offsets were not committed; trying again");

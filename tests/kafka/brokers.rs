@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::client::DefaultClientContext;
 use redeliver::config::Config;
 use redeliver::{Delivery, Failure, Handled, Message, Publisher, Service};
@@ -120,5 +120,47 @@ async fn assert_nothing_lost(service: &Service, seen: &Seen, count: u32) {
     assert!((0..count).step_by(7).all(|number| seen.attempts(&number.to_string()) >= 2));
     let depth = service.depth("orders").await.expect("the broker answers");
     assert_eq!(depth.dead, Some(0));
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_broker_that_takes_no_text_beside_an_offset_is_consumed_from_all_the_same() {
+    let node = Node::configured("texts", "offset.metadata.max.bytes=30\n");
+    drop(create(&node.url, 2, 1).await);
+    let (service, seen) = consume(&node.url, "").await;
+    let publisher = service.publisher("main").expect("it is configured");
+    for number in 1..7_u32 {
+        let message = Message::json(&number).expect("a number is JSON").to_topic("orders");
+        publisher.send(message.key(number.to_string())).await.expect("it is stored");
+    }
+    drained(&service).await;
+    assert_eq!(seen.len(), 6, "the first batch is handed out when it is recorded");
+    assert_eq!(service.stop().await.left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_dead_letter_topic_is_made_by_us_where_the_broker_would_make_it_too() {
+    let node = Node::configured("makes", "auto.create.topics.enable=true\n");
+    let admin = create(&node.url, 2, 1).await;
+    let text = format!(
+        "[brokers.main]\nkind = \"kafka\"\nurl = \"{}\"\n[subscriptions.orders]\nbroker = \"main\"\npattern = \"^orders\"\ngroup = \"billing\"\n",
+        node.url
+    );
+    let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
+    let handler = |_: Delivery<u32>| async { Handled::Err(Failure::reject("no")) };
+    let service = Service::builder(config).subscribe("orders", handler).signals(false);
+    let service = service.start().await.expect("it starts");
+    let publisher = service.publisher("main").expect("it is configured");
+    let message = Message::json(&7_u32).expect("a number is JSON").to_topic("orders");
+    publisher.send(message).await.expect("it is stored");
+    until("it is a dead letter", async || {
+        service.depth("orders").await.is_ok_and(|depth| depth.dead == Some(1))
+    })
+    .await;
+    let dead = ResourceSpecifier::Topic("orders.billing.dead");
+    let described = admin.describe_configs([&dead], &AdminOptions::new()).await;
+    let described = described.expect("the broker answers").remove(0).expect("it is there");
+    let kept = described.get("retention.ms").and_then(|entry| entry.value.clone());
+    assert_eq!(kept.as_deref(), Some("-1"), "kept until somebody decides");
     service.stop().await;
 }

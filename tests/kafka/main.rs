@@ -12,6 +12,7 @@ mod members;
 mod nodes;
 mod order;
 mod process;
+mod raw;
 mod rebalances;
 mod records;
 mod revokes;

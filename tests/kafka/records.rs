@@ -9,6 +9,7 @@ use redeliver::{Delivery, Failure, Handled, Reason, Service};
 use serde::Deserialize;
 
 use super::lab::{create, unique, url};
+use super::raw;
 use super::service::{config, drained};
 
 /// Writes a record as somebody else would.
@@ -118,5 +119,46 @@ async fn what_is_larger_than_the_subscription_takes_is_a_dead_letter() {
     produce(&topic, "small", Some(b"\"x\"")).await;
     drained(&service).await;
     assert_eq!(dead(&service).await, [(Some(Reason::TooLarge), large.len())]);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_header_whose_name_nobody_can_read_stops_nothing_and_a_copy_says_that_it_lacks_it() {
+    let topic = unique("orders");
+    create(&topic, 1).await;
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let at = seen.clone();
+    let handler = move |delivery: Delivery<String>| {
+        let tenant = format!("{:?}", delivery.header("tenant"));
+        at.lock().expect("nobody panics in here").push((delivery.payload.clone(), tenant));
+        async move {
+            match (delivery.payload.as_str(), delivery.attempt()) {
+                ("odd", 1) => Err(Failure::retry("once more")),
+                ("odd", _) => Err(Failure::reject("no")),
+                _ => Handled::Ok(()),
+            }
+        }
+    };
+    let retry = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"1500ms\"\n";
+    let service = Service::builder(config(&topic, "", retry)).subscribe("orders", handler);
+    let service = service.signals(false).start().await.expect("it starts");
+    let headers: [(&[u8], &[u8]); 3] = [(b"one", b"1"), (b"\xffname", b"x"), (b"tenant", b"acme")];
+    let to = topic.clone();
+    let sent = tokio::task::spawn_blocking(move || raw::produce(&to, b"\"odd\"", &headers));
+    sent.await.expect("it is stored");
+    produce(&topic, "good", Some(b"\"good\"")).await;
+    drained(&service).await;
+    let mut seen = seen.lock().expect("nobody panics in here").clone();
+    seen.sort();
+    let acme = "Some(Text(\"acme\"))".to_owned();
+    let odd = ("odd".to_owned(), acme);
+    assert_eq!(seen, [("good".to_owned(), "None".to_owned()), odd.clone(), odd]);
+    let letters = service.dead_letters("orders").expect("it is configured");
+    let mut pages = letters.pages(10).await.expect("they can be read");
+    let page = pages.next().await.expect("they can be read").expect("it is there");
+    pages.close().await.expect("the broker answers");
+    let has = |name: &str, value: &str| page[0].headers.contains(&(name.into(), value.into()));
+    assert!(has("one", "1") && has("tenant", "acme"), "{:?}", page[0].headers);
+    assert!(has("redeliver-original-unread", "1"), "{:?}", page[0].headers);
     service.stop().await;
 }

@@ -3,7 +3,7 @@
 //! Owns how clients are made, whether the cluster can be reached, and how librdkafka's blocking questions are
 //! asked without blocking anybody. librdkafka reconnects by itself, for ever.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
@@ -136,18 +136,21 @@ pub(super) struct Watch {
 struct Heard {
     lost: Option<String>,
     refusal: Option<BrokerError>,
+    /// Groups that do not let us in, and why: that the cluster answers does not change it.
+    shut_out: BTreeMap<String, String>,
 }
 
 impl Default for Watch {
     fn default() -> Self {
         let lost = Some("not connected yet".to_owned());
-        Self { state: Mutex::new(Heard { lost, refusal: None }) }
+        Self { state: Mutex::new(Heard { lost, refusal: None, shut_out: BTreeMap::new() }) }
     }
 }
 
 impl Watch {
     pub(super) fn state(&self) -> BrokerState {
-        match &self.lock().lost {
+        let heard = self.lock();
+        match heard.lost.as_ref().or_else(|| heard.shut_out.values().next()) {
             Some(why) => BrokerState::Disconnected(why.clone()),
             None => BrokerState::Connected,
         }
@@ -157,8 +160,27 @@ impl Watch {
     pub(super) fn reached(&self) {
         let mut heard = self.lock();
         if heard.lost.is_some() {
-            *heard = Heard { lost: None, refusal: None };
+            (heard.lost, heard.refusal) = (None, None);
         }
+    }
+
+    /// A group let us in.
+    pub(super) fn admitted(&self, group: &str) {
+        self.lock().shut_out.remove(group);
+    }
+
+    /// Takes note of what a member of a group was told instead of a record.
+    pub(super) fn hear_of_group(&self, group: &str, error: &KafkaError) {
+        use RDKafkaErrorCode::{GroupAuthorizationFailed, InconsistentGroupProtocol};
+        let code = error.rdkafka_error_code();
+        if matches!(code, Some(GroupAuthorizationFailed | InconsistentGroupProtocol)) {
+            let why = fault::fault(&format!("consuming as group `{group}`"), error).text;
+            let before = self.lock().shut_out.insert(group.to_owned(), why.clone());
+            if before.is_none() {
+                telemetry::group_refused(group, &why);
+            }
+        }
+        self.hear(error, "consuming");
     }
 
     pub(super) fn is_lost(&self) -> bool {
@@ -216,7 +238,7 @@ pub(super) struct Context {
 impl Context {
     /// Takes note of an error that came instead of a record.
     pub(super) fn note_error(&self, error: &KafkaError) {
-        self.watch.hear(error, "consuming");
+        self.watch.hear_of_group(&self.assignment.member.group, error);
     }
 }
 
@@ -247,5 +269,24 @@ impl ConsumerContext for Context {
             }
             _ => self.assignment.revoke(&consumer, partitions),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_that_does_not_let_us_in_is_seen_though_the_cluster_answers() {
+        let watch = Watch::default();
+        watch.reached();
+        let mixed = KafkaError::MessageConsumption(RDKafkaErrorCode::InconsistentGroupProtocol);
+        watch.hear_of_group("billing", &mixed);
+        watch.reached();
+        watch.admitted("audit");
+        let BrokerState::Disconnected(why) = watch.state() else { panic!("nobody says so") };
+        assert!(why.contains("group `billing`") && why.contains("assignment.strategy"), "{why}");
+        watch.admitted("billing");
+        assert!(matches!(watch.state(), BrokerState::Connected));
     }
 }

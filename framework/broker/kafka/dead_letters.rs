@@ -19,7 +19,7 @@ use super::connection::{ANSWER_MAX, Cluster, Context};
 use super::envelope::{Batch, KafkaEnvelope, millis};
 use super::fault;
 use super::group::{Kind, Member};
-use super::marks::{Mark, Place};
+use super::marks::{Mark, Place, TEXT_LENGTH_MAX};
 use super::offsets::{Offsets, Receipt};
 use super::partition::{Alarm, Consumer, Name, Queue};
 use super::rebalance::Assignment;
@@ -97,7 +97,8 @@ fn read_logs(
         let name = Name { topic: elem.topic().into(), number: elem.partition() };
         let (low, end) = consumer.fetch_watermarks(&name.topic, name.number, ANSWER_MAX)?;
         let committed = match elem.offset() {
-            Offset::Offset(offset) if offset >= low => Some(offset),
+            // Anything else was committed for an earlier topic of this name, or is gone.
+            Offset::Offset(offset) if (low..=end).contains(&offset) => Some(offset),
             _ => None,
         };
         let place = Place {
@@ -145,9 +146,14 @@ impl KafkaDeadLetters {
             let batch = match read {
                 Ok(batch) => Arc::new(batch),
                 // Only the markers of transactions, or records that were deleted meanwhile.
-                Err(KafkaError::PartitionEOF(_) | KafkaError::NoMessageReceived) => {
+                Err(KafkaError::PartitionEOF(_)) => {
                     self.logs[index].position = self.logs[index].end;
                     return Ok(None);
+                }
+                // Silence is no end: what was not read would be taken for what is not there.
+                Err(KafkaError::NoMessageReceived) => {
+                    let text = format!("{}: nothing was read for {READ_MAX:?}", self.attempt());
+                    return Err(BrokerError::new(Fault::Unreachable, text));
                 }
                 Err(error) => return Err(fault::fault(&self.attempt(), &error)),
             };
@@ -158,8 +164,13 @@ impl KafkaDeadLetters {
             if offset >= log.end {
                 return Ok(None);
             }
-            if log.offsets.receive(offset, time) == Receipt::Skip {
-                continue;
+            match log.offsets.receive(offset, time) {
+                Receipt::Deliver { .. } => {}
+                Receipt::Skip => continue,
+                // What was known was about an earlier topic of this name.
+                Receipt::Cut => {
+                    log.offsets.receive(offset, time);
+                }
             }
             let token = Token(self.read.len() as u64);
             self.read.push((index, offset));
@@ -173,7 +184,7 @@ impl KafkaDeadLetters {
         let log = &self.logs[index];
         let Some(mark) = log.offsets.mark(true) else { return Ok(()) };
         let base = mark.base;
-        if !mark.fits() {
+        if !mark.fits(TEXT_LENGTH_MAX) {
             return Err(BrokerError::new(
                 Fault::Other,
                 format!(
@@ -188,7 +199,7 @@ impl KafkaDeadLetters {
             topic: &log.name.topic,
             partition: log.name.number,
         };
-        let text = mark.to_text(&place);
+        let text = mark.to_text(&place, TEXT_LENGTH_MAX);
         let (consumer, name) = (Arc::clone(&self.consumer), log.name.clone());
         let committed = spawn_blocking(move || {
             let mut list = TopicPartitionList::new();

@@ -4,11 +4,12 @@
 //! memory it lies in; one record that is held keeps its batch, and the batch the fetched buffers.
 
 use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use rdkafka::Timestamp;
-use rdkafka::message::{BorrowedMessage, Headers, Message};
+use rdkafka::message::{BorrowedMessage, Header, Headers, Message};
 use self_cell::self_cell;
 
 use super::outbox::Outbox;
@@ -81,6 +82,17 @@ pub(super) fn millis(record: &BorrowedMessage<'_>) -> Option<i64> {
     }
 }
 
+/// A record's headers, `None` for each whose name is no UTF-8: nobody could ask for it, and the client panics over it.
+pub(super) fn headers<'a>(
+    record: &'a BorrowedMessage<'_>,
+) -> impl Iterator<Item = Option<Header<'a, &'a [u8]>>> {
+    let headers = record.headers();
+    (0..headers.map_or(0, Headers::count)).map(move |index| {
+        // Nothing is changed in there that a panic could leave half done.
+        catch_unwind(AssertUnwindSafe(|| headers?.try_get(index))).ok().flatten()
+    })
+}
+
 /// What a header holds. One without a value is an empty text.
 pub(super) fn value(bytes: Option<&[u8]>) -> HeaderValue<'_> {
     let bytes = bytes.unwrap_or_default();
@@ -97,12 +109,12 @@ impl Envelope for KafkaEnvelope {
     }
 
     fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
-        let headers = self.record().headers()?;
-        headers.iter().find(|header| header.key == name).map(|header| value(header.value))
+        let mut headers = headers(self.record()).flatten();
+        headers.find(|header| header.key == name).map(|header| value(header.value))
     }
 
     fn visit_headers(&self, visit: &mut dyn FnMut(&str, HeaderValue<'_>)) {
-        for header in self.record().headers().into_iter().flat_map(Headers::iter) {
+        for header in headers(self.record()).flatten() {
             visit(header.key, value(header.value));
         }
     }

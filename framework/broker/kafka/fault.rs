@@ -95,3 +95,38 @@ pub(super) fn is_later(error: &KafkaError) -> bool {
         )
     )
 }
+
+/// A commit that fails so may fail for one of its partitions alone.
+pub(super) fn is_of_one(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::OffsetMetadataTooLarge
+                | RDKafkaErrorCode::InvalidCommitOffsetSize
+                | RDKafkaErrorCode::TopicAuthorizationFailed
+                | RDKafkaErrorCode::UnknownTopicOrPartition
+                | RDKafkaErrorCode::UnknownTopicId
+                | RDKafkaErrorCode::InvalidTopic
+        )
+    )
+}
+
+/// The broker takes shorter texts beside an offset.
+pub(super) fn is_too_long(error: &KafkaError) -> bool {
+    error.rdkafka_error_code() == Some(RDKafkaErrorCode::OffsetMetadataTooLarge)
+}
+
+/// A commit that fails so may succeed in a moment: the group's coordinator moves.
+pub(super) fn is_soon(error: &KafkaError) -> bool {
+    matches!(
+        error.rdkafka_error_code(),
+        Some(
+            RDKafkaErrorCode::CoordinatorLoadInProgress
+                | RDKafkaErrorCode::CoordinatorNotAvailable
+                | RDKafkaErrorCode::NotCoordinator
+                | RDKafkaErrorCode::WaitingForCoordinator
+                | RDKafkaErrorCode::BrokerTransportFailure
+                | RDKafkaErrorCode::RequestTimedOut
+        )
+    )
+}

@@ -5,17 +5,17 @@
 //! waited for: they cannot overtake one another.
 
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{CommitMode, Consumer as _};
+use rdkafka::consumer::Consumer as _;
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message;
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::Offset;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::{ANSWER_MAX, Cluster, Context};
@@ -42,6 +42,8 @@ const REST_MIN: Duration = Duration::from_millis(300);
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// How long the group is given to take note that we leave.
 const LEAVE_MAX: Duration = Duration::from_secs(10);
+/// A consumer that lived for so long has nothing to do with the one before.
+const LIFE_MIN: Duration = Duration::from_secs(60);
 /// How long the last messages in hand may keep a consumer that has left.
 const LINGER_MAX: Duration = Duration::from_secs(600);
 
@@ -66,7 +68,7 @@ pub(super) struct Member {
     /// Generations of all lanes of a connection: a new one is higher than any before.
     pub(super) generations: Arc<AtomicU64>,
     pub(super) events: mpsc::Sender<LaneEvent>,
-    pub(super) commands: SyncSender<Command>,
+    pub(super) text_length_max: AtomicUsize,
     /// Where what handlers publish is written together with the offsets.
     pub(super) transactions: Option<Mutex<Transactions>>,
 }
@@ -75,8 +77,6 @@ pub(super) struct Member {
 pub(super) enum Command {
     /// Open this lane again.
     Open(LaneId),
-    /// Read from the lowest unfinished record on once more.
-    Rewind(LaneId),
     /// Commit what is finished, leave the group, and end.
     Leave(oneshot::Sender<()>),
 }
@@ -116,72 +116,11 @@ impl Member {
             Kind::Suspects => Care::Always,
             Kind::Source | Kind::Waits => Care::First,
         };
-        let commands = self.commands.clone();
-        let partition_of_it = Arc::clone(partition);
         let is_transactional = self.transactions.is_some();
-        let lane =
-            KafkaLane::new(partition_of_it, generation, pace, commands, care, is_transactional);
+        let lane = KafkaLane::new(Arc::clone(partition), generation, pace, care, is_transactional);
         let opened = LaneEvent::Opened(partition.id.clone(), Box::new(lane));
         // A full channel, or one that nobody reads any more, drops the lane, which is then offered again.
         let _ = self.events.try_send(opened);
-    }
-
-    /// Commits what is done with in these partitions, and waits for the answer.
-    pub(super) fn commit(&self, consumer: &Consumer, partitions: &[Arc<Partition>]) {
-        let Some(transactions) = &self.transactions else {
-            return self.commit_offsets(consumer, partitions);
-        };
-        let mut transactions = transactions.lock().unwrap_or_else(PoisonError::into_inner);
-        if transactions.commit(self, consumer, partitions).is_err() {
-            consumer.context().assignment.give_up();
-        }
-    }
-
-    fn commit_offsets(&self, consumer: &Consumer, partitions: &[Arc<Partition>]) {
-        let mut list = TopicPartitionList::new();
-        let mut sent = Vec::new();
-        for partition in partitions {
-            let mut state = partition.lock();
-            state.is_urgent = false;
-            let Some(mark) = state.mark() else { continue };
-            let text = mark.to_text(&self.place(&partition.name));
-            let unchanged = state
-                .committed
-                .as_ref()
-                .is_some_and(|(base, known)| *base == mark.base && *known == text);
-            if unchanged {
-                continue;
-            }
-            let (finished, next) = (state.offsets.finished_count(), mark.next);
-            drop(state);
-            let mut elem = list.add_partition(&partition.name.topic, partition.name.number);
-            if elem.set_offset(Offset::Offset(mark.base)).is_ok() {
-                elem.set_metadata(&text);
-                sent.push((partition, (mark.base, text), finished, next));
-            }
-        }
-        if sent.is_empty() {
-            return;
-        }
-        match consumer.commit(&list, CommitMode::Sync) {
-            Ok(()) => {
-                for (partition, committed, finished, next) in sent {
-                    let mut state = partition.lock();
-                    state.committed = Some(committed);
-                    state.finished_at_commit = finished;
-                    state.recorded_to = Some(next);
-                    drop(state);
-                    partition.committed.notify_waiters();
-                }
-                self.cluster.watch.reached();
-            }
-            Err(error) if fault::is_later(&error) => {
-                telemetry::commit_later(&self.group, &fault::said(&error));
-            }
-            Err(error) => {
-                telemetry::commit_failed(&self.group, &fault::said(&error));
-            }
-        }
     }
 }
 
@@ -203,7 +142,11 @@ fn live(member: &Arc<Member>, commands: &Receiver<Command>) {
     loop {
         match consumer(member) {
             Ok(consumer) => {
+                let since = Instant::now();
                 let left = attend(member, &consumer, commands);
+                if since.elapsed() >= LIFE_MIN {
+                    schedule = Schedule::default();
+                }
                 consumer.context().assignment.lose_all();
                 if left.is_continue() {
                     abandon(&consumer);
@@ -233,7 +176,7 @@ fn consumer(member: &Arc<Member>) -> Result<Arc<Consumer>, KafkaError> {
     }
     let mut config = member.cluster.clients.consumer(&member.group);
     if member.kind == Kind::Source && member.source.settings.pattern.is_some() {
-        config.set("topic.blacklist", super::topology::OURS);
+        config.set("topic.blacklist", member.names.never_matched());
     }
     if member.kind != Kind::Source {
         // Few records at a time, many partitions, and none may be missed.
@@ -273,6 +216,7 @@ fn attend(
 ) -> ControlFlow<Left> {
     let assignment = &consumer.context().assignment;
     let (mut committed_at, mut looked_at) = (Instant::now(), Instant::now());
+    let mut unseen = Vec::new();
     loop {
         match consumer.poll(POLL_MAX) {
             Some(Ok(record)) => stray(consumer, &record),
@@ -281,23 +225,24 @@ fn attend(
                 member.cluster.watch.lost(&fault::fault_of_code(&attempt, code).text);
                 return ControlFlow::Continue(());
             }
-            Some(Err(_)) | None => {}
+            Some(Err(error)) => consumer.context().note_error(&error),
+            None => {}
         }
         if assignment.is_given_up() {
             return ControlFlow::Continue(());
         }
-        if let ControlFlow::Break(left) = obey(member, consumer, commands) {
+        if let ControlFlow::Break(left) = obey(consumer, commands) {
             leave(member, consumer);
             return ControlFlow::Break(left);
         }
         let partitions = assignment.partitions();
-        offer_again(member, &partitions);
+        serve(member, consumer, &partitions);
         pass_markers(consumer, &partitions);
         let stall_after = member.source.settings.stall_after;
-        if looked_at.elapsed() >= stall_after / 4 {
-            look_at_resting(consumer, &partitions, stall_after);
-            looked_at = Instant::now();
+        if unseen.is_empty() && looked_at.elapsed() >= stall_after / 4 {
+            (unseen, looked_at) = (partitions.clone(), Instant::now());
         }
+        look_at_resting(consumer, &mut unseen, stall_after);
         let is_due = committed_at.elapsed() >= member.source.settings.commit_interval;
         if is_due || partitions.iter().any(|partition| is_urgent(partition)) {
             member.commit(consumer, &partitions);
@@ -313,60 +258,65 @@ fn attend(
 
 fn is_urgent(partition: &Partition) -> bool {
     let state = partition.lock();
-    state.is_urgent || state.uncommitted() >= UNCOMMITTED_MAX
+    // What was refused is not asked for in every round.
+    state.commit_after.is_none_or(|after| after <= Instant::now())
+        && (state.is_urgent || state.uncommitted() >= UNCOMMITTED_MAX)
 }
 
-fn obey(
-    member: &Member,
-    consumer: &Arc<Consumer>,
-    commands: &Receiver<Command>,
-) -> ControlFlow<Left> {
+fn obey(consumer: &Consumer, commands: &Receiver<Command>) -> ControlFlow<Left> {
     loop {
-        let (id, opens) = match commands.try_recv() {
-            Ok(Command::Open(id)) => (id, true),
-            Ok(Command::Rewind(id)) => (id, false),
+        match commands.try_recv() {
+            Ok(Command::Open(id)) => {
+                if let Some(partition) = consumer.context().assignment.find(&id) {
+                    partition.lock().reopen(Instant::now());
+                }
+            }
             Ok(Command::Leave(left)) => return ControlFlow::Break(Some(left)),
             Err(TryRecvError::Empty) => return ControlFlow::Continue(()),
             Err(TryRecvError::Disconnected) => return ControlFlow::Break(None),
-        };
-        let Some(partition) = consumer.context().assignment.find(&id) else { continue };
-        let is_open = matches!(partition.lock().lane, LaneState::Open(_));
-        if is_open != opens {
-            rewind(consumer, &partition);
-        }
-        if opens {
-            member.open(&partition);
         }
     }
 }
 
-/// Reads from the lowest unfinished record on once more.
-fn rewind(consumer: &Consumer, partition: &Partition) {
-    let Some(base) = partition.lock().offsets.base() else { return };
-    let Name { topic, number } = &partition.name;
-    if let Err(error) = consumer.seek(topic, *number, Offset::Offset(base), ANSWER_MAX) {
-        telemetry::rewind_failed(&partition.id, &fault::said(&error));
-    }
-}
-
-/// Offers lanes again that somebody dropped without closing them.
-fn offer_again(member: &Member, partitions: &[Arc<Partition>]) {
+/// Goes back where something was given back, and hands out the lanes that are wanted, or that somebody dropped.
+fn serve(member: &Member, consumer: &Consumer, partitions: &[Arc<Partition>]) {
     for partition in partitions {
-        let state = partition.lock().lane;
-        if matches!(state, LaneState::Dropped(at) if at.elapsed() >= OFFER_AGAIN_AFTER) {
-            let _ = member.commands.try_send(Command::Open(partition.id.clone()));
-            partition.lock().lane = LaneState::Closed;
+        let now = Instant::now();
+        let mut state = partition.lock();
+        if matches!(state.lane, LaneState::Dropped(at) if now - at >= OFFER_AGAIN_AFTER) {
+            state.reopen(now);
+        }
+        if let Some(base) = state.rewind(now) {
+            drop(state);
+            let is_done = seek(consumer, partition, base);
+            state = partition.lock();
+            state.rewound(is_done, Instant::now());
+        }
+        if state.opens() {
+            drop(state);
+            member.open(partition);
         }
     }
+}
+
+fn seek(consumer: &Consumer, partition: &Partition, offset: i64) -> bool {
+    let Name { topic, number } = &partition.name;
+    let sought = consumer.seek(topic, *number, Offset::Offset(offset), ANSWER_MAX);
+    sought.inspect_err(|error| telemetry::rewind_failed(&partition.id, &fault::said(error))).is_ok()
 }
 
 /// Looks whether lanes that have nothing to read should have: their consumers ask when they have been silent for long.
-fn look_at_resting(consumer: &Consumer, partitions: &[Arc<Partition>], patience: Duration) {
-    for partition in partitions {
+///
+/// Asks for one of them at a time: where nobody answers, commits wait for one question and not for a hundred.
+fn look_at_resting(consumer: &Consumer, unseen: &mut Vec<Arc<Partition>>, patience: Duration) {
+    while let Some(partition) = unseen.pop() {
         let rests = partition.lock().rest != Rest::No;
         let Name { topic, number } = &partition.name;
         let ends = rests.then(|| consumer.fetch_watermarks(topic, *number, LOOK_MAX));
         partition.lock().look(ends.and_then(Result::ok), patience, Instant::now());
+        if rests {
+            return;
+        }
     }
 }
 
@@ -395,6 +345,7 @@ fn stray(consumer: &Consumer, record: &rdkafka::message::BorrowedMessage<'_>) {
     if let Some(partition) = consumer.context().assignment.of_name(&name) {
         let mut state = partition.lock();
         state.strayed_to = state.strayed_to.max(Some(record.offset() + 1));
+        state.offsets.expect_again(record.offset());
     }
     let offset = Offset::Offset(record.offset());
     let _ = consumer.seek(record.topic(), record.partition(), offset, ANSWER_MAX);
@@ -405,7 +356,7 @@ fn stray(consumer: &Consumer, record: &rdkafka::message::BorrowedMessage<'_>) {
 /// A member with a name of its own (`group.instance.id`) says nothing: its partitions wait for it, until its session
 /// times out.
 fn leave(member: &Member, consumer: &Arc<Consumer>) {
-    member.commit(consumer, &consumer.context().assignment.partitions());
+    member.commit_at_last(consumer, &consumer.context().assignment.partitions());
     if member.cluster.clients.consumer(&member.group).get("group.instance.id").is_some() {
         return;
     }

@@ -6,7 +6,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -16,11 +15,12 @@ use rdkafka::message::Message;
 use tokio::time::{sleep, timeout};
 
 use super::envelope::{Batch, KafkaEnvelope, millis};
-use super::group::Command;
 use super::offsets::Receipt;
 use super::outbox::Outbox;
 use super::partition::{LaneState, Partition, Queue, Rest};
-use crate::broker::{Envelope, Lane, LaneEnd, Recall, Received, Settlement, Token};
+use crate::broker::{
+    BrokerError, Envelope, Fault, Lane, LaneEnd, Recall, Received, Settlement, Token,
+};
 use crate::wire::Carried;
 
 /// At most so many records are read at once.
@@ -64,7 +64,6 @@ pub(super) struct KafkaLane {
     partition: Arc<Partition>,
     generation: u64,
     pace: Pace,
-    commands: SyncSender<Command>,
     /// Read and not due yet; no offset of them is noted.
     held: VecDeque<(Arc<Batch>, usize)>,
     /// The offset that tokens count from.
@@ -84,7 +83,6 @@ impl KafkaLane {
         partition: Arc<Partition>,
         generation: u64,
         pace: Pace,
-        commands: SyncSender<Command>,
         care: Care,
         is_transactional: bool,
     ) -> Self {
@@ -92,7 +90,6 @@ impl KafkaLane {
             partition,
             generation,
             pace,
-            commands,
             held: VecDeque::new(),
             origin: None,
             pending: Vec::new(),
@@ -208,8 +205,13 @@ impl KafkaLane {
             let record = &records.borrow_dependent()[index];
             let offset = record.offset();
             let time = millis(record).unwrap_or(-1);
-            let Receipt::Deliver { crashes, again } = state.offsets.receive(offset, time) else {
-                continue;
+            let (crashes, again) = match state.offsets.receive(offset, time) {
+                Receipt::Deliver { crashes, again } => (crashes, again),
+                Receipt::Skip => continue,
+                Receipt::Cut => {
+                    state.cut(offset);
+                    return Err(LaneEnd::Lost(begins_again(&self.partition, offset)));
+                }
             };
             let origin = *self.origin.get_or_insert_with(|| state.offsets.base().unwrap_or(offset));
             let again = again || offset < state.seen_to;
@@ -266,15 +268,17 @@ impl KafkaLane {
         }
     }
 
-    /// Whether a crash would repeat less than it may; if not, asks for a commit.
+    /// Whether a crash would repeat less than it may, and what is known of the partition takes no more memory than it
+    /// may; if not, asks for a commit.
     fn is_committed(&self) -> Result<bool, LaneEnd> {
         let mut state = self.partition.lock();
         if state.lane != LaneState::Open(self.generation) {
             return Err(LaneEnd::Revoked);
         }
-        let is_committed = state.uncommitted() < UNCOMMITTED_MAX && state.has_room();
+        let is_committed =
+            state.uncommitted() < UNCOMMITTED_MAX && (self.outboxes.is_none() || state.has_room());
         state.is_urgent |= !is_committed;
-        Ok(is_committed)
+        Ok(is_committed && state.offsets.is_short())
     }
 
     fn offset_of(&self, token: Token) -> Option<i64> {
@@ -282,6 +286,15 @@ impl KafkaLane {
         let ours = self::token(self.generation, distance) == token;
         self.origin.filter(|_| ours).map(|origin| origin + distance)
     }
+}
+
+/// The next lane of the partition reads it from here.
+fn begins_again(partition: &Partition, offset: i64) -> BrokerError {
+    let text = format!(
+        "the log of {} begins again at offset {offset}: its topic was deleted and created again, or lost its end with a leader",
+        partition.name
+    );
+    BrokerError::new(Fault::Other, text)
 }
 
 fn token(generation: u64, distance: i64) -> Token {
@@ -352,7 +365,7 @@ impl Lane for KafkaLane {
         drop(state);
         if is_returned {
             self.drop_held();
-            let _ = self.commands.try_send(Command::Rewind(self.partition.id.clone()));
+            self.partition.lock().read_again(Instant::now());
         }
         Ok(())
     }

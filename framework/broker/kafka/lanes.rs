@@ -15,6 +15,7 @@ use tokio::time::timeout;
 
 use super::connection::Cluster;
 use super::group::{self, Command, Kind, Member};
+use super::marks::TEXT_LENGTH_MAX;
 use super::topology::Names;
 use super::transaction::Transactions;
 use crate::broker::{BrokerError, LaneEvent, LaneId, Lanes, Source};
@@ -73,7 +74,7 @@ impl KafkaLanes {
             names,
             generations: Arc::clone(&self.generations),
             events: self.events_to.clone(),
-            commands: commands.clone(),
+            text_length_max: TEXT_LENGTH_MAX.into(),
             transactions: is_transactional.then(|| Mutex::new(Transactions::new(id))),
         };
         let id = LaneId(format!("group {}", member.group).into());
@@ -144,7 +145,7 @@ pub(super) fn onlooker(cluster: &Cluster, source: Arc<Source>) -> Arc<Member> {
         names,
         generations: Arc::default(),
         events: mpsc::channel(1).0,
-        commands: sync_channel(1).0,
+        text_length_max: TEXT_LENGTH_MAX.into(),
         transactions: None,
     })
 }

@@ -8,11 +8,12 @@
 use sha2::{Digest, Sha256};
 
 /// The broker takes 4,096 bytes unless told otherwise (`offset.metadata.max.bytes`).
-const TEXT_LENGTH_MAX: usize = 4000;
+pub(super) const TEXT_LENGTH_MAX: usize = 4000;
 /// What every text of ours begins with: the encoding's version.
 const VERSION: &str = "redeliver1:";
 const TAG_LENGTH: usize = 8;
-const BYTES_MAX: usize = (TEXT_LENGTH_MAX - VERSION.len()) / 4 * 3 - TAG_LENGTH;
+/// At most so many bytes stand before and between runs and crashes.
+const HEAD_LENGTH_MAX: usize = 50;
 /// At most so many records are written down as having been in flight at crashes.
 const CRASHES_MAX: usize = 256;
 /// No two offsets of one mark are further apart.
@@ -36,6 +37,8 @@ pub(super) struct Mark {
     pub(super) next: i64,
     /// Nobody works on what is not finished.
     pub(super) is_clean: bool,
+    /// Which process wrote it; 0 if nobody says.
+    pub(super) owner: u64,
     /// What is finished above the base, ascending.
     pub(super) done: Vec<Run>,
     /// How many processes died while they had a record, ascending by offset.
@@ -68,20 +71,22 @@ impl Mark {
         })
     }
 
-    /// The text to commit. What does not fit is left out, from the highest offsets down: it costs repetitions.
-    pub(super) fn to_text(&self, place: &Place<'_>) -> String {
+    /// The text to commit, of at most so many bytes. What does not fit is left out, from the highest offsets down: it
+    /// costs repetitions.
+    pub(super) fn to_text(&self, place: &Place<'_>, length_max: usize) -> String {
         if self.is_bare() {
             return String::new();
         }
-        let (payload, _) = self.payload();
+        let (payload, _) = self.payload(length_max);
         let mut bytes = tag(place, self.base, &payload).to_vec();
         bytes.extend(payload);
-        format!("{VERSION}{}", sixty_four::encode(&bytes))
+        let text = format!("{VERSION}{}", sixty_four::encode(&bytes));
+        Some(text).filter(|text| text.len() <= length_max).unwrap_or_default()
     }
 
-    /// Whether everything fits.
-    pub(super) fn fits(&self) -> bool {
-        self.payload().1
+    /// Whether a text of so many bytes holds everything that is finished above the base.
+    pub(super) fn fits(&self, length_max: usize) -> bool {
+        self.payload(length_max).1
     }
 
     /// Reads what was committed beside `base`; `None` for anything else than a mark made for this very place.
@@ -95,15 +100,21 @@ impl Mark {
         Self::read(base, &mut Reader(payload))
     }
 
-    fn payload(&self) -> (Vec<u8>, bool) {
-        let mut fits = self.crashes.len() <= CRASHES_MAX;
-        let mut crashes = Vec::new();
+    fn payload(&self, length_max: usize) -> (Vec<u8>, bool) {
+        let bytes_max = length_max.saturating_sub(VERSION.len()) / 4 * 3;
+        let room = bytes_max.saturating_sub(TAG_LENGTH + HEAD_LENGTH_MAX);
+        let (mut crashes, mut crash_count) = (Vec::new(), 0_u64);
         let mut last = self.base;
-        let written = &self.crashes[..self.crashes.len().min(CRASHES_MAX)];
-        for (offset, count) in written {
+        for (offset, count) in self.crashes.iter().take(CRASHES_MAX) {
+            let before = crashes.len();
             push(&mut crashes, offset.abs_diff(last));
             push(&mut crashes, (*count).into());
-            last = *offset;
+            // The other half is for the runs.
+            if crashes.len() > room / 2 {
+                crashes.truncate(before);
+                break;
+            }
+            (last, crash_count) = (*offset, crash_count + 1);
         }
         let (mut runs, mut run_count) = (Vec::new(), 0_u64);
         let mut last = self.base;
@@ -111,29 +122,39 @@ impl Mark {
             let before = runs.len();
             push(&mut runs, run.first.abs_diff(last));
             push(&mut runs, run.last.abs_diff(run.first));
-            if runs.len() + crashes.len() + 50 > BYTES_MAX {
+            if runs.len() + crashes.len() > room {
                 runs.truncate(before);
-                fits = false;
                 break;
             }
             (last, run_count) = (run.last, run_count + 1);
         }
+        let fits = run_count == self.done.len() as u64;
         // Where runs are left out, what is finished there must not be taken for in flight.
-        let next = if run_count < self.done.len() as u64 { last + 1 } else { self.next };
-        let flags = u8::from(self.is_clean) | u8::from(self.base_time.is_some()) << 1;
+        let next = if fits { self.next } else { last + 1 };
+        let mut flags = u8::from(self.is_clean) | u8::from(self.base_time.is_some()) << 1;
+        flags |= u8::from(self.owner != 0) << 2;
         let mut bytes = vec![flags];
+        if self.owner != 0 {
+            bytes.extend(self.owner.to_be_bytes());
+        }
         push(&mut bytes, self.base_time.unwrap_or(0).cast_unsigned());
         push(&mut bytes, next.max(self.base).abs_diff(self.base));
         push(&mut bytes, run_count);
         bytes.extend(runs);
-        push(&mut bytes, written.len() as u64);
+        push(&mut bytes, crash_count);
         bytes.extend(crashes);
         (bytes, fits)
     }
 
     fn read(base: i64, reader: &mut Reader<'_>) -> Option<Self> {
-        let flags = reader.byte().filter(|flags| *flags < 4)?;
+        let flags = reader.byte().filter(|flags| *flags < 8)?;
         let (is_clean, has_time) = (flags & 1 != 0, flags & 2 != 0);
+        let mut owner = 0;
+        if flags & 4 != 0 {
+            for _ in 0..size_of::<u64>() {
+                owner = owner << 8 | u64::from(reader.byte()?);
+            }
+        }
         let base_time = Some(reader.number()?.cast_signed()).filter(|_| has_time);
         let next = reader.after(base)?;
         let (mut done, mut last) = (Vec::new(), base);
@@ -147,7 +168,15 @@ impl Mark {
             last = reader.after(last)?;
             crashes.push((last, u32::try_from(reader.number()?).ok()?));
         }
-        reader.0.is_empty().then_some(Self { base, base_time, next, is_clean, done, crashes })
+        reader.0.is_empty().then_some(Self {
+            base,
+            base_time,
+            next,
+            is_clean,
+            owner,
+            done,
+            crashes,
+        })
     }
 }
 
@@ -257,6 +286,7 @@ mod tests {
             base_time: Some(1_700_000_000_123),
             next,
             is_clean: false,
+            owner: 0,
             done,
             crashes: vec![(10, 2)],
         }
@@ -264,15 +294,18 @@ mod tests {
 
     #[test]
     fn what_was_written_is_read() {
-        let mark = mark(&[(11, 11), (15, 40), (1_000_000, 1_000_000)]);
-        let text = mark.to_text(&HERE);
-        assert_eq!(Mark::from_text(&text, 10, &HERE), Some(mark));
+        let bare = mark(&[(11, 11), (15, 40), (1_000_000, 1_000_000)]);
+        let text = bare.to_text(&HERE, TEXT_LENGTH_MAX);
+        assert_eq!(Mark::from_text(&text, 10, &HERE), Some(bare));
         assert!(text.len() < 60, "{text}");
+        let owned = Mark { owner: u64::MAX - 7, ..mark(&[(11, 11)]) };
+        let text = owned.to_text(&HERE, TEXT_LENGTH_MAX);
+        assert_eq!(Mark::from_text(&text, 10, &HERE), Some(owned));
     }
 
     #[test]
     fn a_mark_of_another_place_is_no_mark() {
-        let text = mark(&[(12, 14)]).to_text(&HERE);
+        let text = mark(&[(12, 14)]).to_text(&HERE, TEXT_LENGTH_MAX);
         let elsewhere = [
             Place { cluster: "d", ..HERE },
             Place { group: "audit", ..HERE },
@@ -288,7 +321,7 @@ mod tests {
     #[test]
     fn nothing_in_flight_is_an_empty_text() {
         let bare = Mark { base: 7, next: 7, ..Mark::default() };
-        assert_eq!(bare.to_text(&HERE), "");
+        assert_eq!(bare.to_text(&HERE, TEXT_LENGTH_MAX), "");
         assert_eq!(Mark::from_text("", 7, &HERE), None);
     }
 
@@ -296,12 +329,27 @@ mod tests {
     fn what_does_not_fit_is_left_out_from_above() {
         let runs: Vec<(i64, i64)> = (0..5_000).map(|n| (12 + n * 700, 12 + n * 700)).collect();
         let mark = mark(&runs);
-        let text = mark.to_text(&HERE);
+        let text = mark.to_text(&HERE, TEXT_LENGTH_MAX);
         assert!(text.len() <= TEXT_LENGTH_MAX, "{}", text.len());
         let read = Mark::from_text(&text, 10, &HERE).expect("it can be read");
-        assert!(!mark.fits() && read.done.len() > 500, "{} runs", read.done.len());
+        assert!(!mark.fits(TEXT_LENGTH_MAX) && read.done.len() > 500, "{} runs", read.done.len());
         assert_eq!(read.done[..], mark.done[..read.done.len()]);
         assert_eq!(read.next, read.done[read.done.len() - 1].last + 1);
+    }
+
+    #[test]
+    fn a_broker_that_takes_little_gets_little() {
+        let runs: Vec<(i64, i64)> = (0..100).map(|n| (12 + n * 2, 12 + n * 2)).collect();
+        let crashes = (0..100).map(|n| (11 + n * 2, 1)).collect();
+        let mark = Mark { crashes, ..mark(&runs) };
+        for length_max in [0, 10, 40, 64, 128, 512] {
+            let text = mark.to_text(&HERE, length_max);
+            assert!(text.len() <= length_max, "{} for {length_max}", text.len());
+            let read = Mark::from_text(&text, 10, &HERE);
+            assert_eq!(read.is_some(), length_max >= 40, "{length_max}");
+            let read = read.unwrap_or_default();
+            assert!(!mark.fits(length_max) && mark.done.starts_with(&read.done), "{length_max}");
+        }
     }
 
     #[test]

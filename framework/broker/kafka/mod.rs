@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! KafkaLanes ── one for each group ──> a thread of its own: polls, commits, opens lanes      group.rs
+//!   commit.rs: one commit at a time, and none holds another up
 //!   source: the subscription's topics      rebalance.rs: what is dealt anew, drained and committed first
 //!   waits:  TOPIC.GROUP.wait.MS, .redrive  partition.rs: one assignment of one partition
 //!   suspects: one partition                lane.rs: drains librdkafka's queue of it, on its consumer's thread
@@ -12,12 +13,14 @@
 //! Knows no policy. `offsets.rs` (what is finished) and `marks.rs` (what is written beside a committed offset) are
 //! pure; everything that promises something about offsets is there.
 
+mod commit;
 mod connection;
 mod dead_letters;
 mod depth;
 mod envelope;
 mod fault;
 mod group;
+mod inspect;
 mod lane;
 mod lanes;
 mod limits;
@@ -38,8 +41,8 @@ use std::sync::atomic::AtomicU64;
 use async_trait::async_trait;
 
 use self::connection::Cluster;
+use self::inspect::Durability;
 use self::lanes::KafkaLanes;
-use self::prepare::Durability;
 use self::properties::Clients;
 use self::publisher::KafkaPublisher;
 use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Publisher, Source};

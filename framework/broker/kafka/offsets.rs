@@ -10,6 +10,8 @@ use super::marks::{Mark, Run};
 
 /// With so many that are not finished, and gaps between what is finished ahead, a mark might not hold all of them.
 const OPEN_MAX: usize = 400;
+/// At most so many records are held from the lowest unfinished one on, of 24 bytes each.
+const WINDOW_MAX: usize = 1 << 20;
 /// At most so many records are remembered as having been in flight when a process died.
 const SUSPECTS_MAX: usize = 1024;
 
@@ -30,6 +32,21 @@ pub(super) struct Offsets {
     finished_count: u64,
     /// Those that somebody has, or that were given back.
     open_count: usize,
+    /// What comes again because it was asked for.
+    again: Option<Again>,
+    /// Which process this is; 0 if nobody says.
+    process: u64,
+    /// What is finished was written somewhere, and must not be written again.
+    is_transactional: bool,
+}
+
+/// Records that were received before and are read once more.
+#[derive(Clone, Copy, Debug)]
+struct Again {
+    from: i64,
+    /// The client was not told yet, or has not said that it goes there.
+    is_asked: bool,
+    has_begun: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +80,9 @@ pub(super) enum Receipt {
     },
     /// It is finished, or out already.
     Skip,
+    /// The log begins again here, though nobody asked for it: what was known of this and later offsets was about
+    /// other records, and is forgotten. What is out must not be settled any more; this record is to be read again.
+    Cut,
 }
 
 impl Offsets {
@@ -75,12 +95,19 @@ impl Offsets {
         }
     }
 
+    /// As they are kept by this process, and with or without transactions.
+    pub(super) fn kept_by(self, process: u64, is_transactional: bool) -> Self {
+        Self { process, is_transactional, ..self }
+    }
+
     /// Notes a record that was read; `time` is its timestamp.
     pub(super) fn receive(&mut self, offset: i64, time: i64) -> Receipt {
         self.prove(offset, time);
         if self.next.is_some_and(|next| offset < next) {
             return self.receive_again(offset);
         }
+        // What was fetched before the client went back may still come first.
+        self.again = self.again.filter(|again| again.is_asked || !again.has_begun);
         self.next = Some(offset + 1);
         let crashes = self.crashes.remove(&offset).unwrap_or(0);
         if self.was_finished(offset) {
@@ -103,8 +130,34 @@ impl Offsets {
         }
     }
 
-    /// A record that was read before: after a seek, or because the log was cut and written again.
+    /// Where to read from once more: the lowest that is not finished. Until [`rewound`](Self::rewound) nobody knows
+    /// whether what is read comes from before or after.
+    pub(super) fn rewind(&mut self) -> Option<i64> {
+        let base = self.base()?;
+        self.expect_again(base);
+        Some(base)
+    }
+
+    /// Records from `from` on may be read again.
+    pub(super) fn expect_again(&mut self, from: i64) {
+        let from = self.again.map_or(from, |again| again.from.min(from));
+        self.again = Some(Again { from, is_asked: true, has_begun: false });
+    }
+
+    /// The client has gone back.
+    pub(super) fn rewound(&mut self) {
+        if let Some(again) = &mut self.again {
+            (again.is_asked, again.has_begun) = (false, false);
+        }
+    }
+
+    /// A record below the next one: it was asked for, or the log was cut, or deleted and made again.
     fn receive_again(&mut self, offset: i64) -> Receipt {
+        let Some(again) = self.again.as_mut().filter(|again| offset >= again.from) else {
+            self.cut(offset);
+            return Receipt::Cut;
+        };
+        again.has_begun = true;
         let Some(entry) = self.entry(offset) else { return Receipt::Skip };
         if entry.state != State::Back {
             return Receipt::Skip;
@@ -115,14 +168,24 @@ impl Offsets {
 
     /// What an earlier owner left is about this log only if the record at its base is the one it saw: a topic
     /// that was deleted and created again, or a log that was cut, has another one there.
+    ///
+    /// Where nothing stands there any more, or nothing was, nobody can tell: what would be written twice is then
+    /// believed to be done, and what would only be handled twice is not.
     fn prove(&mut self, offset: i64, time: i64) {
         let Some(mark) = self.unproven.take() else { return };
-        if mark.base_time.is_some_and(|base_time| (offset, time) != (mark.base, base_time)) {
+        let is_believed = match mark.base_time {
+            Some(base_time) if offset == mark.base => time == base_time,
+            Some(_) => self.is_transactional && offset > mark.base,
+            None => self.is_transactional || mark.done.is_empty(),
+        };
+        if !is_believed {
             return;
         }
         let in_flight = mark.in_flight().take(SUSPECTS_MAX);
-        self.follows_a_death = !mark.is_clean;
-        let died = u32::from(!mark.is_clean);
+        // Whoever reads what it wrote itself was away, and did not die.
+        let is_own = mark.owner != 0 && mark.owner == self.process;
+        self.follows_a_death = !mark.is_clean && !is_own;
+        let died = u32::from(self.follows_a_death);
         self.crashes = mark.crashes.iter().copied().collect();
         for offset in in_flight {
             let crashes = self.crashes.get(&offset).copied().unwrap_or(0) + died;
@@ -131,6 +194,19 @@ impl Offsets {
             }
         }
         self.ahead = mark.done.into();
+    }
+
+    fn cut(&mut self, offset: i64) {
+        while self.window.back().is_some_and(|entry| entry.offset >= offset) {
+            let entry = self.window.pop_back();
+            let was_open = entry.is_some_and(|it| matches!(it.state, State::Out | State::Back));
+            self.open_count -= usize::from(was_open);
+        }
+        // All of these are about offsets from `next` on.
+        self.ahead.clear();
+        self.crashes.clear();
+        self.again = None;
+        self.next = Some(offset);
     }
 
     fn was_finished(&mut self, offset: i64) -> bool {
@@ -203,6 +279,11 @@ impl Offsets {
         self.follows_a_death
     }
 
+    /// Whether more may be received behind the lowest that is not finished.
+    pub(super) fn is_short(&self) -> bool {
+        self.window.len() < WINDOW_MAX
+    }
+
     /// Whether a mark holds everything still if one more is received, beside `held_up` that are settled.
     pub(super) fn has_room(&self, held_up: usize) -> bool {
         let open = self.open_count + held_up;
@@ -250,6 +331,7 @@ impl Offsets {
             base_time: head.map(|entry| entry.time),
             next,
             is_clean,
+            owner: self.process,
             done,
             crashes: crashes.collect(),
         })

@@ -58,6 +58,8 @@ pub(super) struct State {
     pub(super) recorded_to: Option<i64>,
     /// Should be committed without waiting for the interval.
     pub(super) is_urgent: bool,
+    /// It was refused, and is not tried before this but with others.
+    pub(super) commit_after: Option<Instant>,
     /// Records below this were delivered to this process in an earlier assignment.
     pub(super) seen_to: i64,
     /// Done with, and waiting for their transaction.
@@ -70,6 +72,10 @@ pub(super) struct State {
     /// The first record that a resting lane has not received, and since when it has been that one.
     behind: Option<(i64, Instant)>,
     pub(super) is_behind: bool,
+    /// When the client is told to read from the lowest unfinished record on once more.
+    rewind_at: Option<Instant>,
+    /// A lane is to be handed out, once the client has gone back.
+    is_wanted: bool,
 }
 
 /// Whether a lane's queue was found empty, with everything that was in it noted.
@@ -98,11 +104,29 @@ pub(super) struct Trouble {
     until: Instant,
 }
 
+impl Trouble {
+    /// At once for the first time, then later and later.
+    pub(super) fn again(before: Option<Self>, now: Instant) -> Self {
+        let tries = before.map_or(0, |trouble| trouble.tries.saturating_add(1));
+        let wait = match tries {
+            0 => Duration::ZERO,
+            tries => Duration::from_secs(1 << (tries - 1).min(16)).min(TROUBLE_MAX),
+        };
+        Self { tries, until: now + wait }
+    }
+
+    pub(super) fn is_due(self, now: Instant) -> bool {
+        self.until <= now
+    }
+}
+
 /// So many settled records, or bytes of them, are worth a transaction of their own.
 const TRANSACTION_RECORDS: usize = 1_000;
 const TRANSACTION_BYTES: usize = 4 << 20;
 /// Nothing is read on while more is to be written.
 const SETTLED_BYTES_MAX: usize = 64 << 20;
+/// A client that could not go back is asked again after this.
+const REWIND_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// The longest wait before a record that is refused is written once more.
 const TROUBLE_MAX: Duration = Duration::from_secs(60);
 
@@ -131,21 +155,7 @@ impl Partition {
             name,
             id,
             queue,
-            state: Mutex::new(State {
-                committed: None,
-                offsets,
-                lane: LaneState::Closed,
-                finished_at_commit: 0,
-                recorded_to: None,
-                is_urgent: false,
-                seen_to,
-                settled: BTreeMap::new(),
-                settled_bytes: 0,
-                rest: Rest::No,
-                strayed_to: None,
-                behind: None,
-                is_behind: false,
-            }),
+            state: Mutex::new(State::new(offsets, seen_to)),
             closed: Condvar::new(),
             recall: watch::Sender::new(None),
             committed: Notify::new(),
@@ -198,6 +208,70 @@ impl Partition {
 }
 
 impl State {
+    pub(super) fn new(offsets: Offsets, seen_to: i64) -> Self {
+        Self {
+            committed: None,
+            offsets,
+            lane: LaneState::Closed,
+            finished_at_commit: 0,
+            recorded_to: None,
+            is_urgent: false,
+            commit_after: None,
+            seen_to,
+            settled: BTreeMap::new(),
+            settled_bytes: 0,
+            rest: Rest::No,
+            strayed_to: None,
+            behind: None,
+            is_behind: false,
+            rewind_at: None,
+            is_wanted: false,
+        }
+    }
+
+    /// A lane is wanted where there is none; it begins with the lowest unfinished record.
+    pub(super) fn reopen(&mut self, now: Instant) {
+        if matches!(self.lane, LaneState::Closed | LaneState::Dropped(_)) {
+            self.lane = LaneState::Closed;
+            self.is_wanted = true;
+            self.rewind_at = Some(now);
+        }
+    }
+
+    /// What was given back is to be read again.
+    pub(super) fn read_again(&mut self, now: Instant) {
+        self.rewind_at = Some(now);
+    }
+
+    /// Where the client is to go now, if it has to go back.
+    pub(super) fn rewind(&mut self, now: Instant) -> Option<i64> {
+        self.rewind_at.take_if(|at| *at <= now)?;
+        self.offsets.rewind()
+    }
+
+    /// The client has gone back, or is asked once more after a while.
+    pub(super) fn rewound(&mut self, is_done: bool, now: Instant) {
+        match is_done {
+            true => self.offsets.rewound(),
+            false => self.rewind_at = Some(now + REWIND_AGAIN_AFTER),
+        }
+    }
+
+    /// Whether a lane is to be handed out now; says so once.
+    pub(super) fn opens(&mut self) -> bool {
+        self.rewind_at.is_none() && std::mem::take(&mut self.is_wanted)
+    }
+
+    /// What was known of this and later offsets was about records that are not there any more.
+    pub(super) fn cut(&mut self, offset: i64) {
+        self.settled.split_off(&offset);
+        let settled = self.settled.values();
+        self.settled_bytes =
+            settled.flat_map(|it| it.outputs.iter()).map(Output::size).sum::<usize>();
+        (self.committed, self.recorded_to) = (None, None);
+        (self.strayed_to, self.seen_to) = (None, i64::MIN);
+    }
+
     /// What should be committed now.
     pub(super) fn mark(&self) -> Option<Mark> {
         self.mark_with(&BTreeSet::new())
@@ -238,17 +312,12 @@ impl State {
     /// Its outputs are refused: it is tried alone from now on, later and later.
     pub(super) fn put_aside(&mut self, offset: i64, now: Instant) {
         let Some(settled) = self.settled.get_mut(&offset) else { return };
-        let tries = settled.trouble.map_or(0, |trouble| trouble.tries.saturating_add(1));
-        let wait = match tries {
-            0 => Duration::ZERO,
-            tries => Duration::from_secs(1 << (tries - 1).min(16)).min(TROUBLE_MAX),
-        };
-        settled.trouble = Some(Trouble { tries, until: now + wait });
+        settled.trouble = Some(Trouble::again(settled.trouble, now));
     }
 
     /// Those that were put aside and are due.
     pub(super) fn troubled(&self, now: Instant) -> Vec<i64> {
-        let is_due = |settled: &&Settled| settled.trouble.is_some_and(|it| it.until <= now);
+        let is_due = |settled: &&Settled| settled.trouble.is_some_and(|it| it.is_due(now));
         self.settled.values().filter(is_due).map(|settled| settled.offset).collect()
     }
 
@@ -277,10 +346,9 @@ impl State {
         self.is_behind = self.behind.is_some_and(|(_, since)| now - since >= patience);
     }
 
-    /// Whether what is settled leaves room for more, in memory and in what is committed.
+    /// Whether a transaction has room for more, in memory and in what it commits.
     pub(super) fn has_room(&self) -> bool {
-        self.settled.is_empty()
-            || (self.settled_bytes < SETTLED_BYTES_MAX && self.offsets.has_room(self.held_up()))
+        self.settled_bytes < SETTLED_BYTES_MAX && self.offsets.has_room(self.held_up())
     }
 
     fn held_up(&self) -> usize {
@@ -367,5 +435,42 @@ impl Alarm {
 
     fn lock(&self) -> MutexGuard<'_, Option<PartitionQueue<Context>>> {
         self.bell.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::kafka::offsets::Receipt;
+
+    #[test]
+    fn a_client_that_cannot_go_back_is_asked_again_and_no_lane_opens_before() {
+        let now = Instant::now();
+        let mut state = State::new(Offsets::default(), i64::MIN);
+        for offset in 0..3 {
+            state.offsets.receive(offset, 0);
+        }
+        state.lane = LaneState::Dropped(now);
+        state.offsets.give_back_all();
+        state.reopen(now);
+        assert_eq!(state.rewind(now), Some(0));
+        state.rewound(false, now);
+        assert_eq!((state.rewind(now), state.opens()), (None, false), "not at once");
+        let later = now + REWIND_AGAIN_AFTER;
+        assert_eq!(state.rewind(later), Some(0));
+        state.rewound(true, later);
+        assert_eq!((state.rewind(later), state.opens(), state.opens()), (None, true, false));
+        assert_eq!(state.offsets.receive(0, 0), Receipt::Deliver { crashes: 0, again: true });
+    }
+
+    #[test]
+    fn what_is_given_back_while_the_client_goes_back_is_asked_for_too() {
+        let now = Instant::now();
+        let mut state = State::new(Offsets::new(Some(5), None), i64::MIN);
+        state.read_again(now);
+        assert_eq!(state.rewind(now), Some(5));
+        state.read_again(now);
+        state.rewound(true, now);
+        assert_eq!(state.rewind(now), Some(5));
     }
 }

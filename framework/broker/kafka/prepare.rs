@@ -16,6 +16,9 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::connection::{ANSWER_MAX, Cluster, Quiet};
 use super::fault;
 use super::group::Kind;
+use super::inspect::{
+    Durability, Facts, Findings, RECORD_MAX, look_at_ours, look_at_source, under,
+};
 use super::limits::Limit;
 use super::topology::{Names, Use, refuse_names};
 use crate::broker::{BrokerError, Fault, Source};
@@ -23,35 +26,6 @@ use crate::config::{DeliveryGuarantee, Topology};
 
 /// How long a topic that was created may take until it has a leader.
 const LEADER_MAX: Duration = Duration::from_secs(15);
-/// The largest record of a topic that does not say.
-const RECORD_MAX: u64 = 1_048_588;
-
-/// What the cluster must have at least.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Durability {
-    pub(super) replication_min: Option<u32>,
-    pub(super) in_sync_min: Option<u32>,
-    /// Only for trying out: nothing is required that nobody asked for.
-    pub(super) is_loopback: bool,
-}
-
-/// Required unless told otherwise, where the cluster is not on this machine.
-const COPIES_MIN: u32 = 2;
-
-/// What is wrong, and what should be looked at.
-#[derive(Default)]
-struct Findings {
-    wrong: Vec<(Fault, String)>,
-    warnings: Vec<String>,
-}
-
-/// A topic as it is.
-#[derive(Clone, Debug)]
-struct Facts {
-    partitions: i32,
-    replication: u32,
-    settings: BTreeMap<String, String>,
-}
 
 /// Declares or verifies what `source` needs. Returns warnings.
 pub(super) async fn prepare(
@@ -59,15 +33,16 @@ pub(super) async fn prepare(
     source: &Source,
     durability: Durability,
 ) -> Result<Vec<String>, BrokerError> {
-    refuse_combinations(source)?;
+    refuse_combinations(cluster, source)?;
     let names = Names::of(&source.settings);
-    let ours = names.ours(&names.topics, &source.waits);
-    let all = names.topics.iter().cloned().chain(ours.iter().map(|(name, _)| name.clone()));
-    refuse_names(source, all)?;
     let mut findings = Findings::default();
+    let sources = sources(cluster, &names, &mut findings).await?;
+    let ours = names.ours(&sources, &source.waits);
+    let all = || sources.iter().cloned().chain(ours.iter().map(|(name, _)| name.clone()));
+    refuse_names(source, all())?;
     let mut facts = BTreeMap::new();
-    let known = describe(cluster, all_names(&names, &ours), &mut findings).await?;
-    for topic in &names.topics {
+    let known = describe(cluster, all().collect(), &mut findings).await?;
+    for topic in &sources {
         match known.get(topic) {
             None => findings.wrong.push((
                 Fault::Missing,
@@ -79,10 +54,13 @@ pub(super) async fn prepare(
             }
         }
     }
-    look_at_group(cluster, &names, &mut findings).await?;
+    for kind in [Kind::Source, Kind::Waits, Kind::Suspects] {
+        look_at_group(cluster, names.group_of(kind), &mut findings).await?;
+    }
     let missing: Vec<_> = ours.iter().filter(|(name, _)| !known.contains_key(name)).collect();
     for (name, role) in ours.iter().filter(|(name, _)| known.contains_key(name)) {
-        look_at_ours(name, role, &known[name], &mut findings);
+        let source = facts.get(role.topic());
+        look_at_ours(name, role, &known[name], source, durability, &mut findings);
     }
     match source.settings.topology {
         Topology::None => {}
@@ -100,9 +78,14 @@ pub(super) async fn prepare(
     findings.into_result(source)
 }
 
-/// What cannot be had together with transactions.
-fn refuse_combinations(source: &Source) -> Result<(), BrokerError> {
+/// What cannot be had together.
+fn refuse_combinations(cluster: &Cluster, source: &Source) -> Result<(), BrokerError> {
     let settings = &source.settings;
+    let is_new_protocol = cluster.clients.consumer("").get("group.protocol") == Some("consumer");
+    if is_new_protocol && settings.pattern.is_some() {
+        let text = "`pattern` does not go with properties.\"group.protocol\" = \"consumer\": the broker would match it, and nothing keeps it from matching our own waits and dead letters; name the `topics`, or use the classic protocol";
+        return Err(BrokerError::new(Fault::Other, text));
+    }
     if settings.delivery_guarantee != DeliveryGuarantee::Transactional {
         return Ok(());
     }
@@ -191,8 +174,24 @@ fn partitions(role: &Use, facts: &Facts) -> i32 {
     }
 }
 
-fn all_names(names: &Names, ours: &[(String, Use)]) -> Vec<String> {
-    names.topics.iter().cloned().chain(ours.iter().map(|(name, _)| name.clone())).collect()
+/// The topics that are drained: those that are named, or those that were found by the pattern before.
+async fn sources(
+    cluster: &Cluster,
+    names: &Names,
+    findings: &mut Findings,
+) -> Result<Vec<String>, BrokerError> {
+    if !names.topics.is_empty() {
+        return Ok(names.topics.clone());
+    }
+    let known = cluster.topics(&format!("looking for topics at {cluster}")).await?;
+    let is_foreign = |topic: &&String| {
+        names.wait_of(topic).is_some() && !known.contains(&names.topic_of(topic, None))
+    };
+    findings.warnings.extend(known.iter().filter(is_foreign).map(|topic| format!(
+        "topic `{topic}` reads like a wait of `{}`, which is not there: if it belongs to a group whose name ends with `.{}`, that one must be renamed, because both drain it",
+        names.topic_of(topic, None), names.group
+    )));
+    Ok(names.sources(&known))
 }
 
 /// Those of these topics that are there, as they are.
@@ -324,84 +323,12 @@ async fn wait_for_leaders(
     Ok(())
 }
 
-impl Facts {
-    fn number(&self, setting: &str) -> Option<i64> {
-        self.settings.get(setting)?.parse().ok()
-    }
-
-    fn in_sync(&self) -> u32 {
-        let told = self.number("min.insync.replicas").and_then(|told| u32::try_from(told).ok());
-        told.unwrap_or(1).min(self.replication).max(1)
-    }
-
-    fn record_max(&self) -> u64 {
-        let told = self.number("max.message.bytes").and_then(|told| u64::try_from(told).ok());
-        told.unwrap_or(RECORD_MAX)
-    }
-}
-
-fn look_at_source(
-    topic: &str,
-    facts: &Facts,
-    durability: Durability,
-    source: &Source,
-    findings: &mut Findings,
-) {
-    let checks = [
-        ("replicas", "replication_min", durability.replication_min, facts.replication),
-        ("min.insync.replicas", "in_sync_min", durability.in_sync_min, facts.in_sync()),
-    ];
-    for (what, key, told, is) in checks {
-        let wanted = told.unwrap_or(COPIES_MIN);
-        if is >= wanted || (what != "replicas" && facts.settings.is_empty()) {
-            continue;
-        }
-        let text = format!(
-            "topic `{topic}` has {what} {is}, but {wanted} are wanted: with one machine its messages may be lost; raise it there, or set `{key}` of the broker"
-        );
-        match told.is_none() && durability.is_loopback {
-            true => findings.warnings.push(text),
-            false => findings.wrong.push((Fault::Mismatch, text)),
-        }
-    }
-    let longest = source.waits.last().copied().unwrap_or_default() + source.settings.timeout;
-    let retention = facts.number("retention.ms").and_then(|told| u64::try_from(told).ok());
-    if let Some(retention) = retention.map(Duration::from_millis).filter(|it| *it <= longest) {
-        findings.wrong.push((Fault::Mismatch, format!(
-            "topic `{topic}` keeps its records for {retention:?}, but a message may wait and run for {longest:?}; raise retention.ms, or shorten the retry policy"
-        )));
-    }
-    if facts.settings.get("message.timestamp.type").is_some_and(|it| it == "LogAppendTime") {
-        findings.warnings.push(format!(
-            "topic `{topic}` has message.timestamp.type=LogAppendTime: the age of a message counts from its arrival, not from when it was made"
-        ));
-    }
-}
-
-fn look_at_ours(name: &str, role: &Use, facts: &Facts, findings: &mut Findings) {
-    let Some(policy) = facts.settings.get("cleanup.policy") else { return };
-    if policy.contains("compact") {
-        findings.wrong.push((Fault::Mismatch, format!(
-            "topic `{name}` has cleanup.policy={policy}: messages of one key would replace one another; set it to delete"
-        )));
-    }
-    let retention = facts.number("retention.ms").and_then(|told| u64::try_from(told).ok());
-    if let (Use::Wait(_, wait), Some(retention)) = (role, retention)
-        && u128::from(retention) <= wait.as_millis() * 2
-    {
-        findings.wrong.push((Fault::Mismatch, format!(
-            "topic `{name}` keeps its records for {retention} ms, too short for a wait of {wait:?}; raise retention.ms"
-        )));
-    }
-}
-
 /// A group that assigns its partitions in another way would refuse us, or we would stop it.
 async fn look_at_group(
     cluster: &Cluster,
-    names: &Names,
+    group: String,
     findings: &mut Findings,
 ) -> Result<(), BrokerError> {
-    let group = names.group_of(Kind::Source);
     let attempt = format!("looking for consumer group `{group}`");
     let asked = group.clone();
     let found = cluster.ask(&attempt, move |client| {
@@ -425,17 +352,4 @@ async fn look_at_group(
         )));
     }
     Ok(())
-}
-
-/// One text of several lines; whoever shows it names the subscription before the first of them.
-fn under(source: &Source, lines: &[&str]) -> String {
-    lines.join(&format!("\nsubscription `{}`: ", source.name))
-}
-
-impl Findings {
-    fn into_result(self, source: &Source) -> Result<Vec<String>, BrokerError> {
-        let Some((fault, _)) = self.wrong.first() else { return Ok(self.warnings) };
-        let lines: Vec<&str> = self.wrong.iter().map(|(_, text)| text.as_str()).collect();
-        Err(BrokerError::new(*fault, under(source, &lines)))
-    }
 }

@@ -45,7 +45,7 @@ const PRODUCER: [(&str, &str); 6] = [
 const TRANSACTION_MAX: u64 = 15_000;
 
 /// Property, the values it may have, and why no other.
-const REFUSED: [(&str, &[&str], &str); 12] = [
+const REFUSED: [(&str, &[&str], &str); 14] = [
     ("enable.auto.commit", &["false"], "offsets are committed when the work behind them is done"),
     ("auto.commit.enable", &["false"], "offsets are committed when the work behind them is done"),
     (
@@ -65,6 +65,12 @@ const REFUSED: [(&str, &[&str], &str); 12] = [
         &["false"],
         "the original is finished when its copy is confirmed",
     ),
+    (
+        "isolation.level",
+        &["read_committed"],
+        "what a transaction wrote that was aborted would be handled",
+    ),
+    ("offset.store.method", &["broker"], "the group's next member reads offsets from the broker"),
     ("group.id", &[], "it is the subscription's `group`"),
     ("bootstrap.servers", &[], "it is the broker's `url`"),
     ("metadata.broker.list", &[], "it is the broker's `url`"),
@@ -112,7 +118,8 @@ impl Clients {
         }
         encrypt(name, &mut common, settings)?;
         let user = settings.properties.expose_all();
-        let user = user.map(|(property, value)| (property.to_owned(), value.to_owned())).collect();
+        let user = user.map(|(property, value)| (own_name(property).to_owned(), value.to_owned()));
+        let user = user.collect();
         Ok(Self { common, user })
     }
 
@@ -138,6 +145,8 @@ impl Clients {
     /// For a producer.
     pub(super) fn producer(&self) -> ClientConfig {
         let mut config = self.with(&PRODUCER);
+        // A wait or a dead-letter topic with the broker's defaults would lose what is in it.
+        config.set("allow.auto.create.topics", "false");
         config.set("acks", "all");
         config.set("enable.idempotence", "true");
         for consumers in ["group.instance.id", "group.protocol", "group.remote.assignor"]
@@ -190,6 +199,17 @@ impl Clients {
         }
         config
     }
+}
+
+/// Other names of properties that we set too: of two the client would take whichever it is told last.
+const ALIASES: [(&str, &str); 3] = [
+    ("delivery.timeout.ms", "message.timeout.ms"),
+    ("queue.buffering.max.ms", "linger.ms"),
+    ("request.required.acks", "acks"),
+];
+
+fn own_name(property: &str) -> &str {
+    ALIASES.iter().find(|(alias, _)| *alias == property).map_or(property, |(_, own)| own)
 }
 
 /// Every property that is refused, with the reason.
@@ -302,6 +322,29 @@ mod tests {
         assert_eq!(id, "billing.a1", "the next process of this name ends what this one left");
         assert_eq!(config.get("transactional.id"), Some("billing.a1"));
         assert_eq!(config.get("message.timeout.ms"), Some("5000"));
+    }
+
+    #[test]
+    fn a_property_by_its_other_name_is_the_same_property() {
+        let broker = broker(&[("delivery.timeout.ms", "9000"), ("queue.buffering.max.ms", "7")]);
+        let clients = Clients::read("main", &broker, "s").expect("it can be read");
+        let producer = clients.producer();
+        assert_eq!(producer.get("message.timeout.ms"), Some("9000"));
+        assert_eq!(
+            (producer.get("linger.ms"), producer.get("queue.buffering.max.ms")),
+            (Some("7"), None)
+        );
+        let transactional = clients.transactional("id");
+        assert_eq!(transactional.get("message.timeout.ms"), Some("15000"));
+        assert_eq!(transactional.get("delivery.timeout.ms"), None);
+    }
+
+    #[test]
+    fn no_producer_makes_topics_by_the_way() {
+        let clients = Clients::read("main", &broker(&[]), "s").expect("it can be read");
+        for producer in [clients.producer(), clients.transactional("id")] {
+            assert_eq!(producer.get("allow.auto.create.topics"), Some("false"));
+        }
     }
 
     #[test]

@@ -3,17 +3,18 @@
 //! Owns what a copy carries. A record counts as sent when the cluster says so; until then librdkafka sends it
 //! again, in order and stored once, for `message.timeout.ms`.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::message::{Header, Headers, Message, OwnedHeaders};
+use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use tokio::task::spawn_blocking;
 
 use super::connection::{Cluster, Quiet};
-use super::envelope::{CONTENT_TYPE, KafkaEnvelope, TYPE};
+use super::envelope::{self, CONTENT_TYPE, KafkaEnvelope, TYPE};
 use super::outbox::{Buffered, Outbox, Output};
 use super::topology::Names;
 use super::{fault, prepare};
@@ -21,10 +22,13 @@ use crate::broker::{
     BrokerError, Copy, Envelope, Fault, HeaderValue, Outgoing, Place, Publisher, Target,
 };
 use crate::config::Topology;
+use crate::telemetry;
 use crate::wire::{self, ORIGINAL_PREFIX, PREFIX};
 
 /// The header that keeps a record's own timestamp: with it a copy would be as old, and deleted as early.
 const ORIGINAL_TIMESTAMP: &str = "redeliver-original-timestamp";
+/// The header that says how many others were left out of a copy, because their names are no UTF-8.
+const ORIGINAL_UNREAD: &str = "redeliver-original-unread";
 /// How long a record may wait for room in librdkafka's queue.
 const QUEUE_MAX: Duration = Duration::from_secs(30);
 /// How long closing may wait for what is under way.
@@ -35,29 +39,42 @@ type Client = FutureProducer<Quiet>;
 /// Publishes to one cluster.
 pub(super) struct KafkaPublisher {
     cluster: Cluster,
-    client: OnceLock<Client>,
+    /// Made when it is needed, and anew when it is of no use any more.
+    client: ArcSwapOption<Client>,
 }
 
 impl KafkaPublisher {
     pub(super) fn new(cluster: Cluster) -> Self {
-        Self { cluster, client: OnceLock::new() }
+        Self { cluster, client: ArcSwapOption::empty() }
     }
 
     pub(super) async fn close(&self) {
-        let Some(client) = self.client.get().cloned() else { return };
+        let Some(client) = self.client.load_full() else { return };
         // Whatever is not confirmed by then is an error to whoever sent it.
         let _ = spawn_blocking(move || client.flush(FLUSH_MAX)).await;
     }
 
-    fn client(&self) -> Result<&Client, BrokerError> {
-        if let Some(client) = self.client.get() {
+    fn client(&self) -> Result<Arc<Client>, BrokerError> {
+        if let Some(client) = self.client.load_full() {
             return Ok(client);
         }
         let config = self.cluster.clients.producer();
         let context = Quiet(self.cluster.watch.clone());
         let made = Client::from_config_and_context(&config, context)
             .map_err(|error| fault::fault(&format!("publishing to {}", self.cluster), &error))?;
-        Ok(self.client.get_or_init(|| made))
+        let made = Arc::new(made);
+        let before = self.client.compare_and_swap(&None::<Arc<Client>>, Some(Arc::clone(&made)));
+        // Somebody was faster, and the first one counts.
+        Ok(before.as_ref().map_or(made, Arc::clone))
+    }
+
+    /// A producer whose order of records broke takes none for the rest of its life: the next record gets another.
+    fn replace_if_broken(&self, client: Arc<Client>) {
+        let Some((code, why)) = client.client().fatal_error() else { return };
+        telemetry::producer_broken(&code, &why);
+        self.client.compare_and_swap(&client, None);
+        // Ending it takes a moment.
+        drop(spawn_blocking(move || drop(client)));
     }
 
     async fn copy_to(
@@ -108,12 +125,16 @@ impl KafkaPublisher {
         attempt: &str,
         record: FutureRecord<'_, [u8], [u8]>,
     ) -> Result<(), BrokerError> {
-        match self.client()?.send(record, QUEUE_MAX).await {
+        let client = self.client()?;
+        match client.send(record, QUEUE_MAX).await {
             Ok(_) => {
                 self.cluster.watch.reached();
                 Ok(())
             }
-            Err((error, _)) => Err(fault::fault(attempt, &error)),
+            Err((error, _)) => {
+                self.replace_if_broken(client);
+                Err(fault::fault(attempt, &error))
+            }
         }
     }
 }
@@ -210,12 +231,20 @@ pub(super) fn headers_of(message: &Outgoing, now: SystemTime) -> OwnedHeaders {
 /// The user's headers as they are, none of ours but originals, and the stamps.
 fn headers_of_copy(original: &KafkaEnvelope, copy: &Copy) -> OwnedHeaders {
     let mut headers = OwnedHeaders::new_with_capacity(copy.stamps.len() + 8);
-    let mut has_timestamp = false;
-    for header in original.record().headers().into_iter().flat_map(Headers::iter) {
+    let (mut has_timestamp, mut unread) = (false, 0_u32);
+    for header in envelope::headers(original.record()) {
+        let Some(header) = header else {
+            unread += 1;
+            continue;
+        };
         has_timestamp |= header.key == ORIGINAL_TIMESTAMP;
         if !header.key.starts_with(PREFIX) || header.key.starts_with(ORIGINAL_PREFIX) {
             headers = headers.insert(header);
         }
+    }
+    if unread > 0 {
+        let unread = unread.to_string();
+        headers = headers.insert(Header { key: ORIGINAL_UNREAD, value: Some(&unread) });
     }
     let timestamp = original.millis().filter(|_| !has_timestamp).map(|millis| millis.to_string());
     if let Some(timestamp) = &timestamp {
@@ -225,4 +254,34 @@ fn headers_of_copy(original: &KafkaEnvelope, copy: &Copy) -> OwnedHeaders {
         headers = headers.insert(Header { key: name, value: Some(value) });
     }
     headers
+}
+
+#[cfg(test)]
+mod tests {
+    use rdkafka::mocking::MockCluster;
+    use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
+
+    use super::super::properties::Clients;
+    use super::*;
+    use crate::config;
+
+    #[tokio::test]
+    async fn a_producer_that_broke_for_good_is_followed_by_another() {
+        let mock = MockCluster::new(1).expect("it listens");
+        mock.create_topic("out", 1, 1).expect("it is new");
+        let url = mock.bootstrap_servers();
+        let settings = config::Broker {
+            kind: config::BrokerKind::Kafka,
+            url: Some(config::Url::new(&url)),
+            ..config::Broker::default()
+        };
+        let clients = Clients::read("main", &settings, "s").expect("it can be read");
+        let publisher = KafkaPublisher::new(Cluster::new(clients, &url));
+        let send = || publisher.publish("publishing", FutureRecord::to("out").payload(&b"x"[..]));
+        send().await.expect("it is stored");
+        let disorder = RDKafkaRespErr::RD_KAFKA_RESP_ERR_OUT_OF_ORDER_SEQUENCE_NUMBER;
+        mock.request_errors(RDKafkaApiKey::Produce, &[disorder]);
+        send().await.expect_err("this one is refused");
+        send().await.expect("the next one is stored");
+    }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rdkafka::consumer::{Consumer as _, RebalanceProtocol};
@@ -35,6 +35,8 @@ pub(super) struct Assignment {
     is_given_up: AtomicBool,
 }
 
+/// What stays ours is not committed more often than this while something else is drained.
+const COMMIT_GAP_MIN: Duration = Duration::from_millis(100);
 /// How long a transaction that somebody left open may keep offsets from being known.
 const STABLE_MAX: Duration = Duration::from_secs(90);
 
@@ -99,7 +101,8 @@ impl Assignment {
                 // Just what the list says otherwise, without asking again.
                 let _ = list.set_partition_offset(&name.topic, name.number, Offset::Offset(base));
             }
-            let offsets = Offsets::new(base, mark);
+            let is_transactional = self.member.transactions.is_some();
+            let offsets = Offsets::new(base, mark).kept_by(process(), is_transactional);
             let partition = Partition::new(name, id, queue, offsets, seen_to);
             fresh.push(Arc::new(partition));
         }
@@ -112,6 +115,7 @@ impl Assignment {
             return;
         }
         self.member.cluster.watch.reached();
+        self.member.cluster.watch.admitted(&self.member.group);
         let mut partitions = lock(&self.partitions);
         for partition in &fresh {
             partitions.insert(partition.name.clone(), Arc::clone(partition));
@@ -126,8 +130,8 @@ impl Assignment {
         let revoked: Vec<_> = names(list).filter_map(|name| ours.remove(&name)).collect();
         drop(ours);
         if !consumer.assignment_lost() && !self.is_given_up() {
-            self.drain(&revoked);
-            self.member.commit(consumer, &revoked);
+            self.drain(consumer, &revoked);
+            self.member.commit_at_last(consumer, &revoked);
         }
         self.lose(&revoked);
         let unassigned = match consumer.rebalance_protocol() {
@@ -158,13 +162,20 @@ impl Assignment {
     }
 
     /// Lets the lanes finish what is in flight.
-    fn drain(&self, partitions: &[Arc<Partition>]) {
+    fn drain(&self, consumer: &Consumer, partitions: &[Arc<Partition>]) {
         let deadline = Instant::now() + self.drain_max;
         partitions.iter().for_each(|partition| partition.recall(deadline));
         // A little longer than the lanes were told: closing takes a moment too.
         let patience = deadline + Duration::from_secs(1);
+        let interval = self.member.source.settings.commit_interval.max(COMMIT_GAP_MIN);
         for partition in partitions {
-            if !partition.wait_closed(patience) {
+            // What is not moved is committed meanwhile, as always.
+            while !partition.wait_closed(patience.min(Instant::now() + interval))
+                && Instant::now() < patience
+            {
+                self.member.commit(consumer, &self.partitions());
+            }
+            if !partition.wait_closed(Instant::now()) {
                 telemetry::revoked_in_hand(&partition.id);
             }
         }
@@ -199,6 +210,12 @@ impl Assignment {
         alarm.hang(bell);
         Some(Arc::new(Queue::new(Arc::clone(consumer.context()), records, alarm)))
     }
+}
+
+/// A number of this process, which no other has.
+fn process() -> u64 {
+    static NUMBER: OnceLock<u64> = OnceLock::new();
+    *NUMBER.get_or_init(|| uuid::Uuid::now_v7().as_u64_pair().1)
 }
 
 fn names(list: &TopicPartitionList) -> impl Iterator<Item = Name> + use<> {

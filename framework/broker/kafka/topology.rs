@@ -11,7 +11,7 @@ use crate::broker::{BrokerError, Fault, Source};
 use crate::config::{BrokerKind, Subscription, Template};
 
 /// What a pattern must not match, whoever's it is: a comma-separated list of expressions, as librdkafka has it.
-pub(super) const OURS: &str = r"^.+\.wait\.[0-9]+$,^.+\.(dead|redrive|suspects)$";
+const OURS: &str = r"^.+\.wait\.[0-9]+$,^.+\.(dead|redrive|suspects)$";
 
 /// The longest name of a topic.
 const NAME_LENGTH_MAX: usize = 249;
@@ -86,6 +86,25 @@ impl Names {
         [format!("^{waits}$"), format!("^{topic}\\.{group}\\.redrive$")]
     }
 
+    /// What a pattern must not match, as librdkafka takes it: what has the names that we give, and anybody's waits and
+    /// dead letters that are named as usual.
+    pub(super) fn never_matched(&self) -> String {
+        let given = [&self.wait, &self.dead].map(|template| {
+            let template = Template::new(escape(template.as_str()));
+            template.fill(&[("topic", ".+"), ("group", ".+"), ("ms", "[0-9]+")])
+        });
+        given.iter().fold(OURS.to_owned(), |list, name| format!("{list},^{name}$"))
+    }
+
+    /// Whether these are dead letters of ours.
+    fn is_dead(&self, topic: &str) -> bool {
+        let filled = self.dead.fill(&[("group", &self.group)]);
+        let Some((before, after)) = filled.split_once("{topic}") else { return topic == filled };
+        topic
+            .strip_prefix(before)
+            .is_some_and(|rest| rest.len() > after.len() && rest.ends_with(after))
+    }
+
     /// The topics of the subscription; with a pattern those of the `known` ones that have dead letters of their own.
     pub(super) fn sources(&self, known: &BTreeSet<String>) -> Vec<String> {
         match self.pattern {
@@ -101,7 +120,10 @@ impl Names {
     pub(super) fn may_be_source(&self, topic: &str) -> bool {
         match self.pattern {
             None => self.topics.iter().any(|known| known == topic),
-            Some(_) => !topic.starts_with("__") && !is_ours(topic),
+            Some(_) => {
+                let is_copy = self.wait_of(topic).is_some() || self.is_dead(topic);
+                !topic.starts_with("__") && !is_ours(topic) && !is_copy
+            }
         }
     }
 
@@ -150,7 +172,7 @@ impl Names {
             return topic.to_owned();
         }
         let marker = format!(".{}.", self.group);
-        match (&self.pattern, lies_in.split_once(&marker)) {
+        match (&self.pattern, lies_in.rsplit_once(&marker)) {
             (Some(_), Some((topic, _))) => topic.to_owned(),
             (Some(_), None) => lies_in.to_owned(),
             (None, _) => self.topics.first().cloned().unwrap_or_else(|| lies_in.to_owned()),
@@ -288,6 +310,29 @@ mod tests {
         let may_be: Vec<_> = known.iter().filter(|topic| names.may_be_source(topic)).collect();
         assert_eq!(may_be, ["shop.a", "shop.b"]);
         assert!(!names.may_be_source("shop.a.billing.wait.1500"));
+    }
+
+    #[test]
+    fn waits_and_dead_letters_by_other_names_are_none_of_a_patterns_topics() {
+        let mut names = names(&[]);
+        names.pattern = Some("^shop".to_owned());
+        names.wait = Template::new("{topic}-again-{ms}".to_owned());
+        names.dead = Template::new("{topic}-failed".to_owned());
+        let list = names.never_matched();
+        assert!(list.ends_with(",^.+-again-[0-9]+$,^.+-failed$"), "{list}");
+        let none = ["shop.a-again-5000", "shop.a-failed", "shop.b.billing.dead", "__transactions"];
+        assert!(!none.iter().any(|topic| names.may_be_source(topic)));
+        assert!(names.may_be_source("shop.a-failed-orders"));
+    }
+
+    #[test]
+    fn the_name_of_a_group_may_occur_in_a_topics_name() {
+        let mut names = names(&[]);
+        names.pattern = Some("^shop".to_owned());
+        for ours in ["wait.5000", "redrive", "dead"] {
+            let lies_in = format!("shop.billing.eu.billing.{ours}");
+            assert_eq!(names.topic_of(&lies_in, None), "shop.billing.eu");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
 
-use super::super::marks::Place;
+use super::super::marks::{Place, TEXT_LENGTH_MAX};
 use super::*;
 
 const HERE: Place<'static> = Place { cluster: "c", group: "g", topic: "t", partition: 0 };
@@ -19,7 +19,7 @@ fn received(offsets: impl IntoIterator<Item = i64>) -> Offsets {
 
 fn moved(state: &Offsets, is_clean: bool) -> Offsets {
     let mark = state.mark(is_clean).expect("something was received");
-    let text = mark.to_text(&HERE);
+    let text = mark.to_text(&HERE, TEXT_LENGTH_MAX);
     Offsets::new(Some(mark.base), Mark::from_text(&text, mark.base, &HERE))
 }
 
@@ -94,12 +94,105 @@ fn those_in_flight_at_a_crash_are_counted_and_no_others() {
 }
 
 #[test]
+fn what_is_finished_behind_a_stuck_record_takes_memory_within_a_bound() {
+    let most = i64::try_from(WINDOW_MAX).expect("a small number");
+    let mut state = received(0..most - 1);
+    assert!(state.is_short());
+    (1..most - 1).for_each(|offset| assert!(state.finish(offset)));
+    state.receive(most, most);
+    assert!(!state.is_short(), "nothing more is read");
+    state.finish(0);
+    assert!(state.is_short());
+}
+
+#[test]
+fn a_process_that_was_away_did_not_die() {
+    let mut state = received(0..2).kept_by(7, false);
+    for _ in 0..3 {
+        state = moved(&state, false).kept_by(7, false);
+        assert_eq!(state.receive(0, 0), Receipt::Deliver { crashes: 0, again: false });
+        assert!(!state.follows_a_death());
+    }
+    let mut state = moved(&state, false).kept_by(8, false);
+    assert_eq!(state.receive(0, 0), Receipt::Deliver { crashes: 1, again: false });
+}
+
+#[test]
+fn what_was_written_ahead_is_not_written_again_when_the_record_at_the_base_is_gone() {
+    let mut state = received(0..4);
+    state.finish(2);
+    for (is_transactional, is_skipped) in [(true, true), (false, false)] {
+        let mut next = moved(&state, true).kept_by(7, is_transactional);
+        assert_ne!(next.receive(1, 1), Receipt::Skip);
+        assert_eq!(next.receive(2, 2) == Receipt::Skip, is_skipped, "{is_transactional}");
+    }
+    // Another record at the base is another log, whatever would be written twice.
+    let mut other = moved(&state, true).kept_by(7, true);
+    assert_ne!(other.receive(0, 99), Receipt::Skip);
+    assert_ne!(other.receive(2, 2), Receipt::Skip);
+}
+
+#[test]
+fn what_was_finished_ahead_of_nothing_is_handled_again_rather_than_lost() {
+    let mark = Mark { base: 5, next: 5, done: vec![Run { first: 8, last: 9 }], ..Mark::default() };
+    for (is_transactional, is_skipped) in [(true, true), (false, false)] {
+        let state = Offsets::new(Some(5), Some(mark.clone()));
+        let mut state = state.kept_by(7, is_transactional);
+        state.receive(5, 5);
+        assert_eq!(state.receive(8, 8) == Receipt::Skip, is_skipped, "{is_transactional}");
+    }
+}
+
+#[test]
 fn what_was_given_back_is_delivered_when_it_is_read_again() {
     let mut state = received(0..4);
     state.finish(1);
     assert!(state.give_back(2) && !state.give_back(1));
+    assert_eq!(state.rewind(), Some(0));
     let read: Vec<bool> = (0..4).map(|offset| state.receive(offset, 0) != Receipt::Skip).collect();
     assert_eq!(read, [false, false, true, false]);
+}
+
+#[test]
+fn a_log_that_begins_again_is_read_again() {
+    let mut state = received(0..10);
+    (0..10).for_each(|offset| assert!(state.finish(offset)));
+    assert_eq!(state.receive(0, 77), Receipt::Cut);
+    assert_eq!((state.base(), state.next()), (Some(0), Some(0)), "what is committed goes back");
+    let read: Vec<_> = (0..12).map(|offset| state.receive(offset, 77)).collect();
+    assert!(read.iter().all(|it| *it == Receipt::Deliver { crashes: 0, again: false }), "{read:?}");
+    let mut assigned = Offsets::new(Some(1_000), None);
+    assert_eq!(
+        assigned.receive(3, 77),
+        Receipt::Cut,
+        "what was committed is about an earlier topic"
+    );
+    assert_eq!(assigned.receive(3, 77), Receipt::Deliver { crashes: 0, again: false });
+}
+
+#[test]
+fn what_lies_below_a_cut_stays_as_it_is() {
+    let mut state = received(0..10);
+    assert!(state.finish(1) && state.finish(2) && state.finish(6));
+    assert_eq!(state.receive(5, 77), Receipt::Cut);
+    let mark = state.mark(false).expect("something was received");
+    assert_eq!((mark.base, mark.next, mark.done), (0, 5, vec![Run { first: 1, last: 2 }]));
+    assert_eq!(state.receive(5, 77), Receipt::Deliver { crashes: 0, again: false });
+}
+
+#[test]
+fn what_was_fetched_before_the_client_went_back_is_no_cut() {
+    let mut state = received(0..4);
+    state.give_back_all();
+    assert_eq!(state.rewind(), Some(0));
+    // Still from before.
+    assert_ne!(state.receive(4, 4), Receipt::Cut);
+    state.rewound();
+    assert_ne!(state.receive(5, 5), Receipt::Cut);
+    let again: Vec<_> = (0..6).map(|offset| state.receive(offset, offset)).collect();
+    assert!(!again.contains(&Receipt::Cut), "{again:?}");
+    assert_ne!(state.receive(6, 6), Receipt::Cut);
+    assert_eq!(state.receive(1, 1), Receipt::Cut, "this one nobody asked for");
 }
 
 #[test]
@@ -112,6 +205,7 @@ fn what_is_settled_is_finished_by_its_transaction_alone() {
     let both = state.mark_with(&BTreeSet::from([0, 2]), false).expect("something was received");
     assert_eq!((both.base, both.done[..].to_vec()), (1, vec![Run { first: 2, last: 2 }]));
     state.give_back_all();
+    state.rewind();
     let read: Vec<bool> = (0..4).map(|offset| state.receive(offset, 0) != Receipt::Skip).collect();
     assert_eq!(read, [false, true, false, true], "what is settled is not delivered again");
     assert!(state.finish(0) && state.finish(2) && state.finish(1) && state.finish(3));
@@ -197,7 +291,8 @@ impl World {
             Step::Reopen => {
                 self.state.give_back_all();
                 self.out.clear();
-                self.position = self.state.base().unwrap_or(0);
+                self.position = self.state.rewind().unwrap_or(0);
+                self.state.rewound();
             }
             Step::Move => {
                 self.state.give_back_all();
@@ -227,6 +322,7 @@ impl World {
                     "{} was lost",
                     offset
                 ),
+                Receipt::Cut => prop_assert!(false, "{} was asked for", offset),
             }
         }
         Ok(())
@@ -248,10 +344,14 @@ impl World {
         prop_assert!(Some(mark.base) >= self.committed.0, "it went back to {}", mark.base);
         let unhandled = self.log.iter().find(|offset| !self.handled.contains_key(*offset));
         prop_assert!(unhandled.is_none_or(|first| mark.base <= *first), "{} passed it", mark.base);
-        if mark.fits() {
+        if mark.fits(TEXT_LENGTH_MAX) {
             self.safe = self.known.clone();
+            if mark.base_time.is_none() {
+                // Nothing there shows that what is finished ahead is about this log.
+                self.safe.split_off(&mark.base);
+            }
         }
-        self.committed = (Some(mark.base), mark.to_text(&HERE));
+        self.committed = (Some(mark.base), mark.to_text(&HERE, TEXT_LENGTH_MAX));
         Ok(())
     }
 
