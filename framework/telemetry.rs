@@ -194,6 +194,11 @@ pub(crate) fn reload_refused(file: &str, error: &dyn Display) {
     tracing::error!(file, %error, "retry policy not reloaded: the old one stays");
 }
 
+/// Other tables changed too.
+pub(crate) fn reload_incomplete(tables: &str) {
+    tracing::warn!(tables, "changed, but not in force before a restart");
+}
+
 /// The service stops.
 pub(crate) fn stopping(grace: Duration) {
     tracing::info!(?grace, "stopping: no new deliveries, finishing what runs");

@@ -105,7 +105,8 @@ impl ServiceBuilder {
         self
     }
 
-    /// Watches the configuration's files and puts changed retry tables in force.
+    /// Watches the configuration's files and puts changed retry tables in force; what else changed
+    /// needs a restart, and is named in the log. A service without files does not start with it.
     #[must_use]
     pub fn watch(mut self) -> Self {
         self.watch = true;
@@ -131,7 +132,8 @@ impl ServiceBuilder {
     /// subscription is on its way.
     ///
     /// # Errors
-    /// Every subscription without a handler and every handler without a subscription; brokers that
+    /// Every subscription without a handler and every handler without a subscription; files that
+    /// are to be [watched](Self::watch) and cannot be; brokers that
     /// refuse, or cannot be reached within `service.startup_max`; every source that is missing or
     /// different.
     pub async fn start(self) -> Result<Service, Error> {
@@ -168,6 +170,7 @@ impl ServiceBuilder {
     pub(crate) async fn boot(mut self) -> Result<(Service, impl Future<Output = ()>), Error> {
         self.config.check()?;
         self.check_handlers()?;
+        let watch = self.watch.then(|| reload::watch(&self.files)).transpose()?;
         let brokers = adapters::connect_all(&self.config, self.clock).await?;
         let keepers = adapters::start_stores(&self.config, self.threads).await?;
         let stores: BTreeMap<String, Locks> =
@@ -183,7 +186,7 @@ impl ServiceBuilder {
         };
         let (stop, stopping) = watch::channel(false);
         let (end, ended) = watch::channel(None);
-        let Self { config, signals, watch, files, clock, .. } = self;
+        let Self { config, signals, files, clock, .. } = self;
         let heed = signals.then(Heed::begin).flatten();
         let root = Root::new(plans).start();
         let inner = Arc::new(Inner {
@@ -198,10 +201,11 @@ impl ServiceBuilder {
             ended,
             files,
         });
-        let watcher = watch.then(|| reload::watch(&inner)).flatten();
+        if let Some(watch) = watch {
+            actix_rt::spawn(reload::follow(Arc::downgrade(&inner), watch));
+        }
         let service = Service { inner: Arc::clone(&inner) };
         let life = async move {
-            let _watcher = watcher;
             let attended = attend_all(keepers.values().cloned().collect());
             tokio::select! {
                 () = attended => {}

@@ -43,6 +43,56 @@ fn a_reload_that_needs_waits_which_may_not_be_declared_is_refused() {
     assert_eq!(test.log(), ["7: attempt 1 retry after 5s: not yet"]);
 }
 
+/// Reloads what the check at a load would refuse, and finds the old policy in force.
+fn refused(subscription: &str, change: impl FnOnce(&mut Config), says: &str) {
+    let mut test = orders(subscription, THRICE, obey);
+    let mut changed = config(subscription, THRICE);
+    change(&mut changed);
+    let service = test.service();
+    let error = test.run(async move { service.reload_with(&changed).await });
+    let error = error.expect_err("it is not usable").to_string();
+    assert!(error.contains(says), "{error}");
+    test.publish("orders", text("7", "retry"));
+    assert_eq!(test.log(), ["7: attempt 1 retry after 200ms: not yet"]);
+}
+
+fn policy(config: &mut Config) -> &mut redeliver::config::Retry {
+    config.retry.get_mut("standard").expect("it is there")
+}
+
+#[test]
+fn a_policy_that_contradicts_itself_is_refused() {
+    let change = |config: &mut Config| policy(config).delay_min = Duration::from_secs(3600);
+    refused("", change, "retry.standard.delay_max");
+}
+
+#[test]
+fn a_policy_that_is_named_and_not_there_is_refused() {
+    let named = |config: &mut Config| {
+        let settings = config.subscriptions.get_mut("orders").expect("it is there");
+        settings.retry = Some(String::from("gone"));
+    };
+    refused("", named, "there is no table [retry.gone]");
+}
+
+#[test]
+fn a_policy_that_does_not_fit_the_subscription_that_runs_is_refused() {
+    // Waits of 5 minutes would break an order that may wait 30 seconds; the new file says that there is none.
+    let change = |config: &mut Config| {
+        policy(config).delay_min = Duration::from_secs(300);
+        let settings = config.subscriptions.get_mut("orders").expect("it is there");
+        settings.ordering = redeliver::config::Ordering::None;
+    };
+    refused("ordering = \"lane\"", change, "order_on_long_wait");
+}
+
+#[test]
+fn a_service_without_files_that_is_to_watch_them_does_not_start() {
+    let builder = Service::builder(config("", THRICE)).subscribe("orders", obey).watch();
+    let error = TestService::start(builder).err().expect("there is nothing to watch");
+    assert!(error.to_string().contains("nothing to watch"), "{error}");
+}
+
 #[test]
 fn a_service_that_was_not_made_from_files_says_so() {
     let mut test = orders("", THRICE, obey);
