@@ -4,11 +4,12 @@
 //! For first steps, for users' own tests and for measuring what the framework itself costs. Owns
 //! its queues; shares them with nobody.
 
+mod bindings;
 mod texts;
 
 use std::any::Any;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap, VecDeque};
+use std::collections::{BTreeSet, BinaryHeap, HashMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -31,7 +32,8 @@ use texts::Texts;
 /// The largest body that is copied, in bytes, rather than shared with its publisher.
 const COPIED_MAX: usize = 1024;
 
-/// The broker. Clones share their queues.
+/// The broker. Clones share their queues. An exchange is what its bindings make of it: each matches as on a topic
+/// exchange.
 ///
 /// ```
 /// use redeliver::broker::{Broker, Fault, Outgoing, Target, memory::MemoryBroker};
@@ -412,8 +414,11 @@ impl Publisher for MemoryPublisher {
             Target::Exchange { exchange, routing_key } => queues
                 .bindings
                 .iter()
-                .filter(|(from, key, _)| from == exchange && (key == routing_key || key == "#"))
+                .filter(|(from, key, _)| from == exchange && bindings::takes(key, routing_key))
                 .map(|(_, _, queue)| queue.clone())
+                // Once, however many of its bindings take it.
+                .collect::<BTreeSet<_>>()
+                .into_iter()
                 .collect(),
         };
         if names.is_empty() {
