@@ -8,7 +8,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::future::join_all;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::actors::lock_keeper::LockKeeper;
 use crate::actors::{InspectAll, KeeperSeat, Pause, ResumeOne, Root, StopAll};
@@ -28,6 +30,9 @@ mod adapters;
 mod build;
 
 pub use build::ServiceBuilder;
+
+/// How long the connections may take to close, after the subscriptions have stopped.
+const CLOSE_MAX: Duration = Duration::from_secs(20);
 
 /// A running service. Cheap to clone; usable from any thread and runtime.
 ///
@@ -413,9 +418,9 @@ impl Inner {
         let grace = self.config.service.shutdown_grace;
         telemetry::stopping(grace);
         let left = self.root.send(StopAll { grace }).await.unwrap_or(0);
-        for broker in self.brokers.values() {
-            broker.close().await;
-        }
+        // All at once, and none for ever: one that is not there must not keep the process.
+        let closing = self.brokers.values().map(|broker| timeout(CLOSE_MAX, broker.close()));
+        join_all(closing).await;
         left
     }
 

@@ -143,6 +143,8 @@ pub(super) struct Link {
     label: String,
     live: ArcSwapOption<Live>,
     healing: Mutex<Healing>,
+    /// Ends every attempt to connect, and every wait for the next.
+    closed: watch::Sender<bool>,
     last_failure: Arc<std::sync::Mutex<String>>,
 }
 
@@ -157,7 +159,6 @@ pub(super) struct Live {
 struct Healing {
     schedule: Schedule,
     not_before: Option<Instant>,
-    closed: bool,
 }
 
 impl Link {
@@ -168,11 +169,8 @@ impl Link {
             address,
             label,
             live: ArcSwapOption::empty(),
-            healing: Mutex::new(Healing {
-                schedule: Schedule::default(),
-                not_before: None,
-                closed: false,
-            }),
+            healing: Mutex::new(Healing { schedule: Schedule::default(), not_before: None }),
+            closed: watch::Sender::new(false),
             last_failure: Arc::new(std::sync::Mutex::new("not connected yet".to_owned())),
         })
     }
@@ -184,15 +182,19 @@ impl Link {
         if let Some(live) = self.connected() {
             return Ok(live);
         }
+        let mut closed = self.closed.subscribe();
+        tokio::select! {
+            biased;
+            // Never an error: the sender is here.
+            _ = closed.wait_for(|closed| *closed) => Err(self.closed_by_us()),
+            made = self.make_anew() => made,
+        }
+    }
+
+    async fn make_anew(&self) -> Result<Arc<Live>, BrokerError> {
         let mut healing = self.healing.lock().await;
         if let Some(live) = self.connected() {
             return Ok(live);
-        }
-        if healing.closed {
-            return Err(BrokerError::new(
-                Fault::Unreachable,
-                format!("the connection to {} was closed by this process", self.address),
-            ));
         }
         // Taken out, so that a good connection earns one immediate attempt and not a loop of them.
         if self.live.swap(None).is_some_and(|lost| lost.since.elapsed() > PROVEN_AFTER) {
@@ -208,7 +210,17 @@ impl Link {
         if let Err(error) = &made {
             self.note_failure(error.text.clone());
         }
+        // Whoever closed may have looked before it was there.
+        if *self.closed.borrow() {
+            self.live.store(None);
+            return Err(self.closed_by_us());
+        }
         made
+    }
+
+    fn closed_by_us(&self) -> BrokerError {
+        let text = format!("the connection to {} was closed by this process", self.address);
+        BrokerError::new(Fault::Unreachable, text)
     }
 
     /// A new channel.
@@ -233,7 +245,8 @@ impl Link {
     }
 
     pub(super) async fn close(&self) {
-        self.healing.lock().await.closed = true;
+        // Not under the lock of `healing`, which is held while the server is not there.
+        self.closed.send_replace(true);
         if let Some(live) = self.live.swap(None) {
             self.note_failure("closed by this process".to_owned());
             // Whatever comes of it: the socket is dropped next.
@@ -333,7 +346,7 @@ impl Link {
 /// Connects again for as long as it takes; [`Link::live`] spaces the attempts.
 async fn heal(link: Weak<Link>) {
     while let Some(link) = link.upgrade() {
-        if link.live().await.is_ok() || link.healing.lock().await.closed {
+        if link.live().await.is_ok() || *link.closed.borrow() {
             return;
         }
     }
@@ -365,5 +378,32 @@ impl Live {
         }
         // An error means that the connection is gone, which whoever waits will find out by using it.
         let _ = self.blocked.clone().wait_for(Option::is_none).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn closing_waits_for_no_attempt_to_connect() {
+        // It takes the connection and never says a word.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let url = format!("amqp://{}/%2f", silent.local_addr().expect("it listens"));
+        let url = Some(config::Url::new(url));
+        let settings = config::Broker { url, ..config::Broker::default() };
+        let address = Address::read("main", &settings).expect("the url can be read");
+        let engine = Engine::start().expect("a thread can be started");
+        let link = Link::new(engine, address, String::from("test"));
+        let connecting = tokio::spawn({
+            let link = link.clone();
+            async move { link.live().await.map(drop) }
+        });
+        tokio::task::yield_now().await;
+        let asked = Instant::now();
+        link.close().await;
+        let error = connecting.await.expect("no panic").expect_err("it was closed");
+        assert!(error.to_string().contains("was closed by this process"), "{error}");
+        assert!(asked.elapsed() < CONNECT_MAX, "took {:?}", asked.elapsed());
     }
 }

@@ -140,9 +140,11 @@ impl Broker for RabbitBroker {
     }
 
     async fn close(&self) {
-        self.publisher.close().await;
-        self.publishing.close().await;
-        self.consuming.close().await;
+        let publishing = async {
+            self.publisher.close().await;
+            self.publishing.close().await;
+        };
+        tokio::join!(publishing, self.consuming.close());
     }
 }
 

@@ -78,8 +78,10 @@ impl RabbitPublisher {
     pub(super) async fn close(&self) {
         let everything = u32::try_from(IN_FLIGHT_MAX).expect("the limit is a small constant");
         // What is in flight ends by its own deadline; stopping should not take that long.
-        let _ = timeout(CONFIRM_MAX / 3, self.permits.acquire_many(everything)).await;
+        let all = timeout(CONFIRM_MAX / 3, self.permits.acquire_many(everything)).await;
+        // While all are held: let go first, they would go to those who wait for one.
         self.permits.close();
+        drop(all);
         self.outlets().clear();
     }
 
