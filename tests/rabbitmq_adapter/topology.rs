@@ -241,3 +241,25 @@ async fn what_an_ordered_lane_held_at_its_close_is_served_first_and_in_order() {
     assert_eq!(rest, expected);
     second.close().await.expect("the lane closes");
 }
+
+#[tokio::test]
+async fn a_standby_does_not_tell_what_the_active_consumer_holds() {
+    let lab = Lab::connect().await;
+    let source = lab.source_with(&[], |settings| settings.single_active_consumer = true);
+    lab.broker.prepare(&source).await.expect("the source can be prepared");
+    let unsettled =
+        async |lab: &Lab| lab.broker.depth(&source).await.expect("it can be counted").unsettled;
+    assert_eq!(unsettled(&lab).await, Some(0), "nobody is there");
+    let to = Target::Queue(queue(&source));
+    lab.broker.publisher().send(&message(to, "order")).await.expect("it is stored");
+    let mut lanes = lab.broker.lanes(source.clone());
+    let (_, mut active) = open(&mut *lanes).await;
+    receive(&mut *active, 1).await;
+    let other = Lab::connect().await;
+    let mut others = other.broker.lanes(source.clone());
+    let (_, mut standby) = open(&mut *others).await;
+    assert_eq!(unsettled(&other).await, None, "another process holds one");
+    assert_eq!(unsettled(&lab).await, Some(1));
+    standby.close().await.expect("the lane closes");
+    active.close().await.expect("the lane closes");
+}

@@ -85,7 +85,10 @@ impl Envelope for AmqpEnvelope {
 
     fn returns(&self) -> u32 {
         match self.header(DELIVERY_COUNT) {
-            Some(HeaderValue::Number(count)) => u32::try_from(count.max(0)).unwrap_or(u32::MAX),
+            // From 4.0 on the server shows what a publisher wrote there, until it counts itself.
+            Some(HeaderValue::Number(count)) if self.delivery.redelivered => {
+                u32::try_from(count.max(0)).unwrap_or(u32::MAX)
+            }
             _ => 0,
         }
     }
@@ -215,7 +218,10 @@ mod tests {
             (AMQPValue::LongString("7".into()), 0),
             (AMQPValue::FieldTable(FieldTable::default()), 0),
         ] {
-            assert_eq!(envelope(&[(DELIVERY_COUNT, value)]).returns(), returns);
+            let mut envelope = envelope(&[(DELIVERY_COUNT, value)]);
+            assert_eq!(envelope.returns(), 0, "it is delivered for the first time");
+            envelope.delivery.redelivered = true;
+            assert_eq!(envelope.returns(), returns);
         }
         assert_eq!(envelope(&[]).returns(), 0);
     }

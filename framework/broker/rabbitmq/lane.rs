@@ -45,6 +45,8 @@ pub(super) type Generations = Arc<AtomicU64>;
 #[derive(Default)]
 pub(super) struct Tally {
     pub(super) lanes: AtomicUsize,
+    /// Those of them that were served: of a single active consumer's lanes one at the most.
+    pub(super) served_lanes: AtomicUsize,
     pub(super) suspect_lanes: AtomicUsize,
     pub(super) unsettled: AtomicUsize,
 }
@@ -428,12 +430,14 @@ fn consumer_tag(service: &str) -> ShortString {
 struct Out {
     tally: Arc<Tally>,
     suspects: bool,
+    /// It was delivered something.
+    is_served: bool,
     counted: usize,
 }
 
 impl Out {
     fn new(tally: Arc<Tally>, suspects: bool) -> Self {
-        let out = Self { tally, suspects, counted: 0 };
+        let out = Self { tally, suspects, is_served: false, counted: 0 };
         out.lanes().fetch_add(1, Ordering::Relaxed);
         out
     }
@@ -443,6 +447,9 @@ impl Out {
     }
 
     fn set(&mut self, count: usize) {
+        if count > 0 && !self.suspects && !std::mem::replace(&mut self.is_served, true) {
+            self.tally.served_lanes.fetch_add(1, Ordering::Relaxed);
+        }
         self.tally.unsettled.fetch_add(count, Ordering::Relaxed);
         self.tally.unsettled.fetch_sub(self.counted, Ordering::Relaxed);
         self.counted = count;
@@ -452,6 +459,7 @@ impl Out {
 impl Drop for Out {
     fn drop(&mut self) {
         self.lanes().fetch_sub(1, Ordering::Relaxed);
+        self.tally.served_lanes.fetch_sub(usize::from(self.is_served), Ordering::Relaxed);
         self.tally.unsettled.fetch_sub(self.counted, Ordering::Relaxed);
     }
 }

@@ -422,7 +422,8 @@ async fn count_if_there(link: &Link, name: &str) -> Result<(u64, u64), BrokerErr
 /// How many messages are where. Waits come first: what leaves one meanwhile is counted twice rather than never.
 ///
 /// AMQP counts what is ready, and consumers, but not what consumers hold. While all consumers of the queue are
-/// ours, what they hold is what we know to be unsettled; with anyone else's among them it is unknown.
+/// ours, what they hold is what we know to be unsettled; with anyone else's among them it is unknown. Of a single
+/// active consumer and its standbys AMQP counts one, so that it has to be ours: one that was served.
 pub(super) async fn depth(
     link: &Link,
     source: &Source,
@@ -439,7 +440,8 @@ pub(super) async fn depth(
     let (suspects, their_consumers) = count_if_there(link, &suspects_name(settings)).await?;
     let ready = ready + suspects;
     let only_ours = consumers <= tally.lanes.load(Relaxed) as u64
-        && their_consumers <= tally.suspect_lanes.load(Relaxed) as u64;
+        && their_consumers <= tally.suspect_lanes.load(Relaxed) as u64
+        && (!is_single_active(settings) || consumers == 0 || tally.served_lanes.load(Relaxed) > 0);
     let unsettled = only_ours.then(|| tally.unsettled.load(Relaxed) as u64);
     Ok(Depth { ready: Some(ready), unsettled, waiting: Some(waiting), dead: Some(dead) })
 }
