@@ -42,6 +42,8 @@ impl Parts {
             sharing: None,
             woken: None,
             held: None,
+            recorded: None,
+            asks_since: None,
             received_at: Tick::default(),
             is_probe: false,
             doom: None,

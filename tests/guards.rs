@@ -10,7 +10,8 @@ use std::time::Duration;
 use actix::prelude::*;
 use redeliver::config::Config;
 use redeliver::{
-    Batch, Claim, Delivery, Failure, Handled, IntoHandlers, Message, Redrive, Service, in_batches,
+    Batch, Claim, Delivery, Failure, Handled, IntoHandlers, Message, Redrive, Service, blocking,
+    in_batches,
 };
 
 /// What handlers did, in order: id, key, attempt.
@@ -319,4 +320,115 @@ async fn so_they_do_with_claims() {
     let guards =
         "lock = { store = \"main\", key = \"/account\" }\nidempotency = { store = \"main\" }";
     check_batches(guards).await;
+}
+
+/// How many handlers were at work at once at the most, of two messages of one key.
+async fn most_at_once(guards: &str, publish: impl AsyncFn(&Service)) -> usize {
+    let (at_work, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let (working, highest) = (Arc::clone(&at_work), Arc::clone(&most));
+    let handler = move |delivery: Delivery<Transfer>| {
+        let (working, highest) = (Arc::clone(&working), Arc::clone(&highest));
+        async move {
+            highest.fetch_max(working.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            tokio::time::sleep(Duration::from_millis(delivery.payload.millis)).await;
+            working.fetch_sub(1, Ordering::SeqCst);
+            Handled::Ok(())
+        }
+    };
+    let service = service_of(guards, handler).await;
+    publish(&service).await;
+    drained(&service).await;
+    service.stop().await;
+    most.load(Ordering::SeqCst)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn messages_without_ids_are_locked_all_the_same() {
+    let guards = "idempotency = { store = \"main\" }\nid_missing = \"run\"\n\
+        lock = { store = \"main\", key = \"/account\" }";
+    let publish = async |service: &Service| {
+        for _ in 0..3 {
+            // As a property it is too long to be one.
+            publish(service, &"x".repeat(5000), 7, 0, 60).await;
+        }
+    };
+    assert_eq!(most_at_once(guards, publish).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn duplicates_that_the_handler_is_called_for_are_locked_all_the_same() {
+    let guards = "idempotency = { store = \"main\", on_duplicate = \"call\" }\n\
+        lock = { store = \"main\", key = \"/account\" }";
+    let publish_three = async |service: &Service| {
+        publish(service, "t", 7, 0, 60).await;
+        drained(service).await;
+        for _ in 0..3 {
+            publish(service, "t", 7, 0, 60).await;
+        }
+    };
+    assert_eq!(most_at_once(guards, publish_three).await, 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failures_that_the_breaker_spares_cost_no_attempt_with_claims_either() {
+    for guards in ["", "idempotency = { store = \"main\" }"] {
+        let (attempts, works) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+        let (seen, calls) = (Arc::clone(&attempts), Arc::clone(&works));
+        let handler = move |delivery: Delivery<Transfer>| {
+            let (seen, calls) = (Arc::clone(&seen), Arc::clone(&calls));
+            async move {
+                seen.lock().unwrap().push(delivery.attempt());
+                // Three failures open it; what it lets through then works.
+                match calls.fetch_add(1, Ordering::SeqCst) {
+                    0..3 => Handled::Err(Failure::retry("not yet")),
+                    _ => Ok(()),
+                }
+            }
+        };
+        let more = format!(
+            "{guards}\nin_flight_max = 1\n\
+             breaker = {{ attempts_min = 3, failure_rate = 0.9, window = \"10m\", pause = \"300ms\", pause_max = \"300ms\" }}"
+        );
+        let service = service_of(&more, handler).await;
+        publish(&service, "t", 1, 0, 0).await;
+        drained(&service).await;
+        service.stop().await;
+        assert_eq!(*attempts.lock().unwrap(), [1, 2, 3, 3], "with {guards:?}");
+    }
+}
+
+/// Blocks its thread for longer than it may hold a lock.
+struct Slow(Arc<AtomicUsize>);
+
+impl Actor for Slow {
+    type Context = SyncContext<Self>;
+}
+
+impl Handler<Delivery<Transfer>> for Slow {
+    type Result = Handled;
+
+    fn handle(&mut self, delivery: Delivery<Transfer>, _: &mut SyncContext<Self>) -> Handled {
+        std::thread::sleep(Duration::from_millis(delivery.payload.millis));
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_claims_a_blocking_handler_past_hold_max_that_ends_well_runs_once() {
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&runs);
+    let guards =
+        "lock = { store = \"main\", key = \"/account\", lease = \"200ms\", hold_max = \"200ms\" }";
+    let service = service_of(guards, blocking(1, move || Slow(Arc::clone(&counting)))).await;
+    publish(&service, "t", 7, 0, 600).await;
+    drained(&service).await;
+    assert_eq!(runs.load(Ordering::SeqCst), 1);
+    let metrics = service.metrics().await;
+    assert_eq!(
+        metric(&metrics, "redeliver_possible_duplicates_total"),
+        1,
+        "another may have had it"
+    );
+    service.stop().await;
 }

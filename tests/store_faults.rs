@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use redeliver::store::redis::RedisStore;
 use redeliver::store::{
     Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, Guard,
-    IdempotencyStore, Keeper, LockStore, Locks, Loss, Owner, Store, StoreFault, StoreState,
+    IdempotencyStore, Keeper, LockAnswer, LockAsk, LockStore, Locks, Loss, Owner, Renewed, Store,
+    StoreFault, StoreState,
 };
 use redeliver::testing::{check_all, idempotency_conformance, lock_conformance};
 use support::redis::{self, Server, settings};
@@ -217,6 +218,55 @@ async fn a_full_server_says_so_and_holds_nothing() {
     assert!(error.to_string().contains("memory"), "{error}");
     server.cli(&["config", "set", "maxmemory", "0"]);
     drop(have(&locks, "a").await);
+}
+
+#[tokio::test]
+async fn on_a_full_server_what_is_held_is_renewed_and_ended() {
+    let server = Server::start();
+    let (store, owner, lease) = (server.store(), Owner::new(), Duration::from_secs(30));
+    let lock = LockAsk {
+        key: "a",
+        owner: &owner,
+        lease,
+        holder: "test",
+        fair: false,
+        waits: false,
+        seen: Fence(0),
+    };
+    for key in ["a", "b"] {
+        let answer = store.acquire(&LockAsk { key, ..lock }).await.expect("an answer");
+        assert!(matches!(answer, LockAnswer::Held(_)));
+    }
+    for id in ["a", "b"] {
+        assert!(matches!(claim(&store, id, &owner).await, ClaimAnswer::Granted(_)));
+    }
+    server.cli(&["config", "set", "maxmemory", "1"]);
+    let (key, keep) = (claim_key("a"), Duration::from_secs(600));
+    assert_eq!(store.renew("a", &owner, lease).await.expect("an answer"), Renewed::Kept);
+    assert_eq!(store.renew_claim(&key, &owner, lease).await.expect("an answer"), Renewed::Kept);
+    assert!(store.release("a", &owner).await.expect("an answer"));
+    assert!(store.end(&key, &owner, &Ending::Complete(None), keep).await.expect("an answer"));
+    let (other, done) = (claim_key("b"), Ending::Complete(Some(b"receipt".as_slice())));
+    let both = store.end_and_release(&other, &owner, &done, keep, "b", &owner).await;
+    assert!(both.expect("an answer"));
+    let error = store.acquire(&lock).await.expect_err("there is no room for more");
+    assert_eq!(error.fault, StoreFault::Full);
+}
+
+#[tokio::test]
+async fn a_dead_waiter_is_skipped_though_the_servers_clock_was_set_back() {
+    let server = Server::start();
+    let settings = settings(&server.url());
+    let lock = format!("{}:lock:{{a}}", settings.prefix);
+    // In an hour, as far as the clock goes now.
+    let later = std::time::SystemTime::now() + Duration::from_secs(3600);
+    let later = later.duration_since(std::time::UNIX_EPOCH).expect("after 1970").as_millis();
+    for set in [format!("{lock}:queue"), format!("{lock}:beats")] {
+        assert_eq!(server.cli(&["zadd", &set, &later.to_string(), "dead.1"]), "1");
+    }
+    let locks = locks_of(RedisStore::new(settings).expect("settings"));
+    let guard = locks.acquire("a").fair(true).wait(Duration::ZERO).await;
+    drop(guard.expect("nobody alive is in front"));
 }
 
 #[tokio::test]

@@ -89,6 +89,7 @@ impl Desk {
             self.shared.scope.observe(&work, event);
         }
         let leaves = self.winding_down && !self.is_ordered();
+        work.uncount_attempt();
         match verdict {
             // It waits as if it had counted; what waits at the broker any process may have then.
             Verdict::Retry(waiting, _) if leaves || (!is_probe && self.may_leave(waiting)) => {

@@ -63,6 +63,14 @@ impl Desk {
     /// comes back in its old place, if it comes back here at all.
     pub(super) fn keep_fate(&mut self, mut work: Work, verdict: Verdict) {
         self.next_turn(&work);
+        if let Verdict::Dead(epitaph) = &verdict
+            && self.is_buried_unseen(&work, &verdict)
+        {
+            work.key = None;
+            work.woken = None;
+            let epitaph = epitaph.as_ref().clone();
+            return self.bury(work, epitaph);
+        }
         // Whoever gets it now must not wait for us.
         work.held = None;
         work.woken = None;
@@ -81,6 +89,14 @@ impl Desk {
             work.key = None;
         }
         self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+    }
+
+    /// Whether an orphan is given up at once and for all: its claim is still held, so that nobody else has run it, and whoever
+    /// gets it or a copy of it after the dead letter finds that on record. A later one would be run again, and given up twice.
+    fn is_buried_unseen(&self, work: &Work, verdict: &Verdict) -> bool {
+        let is_spared =
+            verdict.may_be_spared() && (work.is_probe || self.shared.gate.borrow().is_open());
+        work.held.as_ref().is_some_and(|held| held.is_claimed()) && !is_spared
     }
 
     /// Goes on with a message whose lane was lost while it was here.

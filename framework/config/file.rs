@@ -257,6 +257,7 @@ fn is_secret(path: &[Step]) -> bool {
                 | "deadline"
                 | "strict"
                 | "replicas_min"
+                | "prefix"
         ),
         ["service" | "subscriptions" | "retry", .., key] => {
             !matches!(*key, "key" | "routing_key") && sounds_secret(key)

@@ -25,7 +25,8 @@ use super::units;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Service {
-    /// What logs, dead letters and brokers call this service; the executable's name.
+    /// What logs, dead letters and brokers call this service; the executable's name. One that is given is also part of what
+    /// names its claims.
     pub name: String,
     /// How long a stop waits for handlers that run, before they are cancelled and their messages returned; 25s.
     #[serde(deserialize_with = "units::duration")]
@@ -62,6 +63,20 @@ pub enum OnRestartsSpent {
     Exit,
 }
 
+impl Service {
+    /// What this service's claims are kept under: `subscription` alone, unless the service was named.
+    ///
+    /// An executable's name is not taken for one: it changes with a new build or deployment, which must not forget what was
+    /// handled.
+    pub(crate) fn claims_of(&self, subscription: &str) -> String {
+        match self.name == executable() {
+            true => subscription.to_owned(),
+            // No subscription has a slash in its name, so no two pairs are taken for one.
+            false => format!("{}/{subscription}", self.name),
+        }
+    }
+}
+
 impl Default for Service {
     fn default() -> Self {
         Self {
@@ -79,4 +94,16 @@ fn executable() -> String {
     let path = std::env::current_exe().ok();
     let stem = path.as_deref().and_then(|path| path.file_stem()).and_then(|stem| stem.to_str());
     stem.unwrap_or("redeliver").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_name_that_was_given_is_in_the_scope_of_claims() {
+        let named = |name: &str| Service { name: name.to_owned(), ..Service::default() };
+        assert_eq!(Service::default().claims_of("orders"), "orders");
+        assert_eq!(named("billing").claims_of("orders"), "billing/orders");
+    }
 }

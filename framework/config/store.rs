@@ -19,9 +19,11 @@ use super::{Secret, Tls, Url, units};
 ///     url = "redis-sentinel://redis-1:26379,redis-2:26379/main"
 ///     deadline = "500ms"
 ///     strict = true
+///     prefix = "shop"
 /// "#)?;
 /// let store = &config.stores["main"];
 /// assert_eq!((store.kind, store.deadline), (StoreKind::Redis, Duration::from_millis(500)));
+/// assert_eq!(store.prefix, "shop");
 /// # Ok::<(), redeliver::config::Problems>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -47,6 +49,8 @@ pub struct Store {
     pub strict: bool,
     /// How many replicas must have a lock or claim before it is believed; 0.
     pub replicas_min: u32,
+    /// What every key of it begins with: services that share a server and nothing else have their own; redeliver.
+    pub prefix: String,
 }
 
 /// The stores that can keep locks and claims.
@@ -80,6 +84,7 @@ impl Default for Store {
             deadline: Duration::from_secs(1),
             strict: false,
             replicas_min: 0,
+            prefix: String::from("redeliver"),
         }
     }
 }

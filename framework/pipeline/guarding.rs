@@ -4,12 +4,15 @@
 
 use std::sync::Arc;
 use std::sync::atomic;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::guards::{Admission, AdmitRequest, Held, Lost};
 use super::work::find_key;
 use super::{Answer, Epitaph, Reason, Scope, Verdict, Waiting, Work};
-use crate::config::{OnDuplicate, OnStoreDown, Ordering};
+use crate::config::{IdMissing, OnDuplicate, OnStoreDown, Ordering};
 use crate::message::{Claim, ClaimStatus, Failure};
 use crate::store::{ClaimKind, Loss, Sharing};
 use crate::telemetry;
@@ -34,17 +37,18 @@ pub(super) async fn admit(
     }
     let sharing = sharing();
     work.sharing = Some(sharing.clone());
-    let admission = {
+    let (admission, done) = {
         let envelope = work.received.envelope.as_ref();
         let lock = scope.settings.lock.as_ref();
         let lock_key = lock.and_then(|lock| find_key(envelope, &lock.key));
-        // Without an id there is nothing to claim; `id_missing` is looked at by the screen.
         let id = work.id();
-        if id.is_none() && (lock_key.is_none() || scope.settings.idempotency.is_some()) {
+        let is_refused = id.is_none() && scope.settings.on_id_missing() == IdMissing::Reject;
+        if is_refused || (id.is_none() && lock_key.is_none()) {
+            // Nothing to ask for, or for nothing: the screen gives it up.
             return Ok(None);
         }
         let request = AdmitRequest {
-            id: id.unwrap_or_default(),
+            id,
             generation: work.carried.generation,
             payload: envelope.body(),
             attempts: work.carried.attempts,
@@ -52,9 +56,24 @@ pub(super) async fn admit(
             is_forced: work.carried.is_forced,
             sharing: &sharing,
         };
-        scope.guards.admit(request).await
+        match scope.guards.admit(request).await {
+            // Its handler is called again, so the lock is needed for that.
+            Admission::Done { result } if calls_duplicates(scope) => {
+                (scope.guards.admit(AdmitRequest { id: None, ..request }).await, Some(result))
+            }
+            admission => (admission, None),
+        }
     };
-    answer_of(admission, work, scope)
+    let held = answer_of(admission, work, scope)?;
+    if let Some(result) = done {
+        note_done(result, held.as_deref(), work, scope);
+    }
+    Ok(held)
+}
+
+fn calls_duplicates(scope: &Scope) -> bool {
+    let on_duplicate = scope.settings.idempotency.as_ref().map(|it| it.on_duplicate);
+    on_duplicate == Some(OnDuplicate::Call)
 }
 
 /// Why a message is not handled now.
@@ -69,20 +88,18 @@ fn answer_of(
     scope: &Scope,
 ) -> Result<Option<Box<Held>>, Refusal> {
     let metrics = &scope.metrics;
+    if !matches!(admission, Admission::Running { .. }) {
+        work.asks_since = None;
+    }
     match admission {
         Admission::Run(held) => {
             note_claim(&held, work, scope);
             Ok(Some(held))
         }
-        Admission::Done { result } => {
+        Admission::Done { .. } => {
             metrics.duplicates.inc();
             telemetry::duplicate(scope.name(), work.id(), "done");
-            let on_duplicate = scope.settings.idempotency.as_ref().map(|it| it.on_duplicate);
-            if on_duplicate != Some(OnDuplicate::Call) {
-                return Err(Refusal::Verdict(Verdict::Duplicate));
-            }
-            work.claim = Some(Arc::new(Claim::new(ClaimStatus::Done, None, 0, result)));
-            Ok(None)
+            Err(Refusal::Verdict(Verdict::Duplicate))
         }
         Admission::Superseded => {
             metrics.duplicates.inc();
@@ -96,7 +113,7 @@ fn answer_of(
         }
         Admission::Running { remaining, woken } => {
             work.woken = Some(Box::new(woken));
-            let wait = remaining.min(ask_again_after(work, scope.clock.now()));
+            let wait = remaining.min(ask_again_after(work, scope));
             Err(later(wait, "the same id is being handled", scope))
         }
         Admission::Waiting { remaining } => {
@@ -110,8 +127,12 @@ fn answer_of(
             let epitaph = Epitaph::new(Reason::Mismatch, error);
             Err(Refusal::Answer(Answer::Refused(epitaph)))
         }
-        Admission::StoreDown(error) => match scope.settings.on_store_down {
-            OnStoreDown::Pause => Err(Refusal::Verdict(Verdict::StoreDown(error.to_string()))),
+        Admission::Failed(error) => match scope.settings.on_store_down {
+            OnStoreDown::Pause if error.is_outage() => {
+                Err(Refusal::Verdict(Verdict::StoreDown(error.to_string())))
+            }
+            // Of this key alone: the others can go on.
+            OnStoreDown::Pause => Err(Refusal::Answer(Answer::Failed(Failure::retry(error)))),
             OnStoreDown::Run => {
                 metrics.possible_duplicates.inc();
                 telemetry::unguarded(scope.name(), work.id(), &error);
@@ -135,6 +156,14 @@ fn note_claim(held: &Held, work: &mut Work, scope: &Scope) {
     work.claim = Some(Arc::new(Claim::new(status, fence, held.takeovers(), None)));
 }
 
+/// Tells the handler that its message is done already, and under which lock it is called all the same.
+fn note_done(result: Option<Bytes>, held: Option<&Held>, work: &mut Work, scope: &Scope) {
+    scope.metrics.duplicates.inc();
+    telemetry::duplicate(scope.name(), work.id(), "done");
+    let fence = held.and_then(Held::fence).map(|fence| fence.0);
+    work.claim = Some(Arc::new(Claim::new(ClaimStatus::Done, fence, 0, result)));
+}
+
 /// Comes back without an attempt counted; jittered, because others wait for the same moment.
 fn later(wait: Duration, why: &'static str, scope: &Scope) -> Refusal {
     let wait = wait.min(ASK_AGAIN_MAX).max(Duration::from_millis(10));
@@ -150,9 +179,15 @@ fn later(wait: Duration, why: &'static str, scope: &Scope) -> Refusal {
 /// The poll behind the wake-up. Soon at first, because most handlers are quick and a wake-up may go
 /// unheard; then half as long again each time, because a slow one must not be asked for every
 /// moment.
-fn ask_again_after(work: &Work, now: SystemTime) -> Duration {
-    let age = work.carried.first_seen.and_then(|seen| now.duration_since(seen).ok());
-    (age.unwrap_or_default() / 2).max(ASK_AGAIN_MIN)
+fn ask_again_after(work: &mut Work, scope: &Scope) -> Duration {
+    let now = scope.tick(Instant::now());
+    let asks_for = work.asks_since.get_or_insert(now).elapsed(now);
+    let asks_for = match work.carried.attempts {
+        // All it ever did was wait, some of that at the broker.
+        0 => asks_for.max(scope.age(work)),
+        _ => asks_for,
+    };
+    (asks_for / 2).max(ASK_AGAIN_MIN)
 }
 
 /// Whether a message that would be given up unseen was handled, or given up, before. `Err`: the
@@ -164,8 +199,10 @@ pub(super) async fn is_over(work: &Work, scope: &Scope) -> Result<bool, Verdict>
     let is_over = scope.guards.is_over(id, generation, is_forced, body).await;
     match (is_over, scope.settings.on_store_down) {
         (Ok(is_over), _) => Ok(is_over),
-        (Err(error), OnStoreDown::Pause) => Err(Verdict::StoreDown(error.to_string())),
-        (Err(_), OnStoreDown::Run) => Ok(false),
+        (Err(error), OnStoreDown::Pause) if error.is_outage() => {
+            Err(Verdict::StoreDown(error.to_string()))
+        }
+        (Err(_), OnStoreDown::Pause | OnStoreDown::Run) => Ok(false),
     }
 }
 
@@ -208,8 +245,17 @@ pub(super) async fn conclude(
         }
         Verdict::Retry(Waiting::Here(delay), _) => {
             let attempts = work.attempt(scope.attempts_max()).get();
-            // What cannot be written ends with its lease; the attempt is kept here.
-            let _ = held.failed(*delay, attempts, false).await;
+            // If the breaker opens over it, it will not have counted.
+            let recorded = held.recorded(work.carried.attempts);
+            match held.failed(*delay, attempts, false).await {
+                Ok(true) => work.recorded = recorded.map(Box::new),
+                // Somebody took over while we worked: both may have had an effect.
+                Ok(false) => {
+                    scope.metrics.possible_duplicates.inc();
+                }
+                // What cannot be written ends with its lease; the attempt is kept here.
+                Err(_) => {}
+            }
             verdict
         }
         Verdict::Defer(_) | Verdict::StoreDown(_) | Verdict::Duplicate | Verdict::Carried => {
@@ -217,12 +263,15 @@ pub(super) async fn conclude(
             verdict
         }
         Verdict::Retry(Waiting::Broker(delay), _) => {
+            // No handler runs, and the copy may take long to be confirmed.
+            held.free_lock();
             // The attempt is over, whether or not there is ever a copy of it.
             held.failed_if_dropped(*delay, work.attempt(scope.attempts_max()).get());
             work.held = Some(held);
             verdict
         }
         Verdict::Dead(_) => {
+            held.free_lock();
             held.released_if_dropped();
             work.held = Some(held);
             verdict
@@ -232,8 +281,14 @@ pub(super) async fn conclude(
 
 async fn complete(held: Box<Held>, verdict: Verdict, work: &Work, scope: &Scope) -> Verdict {
     let result = work.claim.as_ref().and_then(|claim| claim.take_kept());
+    let is_claimed = held.is_claimed();
     match held.complete(result).await {
         Ok(true) => verdict,
+        // Nobody could say of it that it was handled: it would run again, perhaps for ever.
+        Ok(false) if !is_claimed => {
+            scope.metrics.possible_duplicates.inc();
+            verdict
+        }
         Ok(false) => {
             // Somebody took over while we worked: both may have had an effect.
             scope.metrics.possible_duplicates.inc();

@@ -15,12 +15,13 @@ use crate::store::{
     LockPolicy, Locks, Moment, Owner, Sharing, Store, StoreError, StoreState, Woken,
 };
 use held::{ClaimRenewal, End, HeldClaim, end_in_background};
-pub(crate) use held::{Held, Lost};
+pub(crate) use held::{Held, Lost, Recorded};
 
 /// The guards of one subscription.
 #[derive(Clone)]
 pub(crate) struct Guards {
-    subscription: Arc<str>,
+    /// What its claims are kept under.
+    claims_of: Arc<str>,
     claims: Option<ClaimRules>,
     locks: Option<(Locks, LockPolicy)>,
 }
@@ -39,8 +40,8 @@ pub(crate) struct ClaimRules {
 /// What is known of a delivery before it is admitted.
 #[derive(Clone, Copy)]
 pub(crate) struct AdmitRequest<'a> {
-    /// The message's id.
-    pub(crate) id: &'a str,
+    /// The message's id; without one nothing is claimed.
+    pub(crate) id: Option<&'a str>,
     /// How often it was redriven.
     pub(crate) generation: u32,
     /// Its payload, which a repeated id must share.
@@ -78,18 +79,18 @@ pub(crate) enum Admission {
     Mismatch,
     /// Somebody else has the lock; the claim is released.
     LockBusy { retry_in: Duration },
-    /// The store did not answer within its deadline.
-    StoreDown(StoreError),
+    /// The store could not say.
+    Failed(StoreError),
 }
 
 impl Guards {
-    /// Of a subscription with claims, locks, both or neither.
+    /// Of a subscription with claims, locks, both or neither; `claims_of` tells its claims from those of others.
     pub(crate) fn new(
-        subscription: Arc<str>,
+        claims_of: Arc<str>,
         claims: Option<ClaimRules>,
         locks: Option<(Locks, LockPolicy)>,
     ) -> Self {
-        Self { subscription, claims, locks }
+        Self { claims_of, claims, locks }
     }
 
     /// True where [`admit`](Self::admit) would ask nobody.
@@ -110,7 +111,8 @@ impl Guards {
     /// What was asked for and not handed out is given back in the background.
     pub(crate) async fn admit(&self, request: AdmitRequest<'_>) -> Admission {
         let lock = self.locks.as_ref().zip(request.lock_key);
-        let admitted = match (&self.claims, lock) {
+        let claims = self.claims.as_ref().filter(|_| request.id.is_some());
+        let admitted = match (claims, lock) {
             (Some(claims), Some(((locks, policy), key))) => {
                 self.admit_both(claims, &locks.sharing(request.sharing), policy, key, &request)
                     .await
@@ -122,7 +124,7 @@ impl Guards {
             }
             (None, None) => Ok(held(None, None)),
         };
-        admitted.unwrap_or_else(Admission::StoreDown)
+        admitted.unwrap_or_else(Admission::Failed)
     }
 
     /// Whether the store knows that an id was handled or given up, without claiming it. A higher
@@ -211,7 +213,8 @@ impl Guards {
     }
 
     fn asked(&self, claims: &ClaimRules, request: &AdmitRequest<'_>) -> Asked {
-        let key = self.key(request.id, request.generation, request.payload);
+        let id = request.id.unwrap_or_default();
+        let key = self.key(id, request.generation, request.payload);
         let asked_at = claims.store.store().clock().now();
         let (rules, owner) = (claims.clone(), Owner::new());
         Asked { rules, key, owner, asked_at, lock: None, is_open: true }
@@ -219,7 +222,7 @@ impl Guards {
 
     fn key(&self, id: &str, generation: u32, payload: &[u8]) -> ClaimKey {
         ClaimKey {
-            scope: self.subscription.clone(),
+            scope: self.claims_of.clone(),
             id: id.into(),
             fingerprint: Fingerprint::of(payload),
             generation,

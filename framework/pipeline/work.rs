@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 use tokio::time::Instant;
 
-use super::guards::{Guards, Held};
+use super::guards::{Guards, Held, Recorded};
 use super::{Epitaph, Observer, Retries, Verdict, lookup};
 use crate::broker::{Received, Source};
 use crate::clock::Clock;
@@ -28,7 +28,7 @@ pub(crate) struct Tick(u32);
 
 impl Tick {
     /// What has passed since.
-    fn elapsed(self, now: Self) -> Duration {
+    pub(super) fn elapsed(self, now: Self) -> Duration {
         Duration::from_millis(now.0.wrapping_sub(self.0).into())
     }
 }
@@ -55,6 +55,10 @@ pub(crate) struct Work {
     pub(crate) woken: Option<Box<Woken>>,
     /// Its guards, while it is on the way to a wait or the dead letters.
     pub(crate) held: Option<Box<Held>>,
+    /// Its last attempt as its claim has it, until that is known to count.
+    pub(crate) recorded: Option<Box<Recorded>>,
+    /// Since when it asks again and again whether its id is still being handled.
+    pub(crate) asks_since: Option<Tick>,
     /// When it was received.
     pub(crate) received_at: Tick,
     /// Handed out to learn whether a dependency is back.
@@ -89,6 +93,8 @@ impl Work {
             sharing: None,
             woken: None,
             held: None,
+            recorded: None,
+            asks_since: None,
             received_at,
             is_probe: false,
             doom: None,
@@ -99,7 +105,18 @@ impl Work {
     pub(crate) fn count_attempt(&mut self, delay: Option<Duration>, scope: &Scope) {
         self.carried.attempts = self.attempt(scope.attempts_max()).get();
         self.carried.delay = delay.or(self.carried.delay);
+        self.recorded = None;
         self.keep_first_seen(scope);
+    }
+
+    /// The attempt that was made does not count: nor shall it in the claim.
+    pub(crate) fn uncount_attempt(&mut self) {
+        if let Some(held) = &mut self.held {
+            held.released_if_dropped();
+        }
+        if let Some(recorded) = self.recorded.take() {
+            recorded.take_back();
+        }
     }
 
     /// Writes down when it was first delivered, so that it outlives this process.
@@ -257,6 +274,8 @@ impl Work {
             sharing: None,
             woken: None,
             held: None,
+            recorded: None,
+            asks_since: None,
             received_at: Tick::default(),
             is_probe: false,
             doom: None,

@@ -128,7 +128,8 @@ pub(super) fn scope_of(
     };
     let publisher = Publisher::new(broker.publisher());
     let locks = settings.lock.as_ref().and_then(|lock| stores.get(&lock.store)).cloned();
-    let guards = guards_of(&name, &settings, stores);
+    let claims_of = config.service.claims_of(&name).into();
+    let guards = guards_of(claims_of, &settings, stores);
     Scope {
         metrics: metrics.of(&name),
         delivery: Arc::new(DeliveryScope {
@@ -155,7 +156,7 @@ pub(super) fn scope_of(
 }
 
 fn guards_of(
-    name: &Arc<str>,
+    claims_of: Arc<str>,
     settings: &config::Subscription,
     stores: &BTreeMap<String, Locks>,
 ) -> Guards {
@@ -172,7 +173,7 @@ fn guards_of(
         };
         Some((stores.get(&lock.store)?.clone(), policy))
     });
-    Guards::new(Arc::clone(name), claims, locks)
+    Guards::new(claims_of, claims, locks)
 }
 
 /// Starts the keeper of every store that is configured.

@@ -96,7 +96,7 @@ pub trait IdempotencyStore: Send + Sync {
 /// ```
 #[derive(Clone, PartialEq, Eq)]
 pub struct ClaimKey {
-    /// The subscription: the same id means another message in another one.
+    /// The subscription, behind its service's name if it was given one: the same id means another message in another one.
     pub scope: Arc<str>,
     /// The message's id.
     pub id: Box<str>,

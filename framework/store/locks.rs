@@ -20,6 +20,10 @@ use super::{
 
 /// The longest that a waiter relies on being woken.
 const POLL_MAX: Duration = Duration::from_secs(1);
+/// The soonest that a waiter asks again.
+const POLL_MIN: Duration = Duration::from_millis(5);
+/// The soonest that one asks again who has others in front.
+const POLL_BEHIND_MIN: Duration = Duration::from_millis(100);
 
 /// How a lock is asked for.
 ///
@@ -254,8 +258,9 @@ impl Locks {
                     }
                     return Err(LockError::Busy { key: shown(key), remaining });
                 }
-                LockAnswer::Busy { remaining, .. } => {
-                    self.until_asking_helps(key, &woken, pause(remaining).min(left)).await;
+                LockAnswer::Busy { remaining, ahead } => {
+                    let pause = pause(remaining, ahead).min(left);
+                    self.until_asking_helps(key, &woken, pause).await;
                 }
             }
         }
@@ -285,9 +290,11 @@ impl Locks {
     }
 }
 
-/// Until the lease ends, if that is soon; jittered, because others wait for the same moment.
-fn pause(remaining: Duration) -> Duration {
-    let until = remaining.max(Duration::from_millis(5)).min(POLL_MAX);
+/// Until the lease ends, if that is soon; jittered, because others wait for the same moment. Who has
+/// others in front, one of whom may be dead, does not ask all the time whether they are gone.
+fn pause(remaining: Duration, ahead: u32) -> Duration {
+    let least = if ahead > 0 { POLL_BEHIND_MIN } else { POLL_MIN };
+    let until = remaining.max(least).min(POLL_MAX);
     until + until.mul_f64(fastrand::f64() * 0.1)
 }
 
@@ -455,4 +462,39 @@ pub enum LockError {
     /// The store did not answer; it may be held all the same until its lease ends.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::store::memory::MemoryStore;
+    use crate::store::{LockStore, Loss};
+
+    const LEASE: Duration = Duration::from_secs(30);
+
+    #[tokio::test(start_paused = true)]
+    async fn who_lost_a_key_waits_for_it_like_anybody_else() {
+        let store = Arc::new(MemoryStore::new());
+        let all = Locks::new(store.clone(), Keeper::new(Handle::current(), store.clock()), "test");
+        let scope = Scope::new();
+        let own = all.within(&scope);
+        let lost = own.acquire("a").lease(LEASE).await.expect("it is free");
+        all.force_release("a").await.expect("an answer");
+        assert_eq!(lost.lost().await, Loss::Forced);
+        let _others = all.acquire("a").lease(LEASE).await.expect("it is free again");
+        assert!(!scope.holds("a"), "there is nothing to share");
+        let (asked, wait) = (Instant::now(), Duration::from_secs(2));
+        let refused = own.acquire("a").wait(wait).await;
+        assert!(matches!(refused, Err(LockError::Busy { .. })), "{refused:?}");
+        assert!(asked.elapsed() >= wait);
+    }
+
+    #[test]
+    fn who_has_others_in_front_asks_seldom() {
+        assert!(pause(Duration::ZERO, 0) < POLL_BEHIND_MIN);
+        assert!(pause(Duration::ZERO, 1) >= POLL_BEHIND_MIN);
+        assert!(pause(LEASE, 1) <= POLL_MAX.mul_f64(1.1));
+    }
 }

@@ -31,7 +31,8 @@
 //!    comes by force opens it, once.
 //! 7. Only the owner ends a claim; a late end is accepted when nobody took over.
 //! 8. A record that is gone accepts the end of who held it.
-//! 9. A failed attempt is counted, and the id is claimable from its due time on.
+//! 9. A failed attempt is counted, and the id is claimable from its due time on; who waits for that in
+//!    its process may count anew until then.
 //! 10. Before that, the copy that carries the attempt may run, an older delivery is superseded.
 //! 11. Before that, an attempt that waits in its process lets nobody in.
 //! 12. Of two counts of attempts the larger one counts, within a generation.
@@ -214,6 +215,17 @@ impl StoreError {
     /// An error of the kind `fault` that reads `text`.
     pub fn new(fault: StoreFault, text: impl Into<String>) -> Self {
         Self { fault, text: text.into() }
+    }
+
+    /// Whether it says something about the store, and not about the one key that was asked for.
+    pub(crate) fn is_outage(&self) -> bool {
+        match self.fault {
+            StoreFault::Down
+            | StoreFault::Refused
+            | StoreFault::Full
+            | StoreFault::Unreplicated => true,
+            StoreFault::Unsafe | StoreFault::Invalid | StoreFault::Other => false,
+        }
     }
 }
 

@@ -33,9 +33,9 @@ impl Scope {
         held.lease.loss().is_none().then(|| Guard(held))
     }
 
-    /// Whether `key` is held.
+    /// Whether [`guard`](Self::guard) has one of `key` to share.
     pub(super) fn holds(&self, key: &str) -> bool {
-        self.guards().get(key).is_some_and(|held| held.strong_count() > 0)
+        self.guard(key).is_some()
     }
 
     pub(super) fn add(&self, held: &Arc<Held>) {

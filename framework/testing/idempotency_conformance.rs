@@ -21,12 +21,14 @@ pub const SENTENCES: &[Sentence] = sentences![
     3 "R4: a lease that ended is taken over, and who takes over is told" an_ended_lease_is_taken_over,
     4 "asking again as the same owner gives the same claim" asking_again_gives_the_same_claim,
     5 "R5: only the owner renews, while nobody took over" only_the_owner_renews,
+    5 "a claim that is renewed outlives what is kept of it" a_renewed_claim_is_not_forgotten,
     6 "R8: done stays done, with its result" done_stays_done,
     6 "R11: a redrive does not open what is done, force does, once" only_force_opens_what_is_done,
     7 "R6: a stale owner ends nothing after a takeover" a_stale_owner_ends_nothing,
     7 "a late end is accepted when nobody took over" a_late_end_is_accepted,
     8 "a record that is gone accepts the end of who held it" a_gone_record_accepts_the_end,
     9 "R2: a failed attempt is counted and claimable when it is due" a_failure_is_claimable_when_due,
+    9 "who waits in its process may count anew until somebody claims" a_wait_in_process_is_recounted,
     10 "the fork: the copy runs, the older delivery is superseded" the_fork_is_closed,
     11 "an attempt that waits in its process lets nobody in" a_wait_in_process_lets_nobody_in,
     12 "the larger count of attempts counts" the_larger_count_counts,
@@ -169,6 +171,19 @@ async fn only_the_owner_renews(store: Arc<dyn Store>) {
     assert_eq!(store.renew_claim(&key, &owner, LEASE).await.expect("an answer"), Renewed::Lost);
 }
 
+async fn a_renewed_claim_is_not_forgotten(store: Arc<dyn Store>) {
+    let (key, owner) = (fresh_key("renewed"), Owner::new());
+    let ask = ClaimAsk { keep: SHORT * 2, ..ask(&key, &owner, SHORT * 5, 0) };
+    store.claim(&ask).await.expect("an answer");
+    for _ in 0..6 {
+        sleep(SHORT * 2).await;
+        let renewed = store.renew_claim(&key, &owner, SHORT * 5).await.expect("an answer");
+        assert_eq!(renewed, Renewed::Kept);
+    }
+    assert!(matches!(claim(&*store, &key, &Owner::new()).await, ClaimAnswer::Running { .. }));
+    assert!(end(&*store, &key, &owner, Ending::Complete(None)).await);
+}
+
 async fn done_stays_done(store: Arc<dyn Store>) {
     let (key, owner) = (fresh_key("done"), Owner::new());
     granted(&*store, &key, &owner).await;
@@ -250,6 +265,18 @@ async fn a_failure_is_claimable_when_due(store: Arc<dyn Store>) {
         let answer = claim(&*store, &key, &Owner::new()).await;
         assert_eq!(kind_and_attempts(answer), (ClaimKind::Fresh, 1), "copied {copied}");
     }
+}
+
+async fn a_wait_in_process_is_recounted(store: Arc<dyn Store>) {
+    let (key, owner, next) = (fresh_key("recounted"), Owner::new(), Owner::new());
+    granted(&*store, &key, &owner).await;
+    assert!(end(&*store, &key, &owner, failed(1, LEASE, false)).await);
+    assert!(end(&*store, &key, &owner, failed(0, Duration::ZERO, false)).await);
+    assert_eq!(granted(&*store, &key, &next).await.attempts, 0);
+    assert!(!end(&*store, &key, &owner, failed(1, LEASE, false)).await, "it is claimed");
+    end(&*store, &key, &next, failed(1, LEASE, true)).await;
+    assert!(end(&*store, &key, &next, failed(0, Duration::ZERO, false)).await, "safe to repeat");
+    assert_eq!(claim_carrying(&*store, &key, 0).await, ClaimAnswer::Superseded, "its copy lives");
 }
 
 async fn the_fork_is_closed(store: Arc<dyn Store>) {

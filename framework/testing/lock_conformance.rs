@@ -25,6 +25,8 @@ pub const SENTENCES: &[Sentence] = sentences![
     8 "in fair mode the first to wait is the first to have" first_come_first_served,
     9 "a waiter that died is skipped" a_dead_waiter_is_skipped,
     9 "a waiter that was cancelled is forgotten at once" a_cancelled_waiter_is_forgotten,
+    9 "who waited and has it waits no more" who_has_it_waits_no_more,
+    9 "of a lock that was released nothing remains" nothing_remains_of_what_was_released,
     10 "leaving gives back a hold that came too late" leaving_gives_back,
     11 "force release frees the key and the holder learns of it" force_is_told,
     12 "inspection tells who, since when, until when, how many wait" inspection_tells,
@@ -209,6 +211,32 @@ async fn a_cancelled_waiter_is_forgotten(store: Arc<dyn Store>) {
     guard.release().await.expect("an answer");
     let at_once = locks.acquire(&key).fair(true).wait(Duration::ZERO).await;
     drop(at_once.expect("nobody is in front"));
+}
+
+async fn who_has_it_waits_no_more(store: Arc<dyn Store>) {
+    let (key, waiter) = (unique("waited"), Owner::new());
+    held(&*store, &key, &Owner::new(), SHORT).await.expect("a free key");
+    let answer = queue(&*store, &key, &waiter, true).await;
+    assert!(matches!(answer, LockAnswer::Busy { .. }), "{answer:?}");
+    sleep(SHORT + Duration::from_millis(20)).await;
+    // Its last question, which asks for no place in the queue any more.
+    let ask_last = LockAsk { fair: true, ..ask(&key, &waiter, LEASE) };
+    let answer = store.acquire(&ask_last).await.expect("an answer");
+    assert!(matches!(answer, LockAnswer::Held(_)), "{answer:?}");
+    let state = store.inspect(&key).await.expect("an answer").expect("a holder");
+    assert_eq!(state.waiting, 0);
+    assert!(store.release(&key, &waiter).await.expect("an answer"));
+    let next = queue(&*store, &key, &Owner::new(), true).await;
+    assert!(matches!(next, LockAnswer::Held(_)), "{next:?}");
+}
+
+async fn nothing_remains_of_what_was_released(store: Arc<dyn Store>) {
+    let (key, holder, first) = (unique("remains"), Owner::new(), Owner::new());
+    held(&*store, &key, &holder, LEASE).await.expect("a free key");
+    queue(&*store, &key, &first, true).await;
+    assert!(store.release(&key, &holder).await.expect("an answer"));
+    let answer = queue(&*store, &key, &Owner::new(), true).await;
+    assert_eq!(answer, LockAnswer::Busy { remaining: Duration::ZERO, ahead: 1 });
 }
 
 async fn leaving_gives_back(store: Arc<dyn Store>) {

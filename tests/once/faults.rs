@@ -10,9 +10,9 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::time::sleep;
 
-use crate::lab::{BROKER_WAITS, Lab, Log};
+use crate::lab::{BROKER_WAITS, Lab, Log, SHORT_WAITS, redis_port};
 use crate::proxy::Proxy;
-use crate::support::redis::{Server, aside, send_signal};
+use crate::support::redis::{Server, aside, cli, send_signal};
 use crate::{programs, worker};
 
 const COUNT: usize = 300;
@@ -221,5 +221,84 @@ async fn without_redis_run_handles_messages_unguarded() {
     assert!(log.all().iter().all(|seen| seen.claim.is_none()), "and each can see it");
     assert!(service.health().stores["main"].is_some(), "health says why");
     drop(server);
+    service.stop().await;
+}
+
+/// A service with nothing but a lock, of which each run is noted.
+async fn locked_alone(server: &Server, deadline: &str) -> (Lab, Log, Service) {
+    let (lab, log) = (Lab::on(&server.url()), Log::default());
+    let noting = log.clone();
+    let handler = move |delivery: Delivery<Value>| {
+        let noting = noting.clone();
+        async move {
+            noting.note(&delivery);
+            sleep(Duration::from_millis(700)).await;
+            Handled::Ok(())
+        }
+    };
+    let keys = "lock = { store = \"main\", key = \"/key\" }";
+    let service = lab.start(&lab.patient_toml(deadline, keys, BROKER_WAITS), handler).await;
+    (lab, log, service)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_claims_a_redis_that_dies_before_the_release_repeats_nothing() {
+    let mut server = aside(Server::start).await;
+    let (lab, log, service) = locked_alone(&server, "300ms").await;
+    lab.send(&service, "m", json!({ "key": "a" })).await;
+    lab.eventually("a run", async || log.len() == 1).await;
+    server = aside(move || {
+        server.kill();
+        server
+    })
+    .await;
+    // With its store down a subscription hands nothing out: what is asked is whether this one is done.
+    lab.drained(&service).await;
+    drop(
+        aside(move || {
+            server.restart();
+            server
+        })
+        .await,
+    );
+    assert_eq!(log.len(), 1);
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_claims_a_lost_answer_to_the_release_repeats_nothing() {
+    let server = aside(Server::start).await;
+    let (lab, log, service) = locked_alone(&server, "5s").await;
+    // The scripts are there; the release that the key has no owner for says that it was not held.
+    lab.send(&service, "m", json!({ "key": "a" })).await;
+    lab.eventually("a run", async || log.len() == 1).await;
+    server.cli(&["flushall"]);
+    lab.drained(&service).await;
+    assert_eq!(log.len(), 1, "what was done stays done");
+    service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_key_that_cannot_be_read_does_not_stop_the_others() {
+    let (lab, log) = (Lab::new(), Log::default());
+    let noting = log.clone();
+    let handler = move |delivery: Delivery<Value>| {
+        noting.note(&delivery);
+        async { Handled::Ok(()) }
+    };
+    let service =
+        lab.start(&lab.toml("idempotency = { store = \"main\" }", SHORT_WAITS), handler).await;
+    let broken = format!("redeliver:claim:{{{}|broken}}", lab.name);
+    assert_eq!(cli(redis_port(), &["set", &broken, "a string", "px", "60000"]), "OK");
+    for id in ["broken", "a", "b", "c"] {
+        lab.send(&service, id, json!(1)).await;
+    }
+    lab.eventually("a dead letter", async || lab.dead(&service).await == Some(1)).await;
+    lab.drained(&service).await;
+    assert_eq!(
+        log.ids().into_iter().collect::<BTreeSet<_>>(),
+        ["a", "b", "c"].map(String::from).into()
+    );
+    assert_eq!(service.health().stores["main"], None, "the store is well");
     service.stop().await;
 }

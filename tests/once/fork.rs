@@ -10,7 +10,7 @@ use redeliver::store::{IdempotencyStore, Owner};
 use redeliver::{Delivery, Failure, Handled, Service};
 use serde_json::{Value, json};
 
-use crate::lab::{BROKER_WAITS, Lab, Log, redis_url};
+use crate::lab::{BROKER_WAITS, Lab, Log, redis_port, redis_url};
 use crate::proxy::Proxy;
 use crate::{programs, worker};
 
@@ -160,12 +160,6 @@ impl Crash {
         self.idle.stop().await;
         worker::attempts(folder)
     }
-}
-
-fn redis_port() -> u16 {
-    let url = redis_url();
-    let port = url.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
-    port.expect("REDIS_URL ends in a port")
 }
 
 /// The answer that the copy is recorded is on its way: the original is not acknowledged yet.

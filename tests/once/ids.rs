@@ -1,10 +1,11 @@
 //! Ids of any bytes and length, and very many keys.
 
 use futures_util::StreamExt;
-use redeliver::{Delivery, Handled};
+use redeliver::config::Config;
+use redeliver::{Delivery, Handled, Message, Service};
 use serde_json::{Value, json};
 
-use crate::lab::{Lab, Log, SHORT_WAITS};
+use crate::lab::{Lab, Log, SHORT_WAITS, redis_url};
 use crate::{programs, worker};
 
 #[tokio::test(flavor = "multi_thread")]
@@ -93,4 +94,38 @@ async fn memory_does_not_grow_with_the_number_of_keys() {
     process.kill().expect("it can be killed");
     process.wait().expect("it can be waited for");
     service.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn services_of_names_or_prefixes_of_their_own_share_no_claims() {
+    let (log, url) = (Log::default(), redis_url());
+    let prefix = format!("test-{}", uuid::Uuid::now_v7().simple());
+    let services = [("billing", ""), ("shipping", ""), ("billing", ".2")];
+    for (name, more) in services {
+        let text = format!(
+            "[service]\nname = \"{name}\"\n[brokers.main]\nkind = \"memory\"\n\
+             [stores.main]\nkind = \"redis\"\nurl = \"{url}\"\nprefix = \"{prefix}{more}\"\n\
+             [subscriptions.orders]\nbroker = \"main\"\nidempotency = {{ store = \"main\" }}"
+        );
+        let noting = log.clone();
+        let handler = move |delivery: Delivery<Value>| {
+            noting.note(&delivery);
+            async { Handled::Ok(()) }
+        };
+        let config = Config::from_toml(&text).expect("a configuration");
+        let service = Service::builder(config).subscribe("orders", handler).signals(false);
+        let service = service.start().await.expect("it starts");
+        for _ in 0..2 {
+            let message = Message::json(&json!(1)).expect("it is JSON").to_queue("orders").id("m");
+            service.publisher("main").expect("it is configured").send(message).await.expect("sent");
+        }
+        let lab = Lab::on("");
+        lab.eventually("both are settled", async || {
+            let depth = service.depth("orders").await.expect("an answer");
+            [depth.ready, depth.unsettled, depth.waiting] == [Some(0); 3]
+        })
+        .await;
+        service.stop().await;
+    }
+    assert_eq!(log.len(), services.len(), "each handled it, and once");
 }

@@ -169,6 +169,13 @@ pub(crate) fn redis_url() -> String {
         .expect("REDIS_URL names the server under test; tests/servers/redis.sh starts one")
 }
 
+/// Where that server listens, on this machine.
+pub(crate) fn redis_port() -> u16 {
+    let url = redis_url();
+    let port = url.trim_end_matches('/').rsplit(':').next().and_then(|port| port.parse().ok());
+    port.expect("REDIS_URL ends in a port")
+}
+
 /// The value of a counter in the text of all metrics.
 pub(crate) fn metric(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();

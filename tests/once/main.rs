@@ -5,6 +5,8 @@
 
 #![cfg(all(feature = "rabbitmq", feature = "redis"))]
 
+#[path = "../rabbitmq/proxy.rs"]
+mod broker_proxy;
 mod commands;
 #[path = "../common/mod.rs"]
 mod common;
@@ -17,6 +19,7 @@ mod ids;
 mod lab;
 mod locks;
 mod order;
+mod orphans;
 #[path = "../programs/mod.rs"]
 mod programs;
 mod proxy;

@@ -49,6 +49,7 @@ fn stores(check: &mut Check<'_>) {
         let table = format!("stores.{name}");
         tls(check, &table, store.tls.as_ref());
         check.not_zero(&table, "deadline", store.deadline);
+        prefix(check, &table, &store.prefix);
         if !check.kind_known(&table) {
             missing_kind(check, &table, "\"memory\" or \"redis\"");
             continue;
@@ -58,7 +59,7 @@ fn stores(check: &mut Check<'_>) {
                 check,
                 &table,
                 "memory",
-                &["url", "url_file", "password", "password_file", "tls", "replicas_min"],
+                &["url", "url_file", "password", "password_file", "tls", "replicas_min", "prefix"],
             ),
             StoreKind::Redis => address(
                 check,
@@ -77,6 +78,20 @@ fn stores(check: &mut Check<'_>) {
         }
     }
 }
+
+/// Braces would put all keys of a cluster into one slot, and patterns would open more to a user than was meant.
+fn prefix(check: &mut Check<'_>, table: &str, prefix: &str) {
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._:".contains(&byte);
+    if prefix.is_empty() || prefix.len() > PREFIX_BYTES_MAX || !prefix.bytes().all(is_plain) {
+        let text = format!(
+            "is {prefix:?}; use 1 to {PREFIX_BYTES_MAX} of letters, digits and - . _ : in it"
+        );
+        check.say(table, "prefix", &[], text);
+    }
+}
+
+/// It stands in every key.
+const PREFIX_BYTES_MAX: usize = 64;
 
 /// A file must name the kind: one that is forgotten must not become a memory broker that loses everything.
 fn missing_kind(check: &mut Check<'_>, table: &str, kinds: &str) {

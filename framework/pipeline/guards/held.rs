@@ -56,6 +56,11 @@ impl Held {
         self.lock.as_ref().map(Guard::fence).or_else(claim)
     }
 
+    /// Whether there is a record of the message that others ask. A lock alone says nothing about it.
+    pub(crate) fn is_claimed(&self) -> bool {
+        self.claim.is_some()
+    }
+
     /// Completes when the claim or the lock is lost; never without either.
     ///
     /// # Cancel safety
@@ -71,7 +76,7 @@ impl Held {
         }
     }
 
-    /// Handled. False: somebody took over, so an effect may have happened twice.
+    /// Handled. False: somebody took over, or had the lock meanwhile, so an effect may have happened twice.
     ///
     /// A result over [`RESULT_BYTES_MAX`] is not kept.
     ///
@@ -120,6 +125,17 @@ impl Held {
         self.end(End::Abandon).await
     }
 
+    /// What takes a failed attempt back that is recorded next; `attempts` were made before it. `None` without claims.
+    pub(crate) fn recorded(&self, attempts: u32) -> Option<Recorded> {
+        let HeldClaim { rules, key, owner, .. } = self.claim.as_ref()?;
+        Some(Recorded { rules: rules.clone(), key: key.clone(), owner: owner.clone(), attempts })
+    }
+
+    /// Releases the lock in the background, for what takes long and needs it no more; the claim stays.
+    pub(crate) fn free_lock(&mut self) {
+        self.lock = None;
+    }
+
     /// From here on a drop says that an attempt failed, and that no copy of it is known.
     pub(crate) fn failed_if_dropped(&mut self, due_in: Duration, attempts: u32) {
         if let Some(claim) = &mut self.claim {
@@ -135,6 +151,7 @@ impl Held {
     }
 
     async fn end(mut self, end: End) -> Result<bool, StoreError> {
+        let was_lost = self.lock.as_ref().is_some_and(|guard| guard.loss().is_some());
         if let Some(claim) = &mut self.claim {
             // From here on a drop ends it in the same way: a handler's effect is not forgotten because
             // its completion was cancelled.
@@ -145,10 +162,12 @@ impl Held {
             None => None,
         };
         let Some(claim) = self.claim else {
-            return match lock {
-                Some(lock) => lock.release().await,
-                None => Ok(true),
-            };
+            if let Some(lock) = lock {
+                // What was done stays done. A release that did not get through is tried once more by
+                // the drop, and then the lease ends by itself.
+                let _ = lock.release().await;
+            }
+            return Ok(!was_lost);
         };
         let Some(lock) = lock else { return claim.end().await };
         if !Arc::ptr_eq(claim.rules.store.store(), lock.store()) {
@@ -158,6 +177,25 @@ impl Held {
             return ended;
         }
         claim.end_with(lock).await
+    }
+}
+
+/// A failed attempt as the store has it while its message waits in this process.
+pub(crate) struct Recorded {
+    rules: ClaimRules,
+    key: ClaimKey,
+    owner: Owner,
+    /// Those made before it.
+    attempts: u32,
+}
+
+impl Recorded {
+    /// It does not count, and the message need not wait; in the background.
+    pub(crate) fn take_back(self) {
+        let Self { rules, key, owner, attempts } = self;
+        let end = End::Failed { attempts, due_in: Duration::ZERO, is_copied: false };
+        let until = rules.store.store().clock().now() + rules.lease;
+        end_in_background(&rules, key, owner, end, until);
     }
 }
 

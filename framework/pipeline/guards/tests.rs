@@ -23,7 +23,7 @@ fn guards(claims: bool, lock_wait: Option<Duration>) -> Guards {
 
 fn request<'a>(id: &'a str, attempts: u32, sharing: &'a Sharing) -> AdmitRequest<'a> {
     AdmitRequest {
-        id,
+        id: Some(id),
         generation: 0,
         payload: b"payload",
         attempts,
@@ -54,7 +54,7 @@ fn name(admission: &Admission) -> &'static str {
         Admission::Dead { .. } => "dead",
         Admission::Mismatch => "mismatch",
         Admission::LockBusy { .. } => "lock busy",
-        Admission::StoreDown(_) => "store down",
+        Admission::Failed(_) => "failed",
     }
 }
 
@@ -225,4 +225,53 @@ async fn another_payload_is_a_mismatch() {
     let sharing = Sharing::Alone(Scope::new());
     let other = AdmitRequest { payload: b"other", ..request("a", 0, &sharing) };
     assert_eq!(name(&guards.admit(other).await), "mismatch");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_claim_what_was_done_stays_done_and_a_lost_lock_is_told() {
+    let guards = guards(false, Some(Duration::ZERO));
+    let held = runs(&guards, "a", 0).await;
+    let locks = guards.locks.as_ref().map(|(locks, _)| locks.clone()).expect("it has locks");
+    locks.store().force_release("customer:42").await.expect("an answer");
+    assert_eq!(held.lost().await, Lost::Lock(Loss::Forced));
+    assert!(!held.is_claimed());
+    assert!(!held.complete(None).await.expect("no store is asked about it"), "somebody had it");
+    let held = runs(&guards, "a", 0).await;
+    assert!(held.complete(None).await.expect("an answer"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_an_id_the_lock_is_had_alone() {
+    let guards = guards(true, Some(Duration::ZERO));
+    let sharing = Sharing::Alone(Scope::new());
+    let nameless = || AdmitRequest { id: None, ..request("", 0, &sharing) };
+    let Admission::Run(held) = guards.admit(nameless()).await else { panic!("it is free") };
+    assert!(!held.is_claimed() && held.fence().is_some());
+    check(&guards, "b", 0, "lock busy").await;
+    held.complete(None).await.expect("an answer");
+    check(&guards, "b", 0, "run").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_recorded_attempt_that_does_not_count_is_taken_back() {
+    let guards = guards(true, None);
+    let held = runs(&guards, "a", 0).await;
+    let recorded = held.recorded(0).expect("it has a claim");
+    held.failed(Duration::from_secs(60), 1, false).await.expect("an answer");
+    check(&guards, "a", 0, "waiting").await;
+    recorded.take_back();
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(runs(&guards, "a", 0).await.attempts(), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_waits_for_its_copy_to_be_confirmed_keeps_its_claim_and_not_its_lock() {
+    let guards = guards(true, Some(Duration::ZERO));
+    let mut held = runs(&guards, "a", 0).await;
+    held.free_lock();
+    sleep(Duration::from_millis(1)).await;
+    check(&guards, "a", 0, "running").await;
+    check(&guards, "b", 0, "run").await;
+    assert!(held.dead("rejected").await.expect("an answer"));
+    check(&guards, "a", 0, "dead").await;
 }

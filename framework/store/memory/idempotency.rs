@@ -175,9 +175,14 @@ impl IdempotencyStore for MemoryStore {
         let now = Clock::Tokio.now();
         let mut state = self.state();
         state.expire_claims(now);
-        Ok(match state.claims.get_mut(&name(key)) {
-            Some(Record { phase: Phase::Running { until }, owner: held, .. }) if held == owner => {
-                *until = now + lease;
+        let name = name(key);
+        let known = state.claims.get(&name).filter(|record| record.owner == *owner).cloned();
+        Ok(match known {
+            Some(record @ Record { phase: Phase::Running { .. }, .. }) => {
+                let phase = Phase::Running { until: now + lease };
+                // A record that is forgotten while it is held would be fresh for the next who asks.
+                let expires = record.expires.max(now + lease * 2);
+                state.put(name, Record { phase, expires, ..record });
                 Renewed::Kept
             }
             _ => Renewed::Lost,
@@ -205,6 +210,11 @@ impl IdempotencyStore for MemoryStore {
             self.wakes.wake(waiting.as_str());
         }
         let record = match (known, ending) {
+            // Who waits in its process for its next attempt may find that the last one does not count.
+            (
+                Some(record @ Record { phase: Phase::Failed { copied: false, .. }, .. }),
+                Ending::Failed { copied: false, .. },
+            ) => record,
             (Some(record), _) if !matches!(record.phase, Phase::Running { .. }) => return Ok(true),
             (None, Ending::Release | Ending::Abandon) => return Ok(true),
             (Some(record), Ending::Release) if record.attempts == 0 && record.takeovers == 0 => {

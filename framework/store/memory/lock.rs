@@ -103,7 +103,9 @@ impl LockStore for MemoryStore {
                 true => record.enqueue(ask.owner, now),
                 false => record.queue.len() as u32,
             };
-            return Ok(LockAnswer::Busy { remaining: record.until.since(now), ahead });
+            // Of a lock that was released nothing remains, whatever its lease was.
+            let until = if record.owner.is_some() { record.until } else { now };
+            return Ok(LockAnswer::Busy { remaining: until.since(now), ahead });
         }
         record.leave(ask.owner);
         record.fence = fence;

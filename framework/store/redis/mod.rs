@@ -48,9 +48,10 @@ const PROBE_MILLISECONDS: u64 = 10_000;
 ///     kind = "redis"
 ///     url = "redis://:hunter2@127.0.0.1:6379"
 ///     deadline = "300ms"
+///     prefix = "shop"
 /// "#)?;
 /// let settings = RedisSettings::of("main", &config.stores["main"])?;
-/// assert_eq!((settings.deadline, settings.prefix.as_str()), (Duration::from_millis(300), "redeliver"));
+/// assert_eq!((settings.deadline, settings.prefix.as_str()), (Duration::from_millis(300), "shop"));
 /// assert!(!format!("{settings:?}").contains("hunter2"));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
@@ -119,6 +120,7 @@ impl RedisSettings {
         settings.deadline = store.deadline;
         settings.strict = store.strict;
         settings.replicas_min = store.replicas_min;
+        settings.prefix.clone_from(&store.prefix);
         Ok(settings)
     }
 }

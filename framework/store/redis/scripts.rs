@@ -89,23 +89,32 @@ impl Scripts {
         let finish = format!("local ours = {CALL_END}\n{}\nreturn ours", call_release(1, END_ARGS));
         Self {
             claim: code(&[CLAIM, &format!("return {CALL_CLAIM}")]),
-            renew_claim: code(&[include_str!("scripts/renew_claim.lua")]),
-            end: code(&[END, &format!("return {CALL_END}")]),
+            renew_claim: roomless(&[include_str!("scripts/renew_claim.lua")]),
+            end: roomless(&[END, &format!("return {CALL_END}")]),
             peek: code(&[include_str!("scripts/peek.lua")]),
             acquire: code(&[QUEUE, ACQUIRE, &format!("return {}", call_acquire(0, 0))]),
-            renew_lock: code(&[include_str!("scripts/renew_lock.lua")]),
-            release: code(&[QUEUE, RELEASE, &format!("return {}", call_release(0, 0))]),
-            leave: code(&[QUEUE, RELEASE, include_str!("scripts/leave.lua")]),
-            force: code(&[QUEUE, include_str!("scripts/force.lua")]),
+            renew_lock: roomless(&[include_str!("scripts/renew_lock.lua")]),
+            release: roomless(&[QUEUE, RELEASE, &format!("return {}", call_release(0, 0))]),
+            leave: roomless(&[QUEUE, RELEASE, include_str!("scripts/leave.lua")]),
+            force: roomless(&[QUEUE, include_str!("scripts/force.lua")]),
             inspect: code(&[QUEUE, include_str!("scripts/inspect.lua")]),
             admit: code(&[CLAIM, QUEUE, ACQUIRE, &admit]),
-            finish: code(&[END, QUEUE, RELEASE, &finish]),
+            finish: roomless(&[END, QUEUE, RELEASE, &finish]),
         }
     }
 }
 
 fn code(parts: &[&str]) -> Code {
-    let text = format!("{PRELUDE}\n{}\n", parts.join("\n"));
+    of_text(format!("{PRELUDE}\n{}\n", parts.join("\n")))
+}
+
+/// A script that a server which is full runs all the same: it adds next to nothing, and without it every handler that runs
+/// would lose what it holds, and be run again when it is done.
+fn roomless(parts: &[&str]) -> Code {
+    of_text(format!("#!lua flags=allow-oom\n{PRELUDE}\n{}\n", parts.join("\n")))
+}
+
+fn of_text(text: String) -> Code {
     let hash = Script::new(&text).get_hash().to_owned();
     Code { text, hash }
 }

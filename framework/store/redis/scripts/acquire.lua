@@ -18,15 +18,14 @@ local function acquire(key, queue, beats, owner, lease, holder, fair, waits, see
   end
   if held or not first then
     local ahead = waits and enqueue(queue, beats, owner) or redis.call('ZCARD', queue)
-    return {'busy', whole(math.max(remaining, 0)), ahead}
+    return {'busy', held and whole(remaining) or 0, ahead}
   end
   local fence = math.max((r[3] or 0) + 1, now_us, seen + 1)
   redis.call('HSET', key, 'ow', owner, 'by', holder, 'si', whole(now), 'un', whole(now + lease),
     'fe', whole(fence), 'fo', '')
   redis.call('PEXPIRE', key, whole(lease + fence_memory))
-  if waits then
-    redis.call('ZREM', queue, owner)
-    redis.call('ZREM', beats, owner)
-  end
+  -- Whoever asks for the last time waits no more, but may have waited before.
+  redis.call('ZREM', queue, owner)
+  redis.call('ZREM', beats, owner)
   return {'held', whole(fence)}
 end

@@ -31,6 +31,7 @@ local function claim(key, owner, lease, keep, fingerprint, generation, carried, 
       if r[2] == owner then
         -- The answer to the first request was lost: the same again.
         redis.call('HSET', key, 'un', whole(now + lease))
+        redis.call('PEXPIRE', key, whole(math.max(keep, lease * 2)))
         return {tonumber(r[5]) > 0 and 'taken' or 'fresh', counted, tonumber(r[5]), r[8]}
       end
       if remaining > 0 then

@@ -14,10 +14,12 @@ end
 
 -- The end of a claim; 0 if somebody else took it over. Safe to repeat: the owner stays on record.
 local function finish(key, owner, ending, keep, fingerprint, generation, attempts, due_in, copied, text, channels)
-  local r = redis.call('HMGET', key, 'st', 'ow', 'at', 'tk', 'wa')
+  local r = redis.call('HMGET', key, 'st', 'ow', 'at', 'tk', 'wa', 'cp')
   local state = r[1]
   if state and r[2] ~= owner then return 0 end
-  if state and state ~= 'running' then return 1 end
+  -- Who waits in its process for its next attempt may find that the last one does not count.
+  local recounts = state == 'failed' and r[6] == '0' and ending == 'failed' and copied == '0'
+  if state and state ~= 'running' and not recounts then return 1 end
   if r[5] then wake_waiting(key, r[5], channels) end
   if ending == 'release' or ending == 'abandon' then
     if not state then return 1 end

@@ -7,7 +7,8 @@ local function head_of(queue, beats)
     local head = redis.call('ZRANGE', queue, 0, 0)[1]
     if not head then return nil end
     local heard = redis.call('ZSCORE', beats, head)
-    if heard and now - heard < waiter_silent_max then return head end
+    -- In either direction: the clock may have been set back.
+    if heard and math.abs(now - heard) < waiter_silent_max then return head end
     redis.call('ZREM', queue, head)
     redis.call('ZREM', beats, head)
   end
