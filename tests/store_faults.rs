@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use redeliver::store::redis::RedisStore;
+use redeliver::store::redis::{RedisSettings, RedisStore};
 use redeliver::store::{
     Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, Guard,
     IdempotencyStore, Keeper, LockAnswer, LockAsk, LockStore, Locks, Loss, Owner, Renewed, Store,
@@ -325,6 +325,31 @@ async fn r12_without_its_replica_a_lock_is_not_believed() {
 }
 
 #[tokio::test]
+async fn one_deadline_is_for_all_that_belongs_to_a_question() {
+    let master = Server::start();
+    let replica = redis::replica_of(&master);
+    let mut settings = settings(&master.url());
+    settings.replicas_min = 1;
+    settings.deadline = Duration::from_secs(3);
+    let (deadline, locks) =
+        (settings.deadline, locks_of(RedisStore::new(settings).expect("it is")));
+    have(&locks, "a").await.release().await.expect("an answer");
+    replica.signal("STOP");
+    let asked = Instant::now();
+    let asking = locks.acquire("a").into_future();
+    let (refused, ()) = tokio::join!(asking, async {
+        // Its script is answered by then, and the replicas are waited for.
+        sleep(Duration::from_millis(500)).await;
+        master.signal("STOP");
+    });
+    let error = refused.expect_err("neither answers");
+    // With a deadline for each step it would be two at the least.
+    assert!(asked.elapsed() < deadline + deadline / 2, "{:?}: {error}", asked.elapsed());
+    master.signal("CONT");
+    replica.signal("CONT");
+}
+
+#[tokio::test]
 async fn a_failover_by_sentinel_is_followed_and_fences_grow() {
     let mut master = Server::start();
     let _replica = redis::replica_of(&master);
@@ -372,8 +397,16 @@ async fn a_user_with_no_more_than_is_needed_keeps_the_contract() {
     assert_eq!(server.cli(&user), "OK");
     let mut settings = store_settings.clone();
     settings.url = format!("redis://app:secret@127.0.0.1:{}", server.port);
+    let strict = RedisSettings { strict: true, ..settings.clone() };
     let store: Arc<dyn Store> = Arc::new(RedisStore::new(settings).expect("settings"));
-    store.check().await.expect("an answer");
+    let warnings = Arc::new(AtomicU32::new(0));
+    let counting = tracing::subscriber::set_default(Counting(warnings.clone()));
+    assert_eq!(store.check().await.expect("an answer"), Vec::<String>::new());
+    drop(counting);
+    assert_eq!((store.state(), warnings.load(Ordering::SeqCst)), (StoreState::Up, 0));
+    let refused = RedisStore::new(strict).expect("settings").check().await.expect_err("strict");
+    assert_eq!(refused.fault, StoreFault::Unsafe, "it may not ask whether anything is saved");
+    assert!(refused.text.contains("+config|get"), "{refused}");
     check_all(lock_conformance::SENTENCES, &store).await;
     check_all(idempotency_conformance::SENTENCES, &store).await;
 }

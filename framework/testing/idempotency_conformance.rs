@@ -1,16 +1,23 @@
 //! The contract of [`IdempotencyStore`](crate::store::IdempotencyStore) as tests.
 
+mod asks;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::time::sleep;
 
+use asks::{
+    KEEP, LEASE, SHORT, ask, claim, claim_carrying, end, failed, fresh_key, granted, key,
+    kind_and_attempts,
+};
+
 use super::lock_conformance::odd_names;
 use super::{Sentence, sentences, unique};
 use crate::store::{
-    Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, LockAnswer,
-    LockAsk, Owner, Renewed, Store,
+    ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, LockAnswer, LockAsk,
+    Owner, Renewed, Store,
 };
 
 /// Every sentence.
@@ -41,67 +48,6 @@ pub const SENTENCES: &[Sentence] = sentences![
     18 "a claim and a lock are had and ended together" claim_and_lock_together,
     19 "R7: whoever waits for the end of a run is woken by it" the_end_wakes_who_waits,
 ];
-
-const LEASE: Duration = Duration::from_secs(30);
-const SHORT: Duration = Duration::from_millis(200);
-const KEEP: Duration = Duration::from_secs(3600);
-
-fn key(id: &str) -> ClaimKey {
-    ClaimKey {
-        scope: "orders".into(),
-        id: id.into(),
-        fingerprint: Fingerprint::of(b"payload"),
-        generation: 0,
-    }
-}
-
-fn fresh_key(name: &str) -> ClaimKey {
-    key(&unique(name))
-}
-
-fn ask<'a>(key: &'a ClaimKey, owner: &'a Owner, lease: Duration, attempts: u32) -> ClaimAsk<'a> {
-    ClaimAsk {
-        key,
-        owner,
-        lease,
-        keep: KEEP,
-        attempts,
-        holder: "test",
-        force: false,
-        waits: false,
-        seen: Fence(0),
-    }
-}
-
-async fn claim(store: &dyn Store, key: &ClaimKey, owner: &Owner) -> ClaimAnswer {
-    store.claim(&ask(key, owner, LEASE, 0)).await.expect("an answer")
-}
-
-async fn claim_carrying(store: &dyn Store, key: &ClaimKey, attempts: u32) -> ClaimAnswer {
-    store.claim(&ask(key, &Owner::new(), LEASE, attempts)).await.expect("an answer")
-}
-
-async fn granted(store: &dyn Store, key: &ClaimKey, owner: &Owner) -> Claim {
-    match claim(store, key, owner).await {
-        ClaimAnswer::Granted(claim) => claim,
-        other => panic!("{key:?}: {other:?}"),
-    }
-}
-
-async fn end(store: &dyn Store, key: &ClaimKey, owner: &Owner, ending: Ending<'_>) -> bool {
-    store.end(key, owner, &ending, KEEP).await.expect("an answer")
-}
-
-fn failed(attempts: u32, due_in: Duration, copied: bool) -> Ending<'static> {
-    Ending::Failed { attempts, due_in, copied }
-}
-
-fn kind_and_attempts(answer: ClaimAnswer) -> (ClaimKind, u32) {
-    match answer {
-        ClaimAnswer::Granted(claim) => (claim.kind, claim.attempts),
-        other => panic!("{other:?}"),
-    }
-}
 
 async fn an_unknown_id_is_fresh(store: Arc<dyn Store>) {
     let claim = granted(&*store, &fresh_key("fresh"), &Owner::new()).await;

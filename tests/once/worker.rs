@@ -86,5 +86,7 @@ pub(crate) fn attempts(folder: &Path) -> Vec<(u32, bool)> {
 
 fn lines(folder: &Path) -> Vec<Vec<String>> {
     let text = std::fs::read_to_string(folder.join("effects")).unwrap_or_default();
-    text.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
+    // A process that writes right now may have come to the middle of a line.
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole.lines().map(|line| line.split(' ').map(str::to_owned).collect()).collect()
 }

@@ -16,12 +16,17 @@ pub(super) async fn check(store: &RedisStore) -> Result<Vec<String>, StoreError>
     let answer = store.link.send(WHAT, &cmd("INFO")).await?;
     let mut asks_save = cmd("CONFIG");
     asks_save.arg("GET").arg("save");
-    // Not every user may ask; what is not known is not warned of.
-    let save = store.link.send(WHAT, &asks_save).await.ok();
-    let is_unsaved = save.is_some_and(|save| is_unsaved(&save));
+    // Not every user may ask, and a server is well that says so.
+    let save = store.link.try_send(WHAT, &asks_save).await.ok();
+    let is_unsaved = save.map(|save| is_unsaved(&save));
+    let infos = infos(answer);
     let mut warnings = Vec::new();
-    for info in infos(answer) {
-        warnings.extend(dangers(&info, is_unsaved, store.replicas_min));
+    for info in &infos {
+        warnings.extend(dangers(info, is_unsaved, store.replicas_min));
+    }
+    if store.strict {
+        // What is not known is not warned of, but nothing that a strict store could rely on.
+        warnings.extend(unknowns(&infos, is_unsaved));
     }
     warnings.dedup();
     if store.strict && !warnings.is_empty() {
@@ -62,7 +67,29 @@ fn is_unsaved(save: &Value) -> bool {
     matches!(last, Some(Value::BulkString(rule)) if rule.is_empty())
 }
 
-fn dangers(info: &HashMap<String, String>, is_unsaved: bool, replicas_min: u32) -> Vec<String> {
+/// What cannot be found out and would have to be.
+fn unknowns(infos: &[HashMap<String, String>], is_unsaved: Option<bool>) -> Vec<String> {
+    let lacks = |name| infos.is_empty() || infos.iter().any(|info| !info.contains_key(name));
+    let mut unknowns = Vec::new();
+    if lacks("maxmemory") || lacks("maxmemory_policy") {
+        unknowns.push("it does not say what it drops when memory is full; let INFO say it".into());
+    }
+    let is_in_memory = infos.iter().any(|info| info.get("aof_enabled").is_some_and(|it| it == "0"));
+    if lacks("aof_enabled") || (is_in_memory && is_unsaved.is_none()) {
+        unknowns.push(
+            "it does not say whether it writes anything to disk; use appendonly yes, or allow the \
+             user +config|get"
+                .into(),
+        );
+    }
+    unknowns
+}
+
+fn dangers(
+    info: &HashMap<String, String>,
+    is_unsaved: Option<bool>,
+    replicas_min: u32,
+) -> Vec<String> {
     let field = |name: &str| info.get(name).map_or("", String::as_str);
     let mut dangers = Vec::new();
     let policy = field("maxmemory_policy");
@@ -72,7 +99,7 @@ fn dangers(info: &HashMap<String, String>, is_unsaved: bool, replicas_min: u32) 
              noeviction"
         ));
     }
-    if field("aof_enabled") == "0" && is_unsaved {
+    if field("aof_enabled") == "0" && is_unsaved == Some(true) {
         dangers.push(
             "nothing is written to disk, so a restart of Redis forgets every lock and claim; use \
              appendonly yes"
@@ -98,7 +125,7 @@ mod tests {
     use super::*;
 
     fn check(info: &str, is_unsaved: bool, replicas_min: u32, says: &[&str]) {
-        let dangers = dangers(&fields(info), is_unsaved, replicas_min);
+        let dangers = dangers(&fields(info), Some(is_unsaved), replicas_min);
         assert_eq!(dangers.len(), says.len(), "{dangers:?}");
         for (danger, says) in dangers.iter().zip(says) {
             assert!(danger.contains(says), "{danger} says nothing of {says}");
@@ -121,6 +148,20 @@ mod tests {
     #[test]
     fn what_forgets_at_a_restart_is_said() {
         check(&SAFE.replace("aof_enabled:1", "aof_enabled:0"), true, 0, &["appendonly"]);
+    }
+
+    #[test]
+    fn what_cannot_be_found_out_is_said_of_a_strict_store() {
+        let check = |info: &str, is_unsaved, count| {
+            let said = unknowns(&[fields(info)], is_unsaved);
+            assert_eq!(said.len(), count, "{said:?}");
+        };
+        let in_memory = SAFE.replace("aof_enabled:1", "aof_enabled:0");
+        check(SAFE, None, 0);
+        check(&in_memory, Some(false), 0);
+        check(&in_memory, None, 1);
+        check("role:master\r\n", Some(false), 2);
+        assert_eq!(unknowns(&[], None).len(), 2, "an answer that cannot be read");
     }
 
     #[test]

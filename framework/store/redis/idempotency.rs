@@ -1,6 +1,6 @@
 //! Claims in Redis.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::redis::{Cmd, cmd};
 use async_trait::async_trait;
@@ -60,6 +60,46 @@ impl RedisStore {
             .arg(self.keys.channels());
     }
 
+    /// Asks for a claim, as part of a call that ends at `until`.
+    pub(super) async fn claim_until(
+        &self,
+        until: Instant,
+        ask: &ClaimAsk<'_>,
+    ) -> Result<ClaimAnswer, StoreError> {
+        let key = self.keys.claim(ask.key);
+        let mut command = call(&SCRIPTS.claim, 1);
+        command.arg(&key);
+        self.add_claim(&mut command, ask);
+        let what = "claim a message id";
+        let answer = self.link.run_until(until, what, &SCRIPTS.claim, command).await?;
+        let answer = reply::claim(answer)?;
+        self.listen_for_end(ask, &answer);
+        if let (ClaimAnswer::Granted(_), Some(replicas)) = (&answer, &self.replicas)
+            && let Err(error) = replicas.confirm(until, &self.keys, &key, ask.owner).await
+        {
+            // If there is no time left for that, whoever asked gives it back in the background.
+            let _ = self.end_until(until, ask.key, ask.owner, &Ending::Release, ask.keep).await;
+            return Err(error);
+        }
+        Ok(answer)
+    }
+
+    /// Ends a claim, as part of a call that ends at `until`.
+    pub(super) async fn end_until(
+        &self,
+        until: Instant,
+        key: &ClaimKey,
+        owner: &Owner,
+        ending: &Ending<'_>,
+        keep: Duration,
+    ) -> Result<bool, StoreError> {
+        let mut command = call(&SCRIPTS.end, 1);
+        command.arg(self.keys.claim(key));
+        self.add_ending(&mut command, key, owner, ending, keep);
+        let what = "end a claim";
+        reply::truth(what, self.link.run_until(until, what, &SCRIPTS.end, command).await?)
+    }
+
     /// Whoever waits for the end of a run is told of it by publish/subscribe.
     pub(super) fn listen_for_end(&self, ask: &ClaimAsk<'_>, answer: &ClaimAnswer) {
         if ask.waits && matches!(answer, ClaimAnswer::Running { .. }) {
@@ -71,20 +111,7 @@ impl RedisStore {
 #[async_trait]
 impl IdempotencyStore for RedisStore {
     async fn claim(&self, ask: &ClaimAsk<'_>) -> Result<ClaimAnswer, StoreError> {
-        let key = self.keys.claim(ask.key);
-        let mut command = call(&SCRIPTS.claim, 1);
-        command.arg(&key);
-        self.add_claim(&mut command, ask);
-        let answer = self.link.run("claim a message id", &SCRIPTS.claim, command).await?;
-        let answer = reply::claim(answer)?;
-        self.listen_for_end(ask, &answer);
-        if let (ClaimAnswer::Granted(_), Some(replicas)) = (&answer, &self.replicas)
-            && let Err(error) = replicas.confirm(&self.keys, &key, ask.owner).await
-        {
-            self.end(ask.key, ask.owner, &Ending::Release, ask.keep).await?;
-            return Err(error);
-        }
-        Ok(answer)
+        self.claim_until(self.link.until(), ask).await
     }
 
     async fn renew_claim(
@@ -107,11 +134,7 @@ impl IdempotencyStore for RedisStore {
         ending: &Ending<'_>,
         keep: Duration,
     ) -> Result<bool, StoreError> {
-        let mut command = call(&SCRIPTS.end, 1);
-        command.arg(self.keys.claim(key));
-        self.add_ending(&mut command, key, owner, ending, keep);
-        let what = "end a claim";
-        reply::truth(what, self.link.run(what, &SCRIPTS.end, command).await?)
+        self.end_until(self.link.until(), key, owner, ending, keep).await
     }
 
     async fn peek(&self, key: &ClaimKey) -> Result<Option<ClaimState>, StoreError> {

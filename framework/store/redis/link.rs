@@ -104,6 +104,11 @@ impl Link {
         }
     }
 
+    /// When a call that begins now has ended, with all that belongs to it.
+    pub(super) fn until(&self) -> Instant {
+        Instant::now() + self.0.deadline
+    }
+
     /// Calls a script by its hash, with its text where the server does not know it.
     pub(super) async fn run(
         &self,
@@ -111,26 +116,46 @@ impl Link {
         code: &Code,
         command: Cmd,
     ) -> Result<Value, StoreError> {
-        match self.attempt(what, &command).await {
-            Err(Failed::Unknown) => self.send(what, &with_text(&command, code)).await,
-            other => other.map_err(|failed| self.0.down(what, failed)),
-        }
+        self.run_until(self.until(), what, code, command).await
+    }
+
+    /// The same as part of a call that ends at `until`.
+    pub(super) async fn run_until(
+        &self,
+        until: Instant,
+        what: &str,
+        code: &Code,
+        command: Cmd,
+    ) -> Result<Value, StoreError> {
+        let answer = match self.attempt(until, what, &command).await {
+            Err(Failed::Unknown) => self.attempt(until, what, &with_text(&command, code)).await,
+            other => other,
+        };
+        answer.map_err(|failed| self.0.down(what, failed))
     }
 
     /// Sends a command that is safe to repeat.
     pub(super) async fn send(&self, what: &str, command: &Cmd) -> Result<Value, StoreError> {
-        self.attempt(what, command).await.map_err(|failed| self.0.down(what, failed))
+        let answer = self.attempt(self.until(), what, command).await;
+        answer.map_err(|failed| self.0.down(what, failed))
     }
 
-    /// Sends commands together over one connection to where `key` lives. Not tried again: they
-    /// belong together.
+    /// Sends what the server may refuse without being down for that.
+    pub(super) async fn try_send(&self, what: &str, command: &Cmd) -> Result<Value, StoreError> {
+        let answer = self.attempt(self.until(), what, command).await;
+        answer.map_err(|failed| self.0.error_of(what, failed))
+    }
+
+    /// Sends commands together over one connection to where `key` lives, as part of calls that end at `until`. Not tried
+    /// again: they belong together.
     pub(super) async fn send_all(
         &self,
+        until: Instant,
         what: &str,
         key: &str,
         pipeline: &Pipeline,
     ) -> Result<Vec<Value>, StoreError> {
-        let sent = timeout(self.0.deadline, async {
+        let sent = timeout_at(until.into(), async {
             let open = self.0.open().await?;
             let mut connection = open.connection.clone();
             let silent = Silent::new(&self.0, &open);
@@ -145,9 +170,9 @@ impl Link {
         sent.map_err(|failed| self.0.down(what, failed))
     }
 
-    /// Tries until the deadline.
-    async fn attempt(&self, what: &str, command: &Cmd) -> Result<Value, Failed> {
-        let until = tokio::time::Instant::now() + self.0.deadline;
+    /// Tries until then.
+    async fn attempt(&self, until: Instant, what: &str, command: &Cmd) -> Result<Value, Failed> {
+        let until = tokio::time::Instant::from(until);
         let mut heard = String::new();
         loop {
             match timeout_at(until, self.0.once(what, command)).await {
@@ -316,25 +341,32 @@ impl Shared {
         }
     }
 
-    /// Says so, once a second at most.
+    /// Says so, once a second at most; the fault of one key alone is left to whoever asked for it.
     fn down(&self, what: &str, failed: Failed) -> StoreError {
-        let error = match failed {
-            Failed::ForGood(error) => error,
-            Failed::Now(text) => StoreError::new(
-                StoreFault::Down,
-                format!("cannot {what} in store `{}`: {text}; is Redis up?", self.name),
-            ),
-            Failed::Unknown => StoreError::new(
-                StoreFault::Other,
-                format!("cannot {what} in store `{}`: a script was flushed meanwhile", self.name),
-            ),
-        };
+        let error = self.error_of(what, failed);
+        if !error.is_outage() {
+            return error;
+        }
         *self.failing() = Some(error.text.clone());
         self.is_failing.store(true, Ordering::Relaxed);
         if let Some(unsaid) = self.warned.may_warn() {
             telemetry::store_silent(&self.name, &error, unsaid);
         }
         error
+    }
+
+    fn error_of(&self, what: &str, failed: Failed) -> StoreError {
+        match failed {
+            Failed::ForGood(error) => error,
+            Failed::Now(text) => StoreError::new(
+                StoreFault::Down,
+                format!("cannot {what} in store `{}`: {text}; is Redis up?", self.name),
+            ),
+            Failed::Unknown => StoreError::new(
+                StoreFault::Down,
+                format!("cannot {what} in store `{}`: a script was flushed meanwhile", self.name),
+            ),
+        }
     }
 }
 

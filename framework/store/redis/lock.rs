@@ -1,6 +1,6 @@
 //! Locks in Redis.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::redis::Cmd;
 use async_trait::async_trait;
@@ -27,6 +27,46 @@ impl RedisStore {
             .arg(u8::from(ask.waits))
             .arg(exact(ask.seen.0));
     }
+
+    /// Asks for a lock, as part of a call that ends at `until`.
+    pub(super) async fn acquire_until(
+        &self,
+        until: Instant,
+        ask: &LockAsk<'_>,
+    ) -> Result<LockAnswer, StoreError> {
+        if ask.waits {
+            self.listener.listen();
+        }
+        let mut command = call(&SCRIPTS.acquire, 3);
+        self.add_lock_keys(&mut command, ask.key);
+        self.add_lock(&mut command, ask);
+        let what = "acquire a lock";
+        let answer = self.link.run_until(until, what, &SCRIPTS.acquire, command).await?;
+        let answer = reply::lock(answer)?;
+        if let (LockAnswer::Held(_), Some(replicas)) = (answer, &self.replicas)
+            && let [lock, ..] = self.keys.lock(ask.key)
+            && let Err(error) = replicas.confirm(until, &self.keys, &lock, ask.owner).await
+        {
+            // A failover could give it to somebody else: better not to have it at all.
+            // If there is no time left for that, whoever asked leaves the queue, and the hold with it.
+            let _ = self.release_until(until, ask.key, ask.owner).await;
+            return Err(error);
+        }
+        Ok(answer)
+    }
+
+    async fn release_until(
+        &self,
+        until: Instant,
+        key: &str,
+        owner: &Owner,
+    ) -> Result<bool, StoreError> {
+        let mut command = call(&SCRIPTS.release, 3);
+        self.add_lock_keys(&mut command, key);
+        command.arg(owner.as_str()).arg(self.keys.channels());
+        let what = "release a lock";
+        reply::truth(what, self.link.run_until(until, what, &SCRIPTS.release, command).await?)
+    }
 }
 
 /// Lua's numbers are exact up to here; a larger fence was not made by us and is not believed.
@@ -42,23 +82,7 @@ pub(super) fn milliseconds(span: Duration) -> u64 {
 #[async_trait]
 impl LockStore for RedisStore {
     async fn acquire(&self, ask: &LockAsk<'_>) -> Result<LockAnswer, StoreError> {
-        if ask.waits {
-            self.listener.listen();
-        }
-        let mut command = call(&SCRIPTS.acquire, 3);
-        self.add_lock_keys(&mut command, ask.key);
-        self.add_lock(&mut command, ask);
-        let answer = self.link.run("acquire a lock", &SCRIPTS.acquire, command).await?;
-        let answer = reply::lock(answer)?;
-        if let (LockAnswer::Held(_), Some(replicas)) = (answer, &self.replicas)
-            && let [lock, ..] = self.keys.lock(ask.key)
-            && let Err(error) = replicas.confirm(&self.keys, &lock, ask.owner).await
-        {
-            // A failover could give it to somebody else: better not to have it at all.
-            self.release(ask.key, ask.owner).await?;
-            return Err(error);
-        }
-        Ok(answer)
+        self.acquire_until(self.link.until(), ask).await
     }
 
     async fn renew(
@@ -84,11 +108,7 @@ impl LockStore for RedisStore {
     }
 
     async fn release(&self, key: &str, owner: &Owner) -> Result<bool, StoreError> {
-        let mut command = call(&SCRIPTS.release, 3);
-        self.add_lock_keys(&mut command, key);
-        command.arg(owner.as_str()).arg(self.keys.channels());
-        let what = "release a lock";
-        reply::truth(what, self.link.run(what, &SCRIPTS.release, command).await?)
+        self.release_until(self.link.until(), key, owner).await
     }
 
     async fn leave(&self, key: &str, owner: &Owner) -> Result<(), StoreError> {

@@ -284,16 +284,17 @@ impl RedisStore {
         claim: &ClaimAsk<'_>,
         lock: &LockAsk<'_>,
     ) -> Result<(ClaimAnswer, Option<LockAnswer>), StoreError> {
-        use super::{IdempotencyStore, LockStore};
-        let answer = self.claim(claim).await?;
+        let until = self.link.until();
+        let answer = self.claim_until(until, claim).await?;
         if !matches!(answer, ClaimAnswer::Granted(_)) {
             return Ok((answer, None));
         }
-        match self.acquire(lock).await {
+        match self.acquire_until(until, lock).await {
             Ok(locked) => Ok((answer, Some(locked))),
             Err(error) => {
-                // Best effort: else the message waits until the lease of the claim ends.
-                let _ = self.end(claim.key, claim.owner, &Ending::Release, claim.keep).await;
+                // Best effort: whoever asked gives it back in the background as well.
+                let (key, owner, keep) = (claim.key, claim.owner, claim.keep);
+                let _ = self.end_until(until, key, owner, &Ending::Release, keep).await;
                 Err(error)
             }
         }

@@ -7,7 +7,7 @@
 //! failover in between would else go unnoticed.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ::redis::{Pipeline, Value, pipe};
 use futures_util::future::join_all;
@@ -37,6 +37,7 @@ struct Request {
     key: String,
     touch: String,
     owner: Owner,
+    until: Instant,
     done: oneshot::Sender<Result<(), StoreError>>,
 }
 
@@ -57,9 +58,30 @@ impl Replicas {
         self.link.drive_on(runtime);
     }
 
-    /// Completes when enough replicas have the record at `key`, which `owner` wrote before.
+    /// Completes when enough replicas have the record at `key`, which `owner` wrote before; at `until` at the latest.
     pub(super) async fn confirm(
         &self,
+        until: Instant,
+        keys: &Keys,
+        key: &str,
+        owner: &Owner,
+    ) -> Result<(), StoreError> {
+        let confirmed = self.confirmed(until, keys, key, owner);
+        match tokio::time::timeout_at(until.into(), confirmed).await {
+            Ok(result) => result,
+            Err(_) => {
+                let text = format!(
+                    "cannot {WHAT} in store `{}`: no time is left for that; look at its replicas",
+                    self.name
+                );
+                Err(StoreError::new(StoreFault::Unreplicated, text))
+            }
+        }
+    }
+
+    async fn confirmed(
+        &self,
+        until: Instant,
         keys: &Keys,
         key: &str,
         owner: &Owner,
@@ -67,7 +89,7 @@ impl Replicas {
         loop {
             let (done, mut told) = oneshot::channel();
             let (key, touch, owner) = (key.to_owned(), keys.touch(key), owner.clone());
-            self.queue().push(Request { key, touch, owner, done });
+            self.queue().push(Request { key, touch, owner, until, done });
             let result = tokio::select! {
                 result = &mut told => result,
                 _round = self.round.lock() => {
@@ -104,7 +126,9 @@ impl Replicas {
     async fn ask(&self, requests: Vec<Request>) {
         let Some(first) = requests.first() else { return };
         let pipeline = self.pipeline(&first.touch, &requests);
-        match self.link.send_all(WHAT, &first.touch, &pipeline).await {
+        // Those who joined have more time left than who came first, and ask again if they must.
+        let until = requests.iter().map(|request| request.until).max().unwrap_or(first.until);
+        match self.link.send_all(until, WHAT, &first.touch, &pipeline).await {
             Ok(answers) => {
                 let acknowledged = answers.get(1).map_or(Ok(0), |count| reply::number(WHAT, count));
                 for (request, held) in requests.into_iter().zip(answers.into_iter().skip(2)) {
