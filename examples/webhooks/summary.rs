@@ -95,3 +95,69 @@ fn named(ids: &[&str]) -> String {
     let more = if ids.len() > NAMED_MAX { ", ..." } else { "" };
     format!("{}{more}", ids[..ids.len().min(NAMED_MAX)].join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::options::Options;
+
+    fn letter(id: &str, reason: Reason, attempts: u32) -> DeadLetter {
+        DeadLetter {
+            id: Some(id.to_owned()),
+            reason: Some(reason),
+            attempts,
+            error: None,
+            error_class: None,
+            generation: 0,
+            kind: None,
+            origin: None,
+            consumer: None,
+            first_seen: None,
+            dead_at: None,
+            content_type: None,
+            headers: Vec::new(),
+            body: Default::default(),
+        }
+    }
+
+    /// What is complained of where the ids `a` and `b` were published and have to be dead letters.
+    fn said(letters: Vec<DeadLetter>, handled: &[&str]) -> Vec<String> {
+        let options = ["webhooks", "--fail-percent", "0", "--dead-percent", "100"];
+        let job = Options::parse_from(options).into_job().expect("it can be done");
+        assert_eq!(job.attempts_max(), ATTEMPTS);
+        let mut by_id = Letters::new();
+        for letter in letters {
+            by_id.entry(letter.id.clone().unwrap_or_default()).or_default().push(letter);
+        }
+        let (ids, handled) =
+            (BTreeSet::from(["a", "b"]), handled.iter().map(|id| String::from(*id)));
+        let lost = lost(&ids, &handled.collect(), &by_id);
+        complaints(&job, &ids, &by_id, &lost)
+    }
+
+    const ATTEMPTS: u32 = 4;
+
+    fn spent(id: &str) -> DeadLetter {
+        letter(id, Reason::Exhausted, ATTEMPTS)
+    }
+
+    #[test]
+    fn whatever_is_not_as_it_had_to_be_is_complained_of() {
+        let nothing: [&str; 0] = [];
+        assert_eq!(said(vec![spent("a"), spent("b")], &[]), nothing);
+        let odd =
+            ["1 ids dead letters with another reason or other attempts than they must have: b"];
+        assert_eq!(said(vec![spent("a"), letter("b", Reason::Exhausted, ATTEMPTS - 1)], &[]), odd);
+        assert_eq!(said(vec![spent("a"), letter("b", Reason::Rejected, ATTEMPTS)], &[]), odd);
+        assert_eq!(said(vec![spent("a"), spent("b"), letter("b", Reason::Rejected, 1)], &[]), odd);
+        let missing = "1 ids not in the dead letters, but had to be there: b";
+        assert_eq!(said(vec![spent("a")], &["b"]), [missing]);
+        assert_eq!(said(vec![spent("a")], &[]), ["1 ids lost: b", missing]);
+        assert_eq!(
+            said(vec![spent("a"), spent("b"), spent("c")], &[]),
+            ["1 ids in the dead letters in error, or left by another run (use another --name): c"]
+        );
+    }
+}
