@@ -1,7 +1,7 @@
 //! A dead dependency does not drain the queue into the dead letters.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use redeliver::{Delivery, Failure};
@@ -17,11 +17,16 @@ async fn while_everything_fails_the_queue_is_kept_and_no_attempt_is_burnt() {
     let lab = Lab::new().await;
     let (down, seen) = (Arc::new(AtomicBool::new(true)), Seen::default());
     let (is_down, handler) = (down.clone(), seen.clone());
+    let returned = Arc::new(AtomicU32::new(0));
+    let came_back = returned.clone();
     // Two attempts: whatever were burnt twice would be dead.
     let policy = SHORT_WAITS.replace("attempts_max = 4", "attempts_max = 3");
     let service = lab
         .start(&lab.toml(KEYS, &policy), move |delivery: Delivery<u32>| {
             handler.note(&delivery);
+            if delivery.is_redelivered() || delivery.header("x-delivery-count").is_some() {
+                came_back.fetch_add(1, Ordering::SeqCst);
+            }
             let fails = is_down.load(Ordering::SeqCst);
             async move {
                 sleep(Duration::from_millis(5)).await;
@@ -53,6 +58,7 @@ async fn while_everything_fails_the_queue_is_kept_and_no_attempt_is_burnt() {
     assert_eq!(attempts.len(), 400);
     let burnt: u32 = attempts.values().map(|runs| runs.last().expect("at least one") - 1).sum();
     assert!(burnt <= 20 + 8, "{burnt} attempts were counted while the dependency was down");
+    assert_eq!(returned.load(Ordering::SeqCst), 0, "what was held back was never returned");
 }
 
 #[tokio::test]

@@ -159,3 +159,30 @@ async fn a_queue_that_nobody_may_declare_is_waited_for() {
     assert!(service.health().ready, "{:?}", service.health().reasons);
     service.stop().await;
 }
+
+#[tokio::test]
+async fn a_server_that_falls_silent_on_an_open_connection_is_noticed_by_its_heartbeats() {
+    let lab = Lab::new().await;
+    let proxy = crate::proxy::Proxy::to(&lab.url).await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let toml = lab.toml_at(&format!("{}?heartbeat=1", proxy.url), "", "");
+    let service = lab
+        .start(&toml, move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async { Ok(()) }
+        })
+        .await;
+    lab.publish(0..10).await;
+    drained(&service).await;
+    assert!(service.health().ready, "{:?}", service.health().reasons);
+    // Nothing is cut: only heartbeats that do not come can tell.
+    proxy.hold_back(true);
+    until("the silence is noticed", || async { !service.health().ready }).await;
+    lab.publish(10..20).await;
+    proxy.hold_back(false);
+    until("all are handled", || async { seen.attempts().len() == 20 }).await;
+    drained(&service).await;
+    service.stop().await;
+    assert_eq!(lab.ready().await, 0);
+}
