@@ -771,7 +771,7 @@ pub struct Source {
 pub struct Depth {
     /// Ready to be delivered.
     pub ready: Option<u64>,
-    /// Delivered to anyone, not settled.
+    /// Delivered to anyone, not settled. On RabbitMQ it is known only while all consumers are of this process.
     pub unsettled: Option<u64>,
     /// In the waits.
     pub waiting: Option<u64>,
