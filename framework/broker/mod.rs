@@ -32,7 +32,8 @@
 //!     broker.
 //! 12. A copy to [`Place::Suspects`] is delivered by the lane [`LaneId::suspects`] alone, one at a
 //!     time: nothing else is out on that lane while one of its messages is unsettled. The lane is
-//!     handed out when there are such messages at the start, and when it is released.
+//!     handed out when there are such messages, at the start or left behind by another process
+//!     later, and when it is released; there is one at most.
 //! 13. A dead letter that is read stays where it is until [`DeadLetterReader::remove`].
 //!
 //! `testing::broker_conformance` turns these sentences into tests that every adapter runs.

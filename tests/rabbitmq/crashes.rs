@@ -1,6 +1,8 @@
 //! Processes that die: nothing is lost, little is repeated, and attempts are counted right.
 
-use crate::lab::{Lab, PATIENCE, SHORT_WAITS, dead_letters, drained, sample, until};
+use crate::lab::{
+    Lab, PATIENCE, SHORT_WAITS, Seen, dead_letters, drained, properties, sample, until,
+};
 use crate::process::{Process, Role, Stage};
 
 /// A window of 17: 16 that are handled, and one that is parked.
@@ -132,4 +134,52 @@ async fn a_message_that_ends_the_process_is_dead_lettered_as_poison_and_its_neig
     let described: Vec<_> = dead.iter().map(|letter| (letter.id.clone(), letter.reason)).collect();
     assert_eq!(described, [(Some(POISON.to_string()), Some(redeliver::Reason::Poison))]);
     service.stop().await;
+}
+
+/// Whatever is asked for at the same time, there is one lane of suspects: a second would hold one through a crash that
+/// is none of its doing.
+#[tokio::test]
+async fn suspects_that_are_there_at_the_start_and_those_that_come_at_once_share_one_consumer() {
+    let lab = Lab::new().await;
+    let toml = lab.toml("crashes_max = 1\n", "");
+    lab.prepare(&toml).await;
+    let suspects = format!("{}.suspects", lab.queue);
+    lab.raw.publish(&suspects, b"0", properties(0)).await;
+    lab.publish(1..2).await;
+    lab.give_back_one().await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&toml, move |delivery: redeliver::Delivery<u32>| {
+            handler.note(&delivery);
+            async { Ok(()) }
+        })
+        .await;
+    until("both are handled", || async { seen.count() == 2 }).await;
+    drained(&service).await;
+    assert_eq!(lab.consumers(&suspects).await, 1);
+    service.stop().await;
+    seen.assert_each_once(0..2);
+}
+
+#[tokio::test]
+async fn a_suspect_that_another_process_leaves_behind_is_handled_by_one_that_has_long_started() {
+    let lab = Lab::new().await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(
+            &lab.toml("stall_after = \"1s\"\n", ""),
+            move |delivery: redeliver::Delivery<u32>| {
+                handler.note(&delivery);
+                async { Ok(()) }
+            },
+        )
+        .await;
+    lab.publish(1..2).await;
+    until("it has started", || async { seen.count() == 1 }).await;
+    lab.raw.publish(&format!("{}.suspects", lab.queue), b"0", properties(0)).await;
+    until("it is handled", || async { seen.count() == 2 }).await;
+    service.stop().await;
+    seen.assert_each_once(0..2);
 }

@@ -10,7 +10,9 @@ use std::time::Duration;
 
 use lapin::BasicProperties;
 use lapin::message::BasicGetMessage;
-use lapin::options::{BasicAckOptions, BasicGetOptions, BasicPublishOptions};
+use lapin::options::{
+    BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions,
+};
 use redeliver::config::Config;
 use redeliver::{DeadLetter, Delivery, IntoHandlers, Service};
 use tokio::time::{Instant, sleep};
@@ -143,6 +145,22 @@ impl Lab {
     /// How many messages are ready in the source.
     pub(crate) async fn ready(&self) -> u32 {
         self.raw.count(&self.queue).await
+    }
+
+    /// How many consumers a queue has.
+    pub(crate) async fn consumers(&self, queue: &str) -> u32 {
+        let options = QueueDeclareOptions { passive: true, ..Default::default() };
+        let declared = self.raw.channel.queue_declare(queue.into(), options, Default::default());
+        declared.await.expect("the queue is there").consumer_count()
+    }
+
+    /// Takes the first message out of the source and gives it back, as a crash does.
+    pub(crate) async fn give_back_one(&self) {
+        let got =
+            self.raw.channel.basic_get(self.queue.as_str().into(), BasicGetOptions::default());
+        let message = got.await.expect("the queue is there").expect("a message is there");
+        let options = BasicNackOptions { requeue: true, ..Default::default() };
+        message.delivery.nack(options).await.expect("it is given back");
     }
 
     /// Takes all messages out of a queue.

@@ -1,6 +1,6 @@
 //! Lanes: a queue drained through a channel each.
 //!
-//! Owns opening them, what is handed out, and how settlements become frames. Publishes nothing, and never
+//! Owns what is handed out, and how settlements become frames; which of them are open is `lanes`' to know. Publishes nothing, and never
 //! settles anything that it did not hand out itself.
 
 use std::collections::BTreeMap;
@@ -12,9 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, Stream, StreamExt};
+use futures_util::{FutureExt, Stream};
 use lapin::options::{
     BasicAckOptions, BasicCancelOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions,
 };
@@ -28,13 +26,12 @@ use super::fault;
 use super::ledger::Ledger;
 use super::topology;
 use crate::broker::{
-    BrokerError, Fault, Lane, LaneEnd, LaneEvent, LaneId, Lanes, Received, Settlement, Source,
-    Token,
+    BrokerError, Fault, Lane, LaneEnd, LaneId, Received, Settlement, Source, Token,
 };
 use crate::config::Topology;
 
 /// How long each step of closing may take before the channel is simply dropped.
-const CLOSE_STEP_MAX: Duration = Duration::from_secs(5);
+pub(super) const CLOSE_STEP_MAX: Duration = Duration::from_secs(5);
 /// A token is a generation and a delivery tag: 24 bits and 40.
 const TAG_BITS: u32 = 40;
 
@@ -54,93 +51,8 @@ pub(super) struct Tally {
 /// The tallies by queue.
 pub(super) type Tallies = std::sync::Mutex<BTreeMap<String, Arc<Tally>>>;
 
-type Opening = BoxFuture<'static, (LaneId, Result<Option<RabbitLane>, BrokerError>)>;
-
-/// Hands out as many lanes as the subscription has consumers.
-pub(super) struct RabbitLanes {
-    link: Arc<Link>,
-    source: Arc<Source>,
-    generations: Generations,
-    tally: Arc<Tally>,
-    /// Kept here rather than in `next`, so that a cancelled `next` loses no lane.
-    opening: FuturesUnordered<Opening>,
-}
-
-impl RabbitLanes {
-    pub(super) fn new(
-        link: Arc<Link>,
-        source: Arc<Source>,
-        generations: Generations,
-        tally: Arc<Tally>,
-    ) -> Self {
-        let consumers = source.settings.consumers.get();
-        let mut lanes = Self { link, source, generations, tally, opening: FuturesUnordered::new() };
-        (1..=consumers).for_each(|number| lanes.release(LaneId(number.to_string().into())));
-        lanes.open_if_needed(LaneId::suspects());
-        lanes
-    }
-
-    /// Opens the lane of the suspects if there are any.
-    fn open_if_needed(&mut self, lane: LaneId) {
-        let (link, source) = (self.link.clone(), self.source.clone());
-        let (generations, tally) = (self.generations.clone(), self.tally.clone());
-        self.opening.push(Box::pin(async move {
-            let suspects = topology::suspects_name(&source.settings);
-            let opened = match topology::count(&link, &suspects).await {
-                // Missing where it is not ours to declare: then there are none.
-                Err(error) if error.fault == Fault::Missing => Ok(None),
-                Err(error) => Err(error),
-                Ok((0, _)) => Ok(None),
-                Ok(_) => {
-                    RabbitLane::open(&link, &source, &lane, &generations, tally).await.map(Some)
-                }
-            };
-            (lane, opened)
-        }));
-    }
-}
-
-#[async_trait]
-impl Lanes for RabbitLanes {
-    async fn next(&mut self) -> LaneEvent {
-        loop {
-            match self.opening.next().await {
-                Some((id, Ok(Some(lane)))) => return LaneEvent::Opened(id, Box::new(lane)),
-                Some((_, Ok(None))) => {}
-                Some((id, Err(error))) => return LaneEvent::Failed(id, error),
-                // All lanes are out: the next thing to happen is a release, which needs `self`.
-                None => std::future::pending().await,
-            }
-        }
-    }
-
-    fn release(&mut self, lane: LaneId) {
-        let (link, source) = (self.link.clone(), self.source.clone());
-        let (generations, tally) = (self.generations.clone(), self.tally.clone());
-        self.opening.push(Box::pin(async move {
-            let opened = RabbitLane::open(&link, &source, &lane, &generations, tally).await;
-            (lane, opened.map(Some))
-        }));
-    }
-
-    /// Lets what is being opened come to its end: dropped half way, it would leave a consumer at the server
-    /// that is delivered to and that nobody drains.
-    async fn close(&mut self) {
-        let opened = async {
-            while let Some((_, opened)) = self.opening.next().await {
-                if let Ok(Some(mut lane)) = opened {
-                    let _ = lane.wind_down().await;
-                }
-            }
-        };
-        // Without an answer there is no connection that a consumer could be left on.
-        let _ = timeout(CLOSE_STEP_MAX, opened).await;
-        self.opening.clear();
-    }
-}
-
 /// A channel with one consumer.
-struct RabbitLane {
+pub(super) struct RabbitLane {
     /// Keeps the connection alive as long as the lane.
     _live: Arc<Live>,
     channel: Channel,
@@ -161,7 +73,7 @@ struct RabbitLane {
 
 /// An end that can be told more than once.
 #[derive(Clone)]
-enum BrokerEnd {
+pub(super) enum BrokerEnd {
     Cancelled,
     Lost(BrokerError),
 }
@@ -176,7 +88,7 @@ impl From<BrokerEnd> for LaneEnd {
 }
 
 impl RabbitLane {
-    async fn open(
+    pub(super) async fn open(
         link: &Link,
         source: &Source,
         lane: &LaneId,
@@ -331,7 +243,7 @@ impl RabbitLane {
     ///
     /// An acknowledgement has no answer, and a channel that closes right after the last one loses some in most
     /// runs (measured). It loses none after a cancel that was answered: that goes the same way to the queue.
-    async fn wind_down(&mut self) -> Result<(), BrokerEnd> {
+    pub(super) async fn wind_down(&mut self) -> Result<(), BrokerEnd> {
         match (self.single_active, &self.end) {
             (true, None) => self.settle_in_order().await?,
             _ => self.settle_and_return().await?,

@@ -11,6 +11,7 @@ mod dead_letters;
 mod envelope;
 mod fault;
 mod lane;
+mod lanes;
 mod ledger;
 mod letter;
 mod outlet;
@@ -24,7 +25,8 @@ use std::{env, fs, process};
 use async_trait::async_trait;
 
 use self::connection::{Address, Engine, Link};
-use self::lane::{Generations, RabbitLanes, Tallies, Tally};
+use self::lane::{Generations, Tallies, Tally};
+use self::lanes::RabbitLanes;
 use self::publisher::RabbitPublisher;
 use self::topology::Plan;
 use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Publisher, Source};
