@@ -213,7 +213,7 @@ impl Service {
         Ok(())
     }
 
-    /// Lets a subscription go on that was paused, or given up.
+    /// Lets a subscription go on that was paused, or given up. A pause that is under way comes to its end first.
     ///
     /// # Errors
     /// There is no such subscription, or the service has stopped.

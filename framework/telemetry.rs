@@ -184,6 +184,15 @@ pub(crate) fn restarts_spent(subscription: &str, why: &str) {
     );
 }
 
+/// A consumer panicked.
+pub(crate) fn consumer_broke(subscription: &str, why: &str) {
+    tracing::error!(
+        subscription,
+        why,
+        "a consumer panicked, which is a bug of redeliver: the subscription is paused; report it, then resume"
+    );
+}
+
 /// Retry tables were swapped.
 pub(crate) fn reloaded(file: &str) {
     tracing::info!(file, "retry policy reloaded");

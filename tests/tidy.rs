@@ -33,8 +33,10 @@ const UNBOUNDED_SENDS: &[(&str, &str, &str)] = &[
 ];
 
 /// Channels without a bound of their own, and what bounds them.
-const UNBOUNDED_CHANNELS: &[(&str, &str)] =
-    &[("framework/actors/supervisor.rs", "each lane is released once for each time it was opened")];
+const UNBOUNDED_CHANNELS: &[(&str, &str)] = &[
+    ("framework/actors/opener.rs", "each lane is released once for each time it was opened"),
+    ("framework/actors/supervisor.rs", "each letter has at least one message with a permit"),
+];
 
 /// Where something is printed, and why.
 const PRINTS: &[(&str, &str)] =

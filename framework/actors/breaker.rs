@@ -15,6 +15,8 @@ pub(super) struct Gate {
     breaker: Breaker,
     /// When the pause of an open breaker ends.
     open_until: Option<Instant>,
+    /// From when on a suspect may probe, if nothing else did.
+    suspects_from: Option<Instant>,
 }
 
 /// What may be handed out.
@@ -27,7 +29,7 @@ pub(super) struct Granted {
 
 impl Gate {
     pub(super) fn new(policy: BreakerPolicy) -> Self {
-        Self { breaker: Breaker::new(policy), open_until: None }
+        Self { breaker: Breaker::new(policy), open_until: None, suspects_from: None }
     }
 
     /// How many may be pulled, where `room` would be without a breaker.
@@ -57,6 +59,19 @@ impl Gate {
             BreakerState::Open => self.open_until,
             BreakerState::Closed | BreakerState::HalfOpen => None,
         }
+    }
+
+    /// Whether a suspect may be taken and handed out.
+    ///
+    /// What runs alone keeps every other message from probing, and a suspect may be one that always fails. So it
+    /// probes only when there was nothing else to probe with for as long as the pause once more.
+    pub(super) fn lets_suspect(&self, now: Instant) -> bool {
+        !self.is_open() || self.suspects_from.is_some_and(|from| from <= now)
+    }
+
+    /// When a suspect may probe, while it is open.
+    pub(super) fn lets_suspect_at(&self) -> Option<Instant> {
+        self.suspects_from
     }
 
     /// Whether it holds messages back.
@@ -104,10 +119,12 @@ impl Gate {
         match change {
             Change::Opened { pause } => {
                 self.open_until = Some(now + pause);
+                self.suspects_from = now.checked_add(pause.saturating_mul(2));
                 telemetry::breaker_opened(scope.name(), pause);
             }
             Change::Closed => {
                 self.open_until = None;
+                self.suspects_from = None;
                 telemetry::breaker_closed(scope.name());
             }
         }

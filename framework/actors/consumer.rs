@@ -6,11 +6,13 @@
 //!
 //! The actor outlives its lanes: when one is lost, it waits for the next and knows what still runs.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::panic::AssertUnwindSafe;
 use std::rc::Rc;
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::FutureExt;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::Instant;
 
@@ -20,7 +22,7 @@ use super::retrier::Errand;
 use super::shared::Shared;
 use super::supervisor::Holding;
 use crate::broker::{Lane, LaneEnd, LaneId, Recall};
-use crate::pipeline::Work;
+use crate::pipeline::{Work, panic_message};
 use crate::telemetry;
 
 /// How long a stopping process looks for a suspect that is on its way here.
@@ -35,6 +37,8 @@ const PUT_BACK_MAX: Duration = Duration::from_secs(2);
 pub(super) struct LaneDown {
     pub(super) lane: LaneId,
     pub(super) why: Down,
+    /// Of the lanes that it was one of.
+    pub(super) epoch: u64,
 }
 
 /// Why a consumer has no lane any more.
@@ -44,15 +48,21 @@ pub(super) enum Down {
     Ended(LaneEnd),
     /// It delivered nothing though the broker has something.
     Stalled,
+    /// The consumer itself panicked: nothing that it knew can be relied on.
+    Panicked(String),
 }
 
 /// An open lane for this consumer to drain.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Attach(pub(super) Box<dyn Lane>);
+pub(super) struct Attach {
+    pub(super) lane: Box<dyn Lane>,
+    /// Of the lanes that it is one of: raised each time the subscription is held.
+    pub(super) epoch: u64,
+}
 
 /// Receive no more, finish what runs until `deadline`, close the lane; answers how many messages
-/// were given back with their handlers still running.
+/// were given back with their handlers still running. Told twice, the earlier deadline counts.
 #[derive(Message)]
 #[rtype(result = "usize")]
 pub(super) struct WindDown {
@@ -63,15 +73,24 @@ pub(super) struct WindDown {
 pub(super) struct Consumer {
     lane: LaneId,
     supervisor: Recipient<LaneDown>,
-    /// Away while a lane is drained.
+    /// Away while a lane is drained, and until nothing of it runs any more.
     desk: Option<Desk>,
-    commands: Option<mpsc::Sender<(Instant, oneshot::Sender<usize>)>>,
-    /// The next lane, which came before the desk was back from the last one.
-    next: Option<Box<dyn Lane>>,
-    /// Told when there is one.
-    next_came: Rc<Notify>,
+    commands: Option<mpsc::Sender<Order>>,
+    next: Rc<Next>,
     holding: Rc<Cell<Holding>>,
 }
+
+/// The next lane, which came before the desk was back from the last one.
+#[derive(Default)]
+struct Next {
+    lane: RefCell<Option<Attach>>,
+    /// Told when there is one.
+    came: Notify,
+}
+
+/// To wind down until a deadline, and who wants to know what was left running.
+type Order = (Instant, oneshot::Sender<usize>);
+type Orders = mpsc::Receiver<Order>;
 
 /// What the consumer holds right now.
 #[derive(Message)]
@@ -88,34 +107,48 @@ impl Consumer {
     ) -> Self {
         let holding = Rc::new(Cell::new(Holding::default()));
         let desk = Desk::new(index, lane.clone(), shared, links, Rc::clone(&holding));
-        let next_came = Rc::default();
-        Self { lane, supervisor, desk: Some(desk), commands: None, next: None, next_came, holding }
+        Self { lane, supervisor, desk: Some(desk), commands: None, next: Rc::default(), holding }
     }
 
-    /// Takes note of a lane's end. What still runs gives its permits back before the desk rests.
-    fn end(&mut self, mut desk: Desk, down: Option<Down>, ctx: &mut Context<Self>) {
-        self.commands = None;
-        let is_revoked = matches!(down, Some(Down::Ended(LaneEnd::Revoked)));
-        if let Some(why) = down {
-            let lane = self.lane.clone();
-            self.supervisor.do_send(LaneDown { lane, why });
-        }
-        if !is_revoked {
-            return self.rest(desk, ctx);
-        }
-        desk.tenure.revoke();
-        let next_came = Rc::clone(&self.next_came);
-        let run_out = async move {
-            run_out(&mut desk, &next_came).await;
-            desk
+    /// Drains a lane to its end, and takes in what still runs then.
+    fn attend(
+        &mut self,
+        Attach { mut lane, epoch }: Attach,
+        mut desk: Desk,
+        ctx: &mut Context<Self>,
+    ) {
+        let (commands, mut orders) = mpsc::channel(1);
+        self.commands = Some(commands);
+        let (next, supervisor, id) =
+            (Rc::clone(&self.next), self.supervisor.clone(), self.lane.clone());
+        let attended = async move {
+            let drained = drain(lane.as_mut(), &mut desk, &mut orders);
+            let drained = AssertUnwindSafe(drained).catch_unwind().await;
+            let down = drained.unwrap_or_else(|panic| Some(Down::Panicked(panic_message(&*panic))));
+            let is_broken = matches!(down, Some(Down::Panicked(_)));
+            if matches!(down, Some(Down::Ended(LaneEnd::Revoked))) {
+                desk.tenure.revoke();
+            }
+            if let Some(why) = down {
+                supervisor.do_send(LaneDown { lane: id, why, epoch });
+            }
+            if is_broken {
+                let _ = lane.close().await;
+                return None;
+            }
+            drop(lane);
+            run_out(&mut desk, &mut orders, &next).await;
+            Some(desk)
         };
-        ctx.spawn(run_out.into_actor(self).map(|desk, consumer, ctx| consumer.rest(desk, ctx)));
+        ctx.spawn(attended.into_actor(self).map(|desk, consumer, ctx| consumer.rest(desk, ctx)));
     }
 
-    fn rest(&mut self, desk: Desk, ctx: &mut Context<Self>) {
-        self.desk = Some(desk);
-        if let Some(lane) = self.next.take() {
-            ctx.notify(Attach(lane));
+    fn rest(&mut self, desk: Option<Desk>, ctx: &mut Context<Self>) {
+        self.commands = None;
+        let next = self.next.lane.take();
+        match (next, desk) {
+            (Some(next), Some(desk)) => self.attend(next, desk, ctx),
+            (_, desk) => self.desk = desk,
         }
     }
 }
@@ -127,15 +160,15 @@ impl Actor for Consumer {
 impl Handler<Attach> for Consumer {
     type Result = ();
 
-    fn handle(&mut self, Attach(lane): Attach, ctx: &mut Context<Self>) {
-        let Some(desk) = self.desk.take() else {
-            self.next = Some(lane);
-            return self.next_came.notify_one();
-        };
-        let (commands, orders) = mpsc::channel(1);
-        self.commands = Some(commands);
-        let drained = drain(lane, desk, orders).into_actor(self);
-        ctx.spawn(drained.map(|(desk, down), consumer, ctx| consumer.end(desk, down, ctx)));
+    fn handle(&mut self, attach: Attach, ctx: &mut Context<Self>) {
+        if let Some(desk) = self.desk.take() {
+            return self.attend(attach, desk, ctx);
+        }
+        if let Some(Attach { mut lane, .. }) = self.next.lane.replace(Some(attach)) {
+            // Overtaken by another: what it was delivered goes back.
+            actix_rt::spawn(async move { lane.close().await });
+        }
+        self.next.came.notify_one();
     }
 }
 
@@ -143,8 +176,12 @@ impl Handler<WindDown> for Consumer {
     type Result = ResponseFuture<usize>;
 
     fn handle(&mut self, WindDown { deadline }: WindDown, _: &mut Context<Self>) -> Self::Result {
-        let commands = self.commands.clone();
+        let (commands, next) = (self.commands.clone(), self.next.lane.take());
         Box::pin(async move {
+            if let Some(Attach { mut lane, .. }) = next {
+                // It was delivered to, and nobody would ever drain it.
+                let _ = lane.close().await;
+            }
             let (reply, left) = oneshot::channel();
             match commands {
                 Some(commands) if commands.send((deadline, reply)).await.is_ok() => {
@@ -165,14 +202,8 @@ impl Handler<Count> for Consumer {
     }
 }
 
-type Orders = mpsc::Receiver<(Instant, oneshot::Sender<usize>)>;
-
 /// Drains `lane` until it ends or is told to wind down. The whole life of a consumer in one place.
-async fn drain(
-    mut lane: Box<dyn Lane>,
-    mut desk: Desk,
-    mut orders: Orders,
-) -> (Desk, Option<Down>) {
+async fn drain(lane: &mut dyn Lane, desk: &mut Desk, orders: &mut Orders) -> Option<Down> {
     desk.open(lane.generation());
     let shared = Rc::clone(&desk.shared);
     let mut recalled = lane.recalled();
@@ -182,7 +213,7 @@ async fn drain(
         desk.hand_out();
         desk.note_starved();
         desk.show();
-        if let Err(end) = desk.settle_at(lane.as_mut()).await {
+        if let Err(end) = desk.settle_at(lane).await {
             break Down::Ended(end);
         }
         let room = desk.room();
@@ -190,14 +221,14 @@ async fn drain(
         tokio::select! {
             biased;
             Some((deadline, reply)) = orders.recv() => {
-                let left = wind_down(lane.as_mut(), &mut desk, deadline).await;
+                let left = wind_down(lane, desk, deadline, vec![reply], orders).await;
                 desk.lose();
-                let _ = reply.send(left);
-                return (desk, None);
+                left.tell();
+                return None;
             }
             recall = &mut recalled => {
                 if let Recall::Until(deadline) = recall {
-                    wind_down(lane.as_mut(), &mut desk, deadline).await;
+                    wind_down(lane, desk, deadline, Vec::new(), orders).await.tell();
                 }
                 break Down::Ended(LaneEnd::Revoked);
             }
@@ -210,7 +241,7 @@ async fn drain(
                 Err(end) => break Down::Ended(end),
             },
             () = tokio::time::sleep_until(wake_at) => {
-                if desk.is_suspicious(lane.as_ref()).await {
+                if desk.is_suspicious(lane).await {
                     break Down::Stalled;
                 }
             }
@@ -219,30 +250,75 @@ async fn drain(
     desk.lose();
     // What the channel still knows goes back now, not when it times out.
     let _ = lane.close().await;
-    (desk, Some(end))
+    Some(end)
 }
 
-/// Takes in what comes of messages whose lane is somebody else's, until nothing runs any more or there is a new lane.
-async fn run_out(desk: &mut Desk, next_came: &Notify) {
-    while desk.running + desk.carrying > 0 {
+/// Takes in what comes of messages whose lane is gone, until nothing runs any more or there is a new lane.
+///
+/// Their permits are for the other lanes meanwhile, and whoever looks sees what is still held.
+async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
+    let mut left = Left::default();
+    let mut deadline = None;
+    while desk.running + desk.carrying > 0 && next.lane.borrow().is_none() {
+        desk.show_all();
         tokio::select! {
             biased;
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(work) = desk.carried.recv() => desk.is_carried(work),
-            () = next_came.notified() => return,
+            () = next.came.notified() => {}
+            Some((sooner, reply)) = orders.recv() => {
+                deadline = Some(deadline.map_or(sooner, |until: Instant| until.min(sooner)));
+                left.replies.push(reply);
+            }
+            () = until(deadline) => {
+                left.count = desk.running;
+                std::mem::take(&mut left).tell();
+                deadline = None;
+            }
         }
     }
-    desk.show();
+    left.count = desk.running;
+    left.tell();
+    desk.show_all();
 }
 
-/// Finishes what runs, as far as the time allows; the number of handlers that were left running.
-async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> usize {
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// How many handlers were left running, and who wants to know.
+#[derive(Default)]
+struct Left {
+    count: usize,
+    replies: Vec<oneshot::Sender<usize>>,
+}
+
+impl Left {
+    fn tell(self) {
+        for reply in self.replies {
+            let _ = reply.send(self.count);
+        }
+    }
+}
+
+/// Finishes what runs, as far as the time allows.
+async fn wind_down(
+    lane: &mut dyn Lane,
+    desk: &mut Desk,
+    mut deadline: Instant,
+    mut replies: Vec<oneshot::Sender<usize>>,
+    orders: &mut Orders,
+) -> Left {
     if desk.suspects {
         take_in_suspect(lane, desk).await;
     }
     desk.winding_down = true;
     desk.send_parked_away();
-    let mut left = loop {
+    let mut count = loop {
+        desk.show();
         let settled = desk.settle_at(lane).await;
         let busy = desk.running + desk.carrying;
         if busy == 0 || settled.is_err() {
@@ -252,18 +328,23 @@ async fn wind_down(lane: &mut dyn Lane, desk: &mut Desk, deadline: Instant) -> u
             biased;
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(work) = desk.carried.recv() => desk.is_carried(work),
+            // A stop does not wait for as long as the pause that it came into.
+            Some((sooner, reply)) = orders.recv() => {
+                deadline = deadline.min(sooner);
+                replies.push(reply);
+            }
             () = tokio::time::sleep_until(deadline) => break busy,
         }
     };
     if desk.suspects && desk.running > 0 {
         // Given back as it is, it would look as if the process had died of it.
-        left = put_back_suspect(lane, desk).await;
+        count = put_back_suspect(lane, desk).await;
     }
     desk.winding_down = false;
     if let Err(end) = lane.close().await {
         telemetry::close_failed(desk.shared.scope.name(), &desk.lane, &end);
     }
-    left
+    Left { count, replies }
 }
 
 /// Takes in a suspect that was delivered and not looked at yet: returned unseen, it would look as

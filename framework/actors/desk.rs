@@ -154,7 +154,8 @@ impl Desk {
             return 0;
         }
         if self.suspects {
-            return usize::from(self.running + self.ready.len() + self.carrying == 0);
+            let is_free = self.running + self.ready.len() + self.carrying == 0;
+            return usize::from(is_free && shared.gate.borrow().lets_suspect(now));
         }
         let busy = self.running + self.ready.len();
         let mut room = settings.in_flight_max.get().saturating_sub(busy);
@@ -166,10 +167,20 @@ impl Desk {
         shared.gate.borrow().room(room, self.now)
     }
 
-    /// Shows to inspectors what is held.
+    /// Shows to inspectors all that is held, to the last.
+    pub(super) fn show_all(&mut self) {
+        self.now = Instant::now();
+        self.show_with_age(true);
+    }
+
+    /// Shows to inspectors what is held; of the oldest message not more often than anybody can tell.
     pub(super) fn show(&mut self) {
+        self.show_with_age(self.now.duration_since(self.shown_at) >= SHOWN_AGE_MAX);
+    }
+
+    fn show_with_age(&mut self, is_due: bool) {
         let mut shown = self.holding.get();
-        if self.now.duration_since(self.shown_at) >= SHOWN_AGE_MAX {
+        if is_due {
             self.shown_at = self.now;
             shown.oldest = self.ledger.oldest();
             self.shown_is_old = false;
@@ -268,6 +279,11 @@ impl Desk {
         if !self.suspects {
             return !self.shared.alone.get();
         }
+        if !self.shared.gate.borrow().lets_suspect(self.now) {
+            // The others find out whether what all depend on is back.
+            self.shared.leave_alone();
+            return false;
+        }
         if !self.ready.is_empty() {
             self.shared.alone.set(true);
         }
@@ -354,7 +370,9 @@ impl Desk {
     pub(super) fn wake_at(&self) -> Instant {
         let stall = self.last_delivery + self.settings().stall_after;
         // Once its pause is over, the breaker waits for a message to probe with, not for time.
-        let gate = self.shared.gate.borrow().opens_at().filter(|at| *at > self.now);
+        let gate = self.shared.gate.borrow();
+        let opens_at = if self.suspects { gate.lets_suspect_at() } else { gate.opens_at() };
+        let gate = opens_at.filter(|at| *at > self.now);
         // Nothing is handed out while a suspect runs; the end of that wakes us.
         let parked = self.parked.next_due().filter(|_| !self.shared.alone.get());
         let store = self.shared.store_down_until.get();

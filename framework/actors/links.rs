@@ -29,7 +29,7 @@ struct LinkedRoute {
 
 /// The queue of one handler actor, and what is about to be put there.
 struct Link {
-    queue: mpsc::Sender<Dispatch>,
+    queue: mpsc::UnboundedSender<Dispatch>,
     letter: Letter,
 }
 
@@ -41,7 +41,7 @@ impl Clone for Link {
 
 impl Links {
     /// `routes`: the type and the queues of each handler.
-    pub(super) fn new(routes: Vec<(Option<String>, Vec<mpsc::Sender<Dispatch>>)>) -> Self {
+    pub(super) fn new(routes: Vec<(Option<String>, Vec<mpsc::UnboundedSender<Dispatch>>)>) -> Self {
         let fallback = routes.iter().position(|(kind, _)| kind.is_none());
         let typed = routes.iter().any(|(kind, _)| kind.is_some());
         let link = |queue| Link { queue, letter: Vec::new() };
@@ -83,9 +83,9 @@ impl Links {
                 let letter = std::mem::replace(&mut link.letter, Vec::with_capacity(capacity));
                 let dispatch =
                     Dispatch { letter, reply: reply.clone(), tenure: Arc::clone(tenure) };
-                // Room for every message that may run. The seat keeps the other end for as long as
-                // the subscription lives.
-                let _ = link.queue.try_send(dispatch);
+                // Bounded by the permits of all lanes, however many there are: a letter that was turned away would be
+                // lost with its permits. The seat keeps the other end for as long as the subscription lives.
+                let _ = link.queue.send(dispatch);
             }
         }
     }

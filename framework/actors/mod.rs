@@ -20,6 +20,7 @@
 //! | a handler actor stops or dies otherwise | its messages start again, uncounted; it is made anew after a delay, within the restart budget |
 //! | the budget is spent | the subscription is held and unhealthy, or the process exits, as configured |
 //! | a lane ends or stalls | it is opened again, for ever; its consumer waits and recognises what comes back |
+//! | a consumer panics | the subscription is held and unhealthy: what it knew of its messages may be wrong |
 //! | a lane is given to another process | what its handlers still do is cancelled, and what comes of it is ignored |
 //! | a copy is not confirmed | it is made again, for ever; the original stays with the broker |
 
@@ -39,10 +40,12 @@ mod letter;
 mod life;
 mod links;
 pub mod lock_keeper;
+mod opener;
 mod orphans;
 mod outbox;
 mod panics;
 mod parking;
+mod patience;
 mod pump;
 mod retrier;
 mod root;
@@ -51,6 +54,8 @@ mod shared;
 mod slots;
 mod supervisor;
 mod tenure;
+#[cfg(all(test, feature = "testing"))]
+mod tests;
 mod ticket;
 
 pub use answer::IntoRunning;

@@ -62,7 +62,7 @@ pub(super) trait Station<A: Actor, T> {
 /// The future that lives in a handler actor's context.
 struct Pump<T, S, F, M> {
     seat: Arc<Seat>,
-    inbox: Option<mpsc::Receiver<Dispatch>>,
+    inbox: Option<mpsc::UnboundedReceiver<Dispatch>>,
     workplace: Rc<Workplace<T>>,
     station: S,
     slots: Slots<F>,

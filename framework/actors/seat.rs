@@ -25,7 +25,7 @@ pub(crate) struct Seat {
     pub(crate) index: usize,
     pub(crate) scope: Arc<Scope>,
     /// The queue of work, while no actor has it.
-    inbox: Mutex<Option<mpsc::Receiver<Dispatch>>>,
+    inbox: Mutex<Option<mpsc::UnboundedReceiver<Dispatch>>>,
     /// Told when an actor has left the seat.
     exits: mpsc::Sender<Exit>,
 }
@@ -52,19 +52,19 @@ impl Seat {
     pub(crate) fn new(
         index: usize,
         scope: Arc<Scope>,
-        inbox: mpsc::Receiver<Dispatch>,
+        inbox: mpsc::UnboundedReceiver<Dispatch>,
         exits: mpsc::Sender<Exit>,
     ) -> Self {
         Self { index, scope, inbox: Mutex::new(Some(inbox)), exits }
     }
 
     /// The queue of work, for the actor that sits down; `None` if another has it.
-    pub(super) fn take(&self) -> Option<mpsc::Receiver<Dispatch>> {
+    pub(super) fn take(&self) -> Option<mpsc::UnboundedReceiver<Dispatch>> {
         self.inbox.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// The queue of work, for the next actor.
-    pub(super) fn give_back(&self, inbox: mpsc::Receiver<Dispatch>) {
+    pub(super) fn give_back(&self, inbox: mpsc::UnboundedReceiver<Dispatch>) {
         *self.inbox.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
     }
 

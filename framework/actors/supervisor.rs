@@ -15,14 +15,16 @@ use super::breaker::Gate;
 use super::consumer::{Attach, Consumer, Down, LaneDown, WindDown};
 use super::handlers::{Handlers, Route};
 use super::links::Links;
+use super::opener::{NotOpened, Opened, Opener};
+use super::patience::Patience;
 use super::retrier::Retrier;
 use super::seat::{Exit, ExitReason, Seat};
 use super::shared::{Shared, Suspected};
-use crate::broker::{Broker, Lane, LaneEnd, LaneEvent, LaneId, Lanes};
+use crate::broker::{Broker, LaneEnd, LaneId};
 use crate::config::{self, OnRestartsSpent};
 use crate::health::{HealthCell, SubscriptionState};
 use crate::pipeline::Scope;
-use crate::retry::{RestartBudget, Schedule};
+use crate::retry::RestartBudget;
 use crate::telemetry;
 
 /// Everything a subscription is made of, ready to be sent to its arbiter.
@@ -75,15 +77,32 @@ pub(crate) struct Supervisor {
     exits: (mpsc::Sender<Exit>, Option<mpsc::Receiver<Exit>>),
     shared: Option<Rc<Shared>>,
     links: Option<Links>,
-    consumers: HashMap<LaneId, Attended>,
+    consumers: HashMap<LaneId, Addr<Consumer>>,
+    /// How many consumers were made: each has a number of its own.
+    consumer_count: u32,
+    /// When to open lanes again.
+    lanes: HashMap<LaneId, Patience>,
     opener: Option<Opener>,
     budget: RestartBudget,
     /// Seats whose actors keep dying; filled again when somebody resumes the subscription.
     vacant: Vec<usize>,
-    /// Raised each time the subscription is held.
+    /// Raised each time the subscription is held: what was begun before concerns none of its lanes any more.
     epoch: u64,
-    /// The lane of the suspects was asked for.
-    suspects_asked: bool,
+    /// How many times it is being held, and not all at rest yet.
+    halting: usize,
+    /// It was resumed while it was being held.
+    resumes: bool,
+    suspects: Suspects,
+}
+
+/// Where the lane of the suspects is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Suspects {
+    /// Not open, and nobody asked for it.
+    Away,
+    /// It was asked for.
+    Asked,
+    Open,
 }
 
 /// A handler's seat, and where its actors live.
@@ -91,12 +110,7 @@ struct Place {
     seat: Arc<Seat>,
     route: usize,
     arbiter: Option<Arbiter>,
-    delays: Schedule,
-}
-
-struct Attended {
-    address: Addr<Consumer>,
-    delays: Schedule,
+    patience: Patience,
 }
 
 impl Supervisor {
@@ -116,43 +130,47 @@ impl Supervisor {
             shared: None,
             links: None,
             consumers: HashMap::new(),
+            consumer_count: 0,
+            lanes: HashMap::new(),
             opener: None,
             budget,
             vacant: Vec::new(),
             epoch: 0,
-            suspects_asked: false,
+            halting: 0,
+            resumes: false,
+            suspects: Suspects::Away,
         }
     }
 
     /// Makes the seats and puts the first actors into them.
     fn seat_handlers(&mut self) -> Links {
         let count = self.scope.settings.handlers.get();
-        let lanes = self.scope.settings.consumers.get();
         let arbiters = count > 1 && self.threads;
-        // Each letter has at least one message that runs, so there is always room for one more.
-        let capacity = self.scope.settings.in_flight_max.get() * lanes.max(64);
         let mut routes = Vec::new();
         for (route, Route { kind, .. }) in self.handlers.routes.iter().enumerate() {
             let mut queues = Vec::new();
             for _ in 0..count {
-                let (queue, inbox) = mpsc::channel(capacity);
+                // Bounded by the permits: each letter has at least one message that runs. How many lanes there
+                // will be is the broker's to say.
+                let (queue, inbox) = mpsc::unbounded_channel();
                 let (scope, exits) = (Arc::clone(&self.scope), self.exits.0.clone());
                 let seat = Arc::new(Seat::new(self.seats.len(), scope, inbox, exits));
                 let arbiter = arbiters.then(Arbiter::new);
-                let delays = Schedule::default();
-                self.seats.push(Place { seat, route, arbiter, delays });
+                self.seats.push(Place { seat, route, arbiter, patience: Patience::default() });
                 queues.push(queue);
             }
             routes.push((kind.clone(), queues));
         }
-        for place in &self.seats {
-            self.fill(place);
+        for index in 0..self.seats.len() {
+            self.fill(index);
         }
         Links::new(routes)
     }
 
     /// Starts an actor in a seat.
-    fn fill(&self, place: &Place) {
+    fn fill(&mut self, index: usize) {
+        let place = &mut self.seats[index];
+        place.patience.note_made();
         let (host, seat) =
             (Arc::clone(&self.handlers.routes[place.route].host), Arc::clone(&place.seat));
         match &place.arbiter {
@@ -167,17 +185,16 @@ impl Supervisor {
     fn open_lanes(&mut self, ctx: &mut Context<Self>) {
         if self.opener.is_none() {
             let lanes = self.broker.lanes(self.scope.source.load_full());
-            self.opener = Some(Opener::start(lanes, ctx.address()));
+            self.opener = Some(Opener::start(lanes, ctx.address(), self.epoch));
         }
         self.health.update(|health| health.state = SubscriptionState::Running);
     }
 
     fn reopen(&mut self, lane: LaneId, why: &dyn std::fmt::Display, ctx: &mut Context<Self>) {
-        let delays = match self.consumers.get_mut(&lane) {
-            Some(attended) => &mut attended.delays,
-            None => &mut Schedule::default(),
-        };
-        let delay = delays.next_delay();
+        if lane.is_suspects() {
+            self.suspects = Suspects::Asked;
+        }
+        let delay = self.lanes.entry(lane.clone()).or_default().next_delay();
         telemetry::lane_down(self.scope.name(), &lane, why, delay);
         self.scope.metrics.lanes_reopened.inc();
         self.health.update(|health| {
@@ -192,6 +209,25 @@ impl Supervisor {
         });
     }
 
+    /// Lets it go on after it was held.
+    fn resume(&mut self, ctx: &mut Context<Self>) {
+        self.scope.metrics.given_up.set(0);
+        for seat in std::mem::take(&mut self.vacant) {
+            self.fill(seat);
+        }
+        self.open_lanes(ctx);
+    }
+
+    /// A consumer panicked. Whatever it knew of its messages may be wrong, so nothing goes on as if it were not: all
+    /// of it goes back to the broker, and health says so until somebody resumes it.
+    fn give_up(&mut self, lane: LaneId, panic: &str, ctx: &mut Context<Self>) {
+        self.consumers.remove(&lane);
+        self.scope.metrics.given_up.set(1);
+        let reason = format!("the consumer of lane {lane} panicked: {panic}");
+        telemetry::consumer_broke(self.scope.name(), &reason);
+        ctx.notify(Halt { deadline: Instant::now(), state: SubscriptionState::Failed(reason) });
+    }
+
     fn handler_left(&mut self, Exit { seat, why }: Exit, ctx: &mut Context<Self>) {
         let why = match why {
             ExitReason::Finished => return,
@@ -199,7 +235,7 @@ impl Supervisor {
             ExitReason::Panicked => {
                 self.scope.metrics.restarts.inc();
                 telemetry::handler_restarted(self.scope.name(), "it panicked over a message");
-                self.fill(&self.seats[seat]);
+                self.fill(seat);
                 return;
             }
             ExitReason::Died(why) => why,
@@ -207,8 +243,8 @@ impl Supervisor {
         self.scope.metrics.restarts.inc();
         if self.budget.try_spend(Instant::now().into_std()) {
             telemetry::handler_restarted(self.scope.name(), &why);
-            let delay = self.seats[seat].delays.next_delay();
-            ctx.run_later(delay, move |supervisor, _| supervisor.fill(&supervisor.seats[seat]));
+            let delay = self.seats[seat].patience.next_delay();
+            ctx.run_later(delay, move |supervisor, _| supervisor.fill(seat));
             return;
         }
         self.vacant.push(seat);
@@ -268,11 +304,10 @@ impl Handler<Suspected> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Suspected: Suspected, _: &mut Context<Self>) {
-        let lane = LaneId::suspects();
         // Once open it stays; an opening that failed is tried again as any other.
-        if let (false, Some(opener)) = (self.suspects_asked, &self.opener) {
-            self.suspects_asked = true;
-            opener.release(lane);
+        if let (Suspects::Away, Some(opener)) = (self.suspects, &self.opener) {
+            self.suspects = Suspects::Asked;
+            opener.release(LaneId::suspects());
         }
     }
 }
@@ -286,9 +321,13 @@ impl StreamHandler<Exit> for Supervisor {
 impl Handler<LaneDown> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, LaneDown { lane, why }: LaneDown, ctx: &mut Context<Self>) {
+    fn handle(&mut self, LaneDown { lane, why, epoch }: LaneDown, ctx: &mut Context<Self>) {
         match why {
+            Down::Panicked(panic) => self.give_up(lane, &panic, ctx),
+            // All its lanes were given up since: they are opened anew when it is resumed.
+            _ if epoch != self.epoch => {}
             Down::Ended(LaneEnd::Revoked) => {
+                self.lanes.remove(&lane);
                 self.health.update(|health| {
                     health.lanes.remove(&*lane.0);
                 });
@@ -301,47 +340,43 @@ impl Handler<LaneDown> for Supervisor {
     }
 }
 
-/// A lane was opened.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct Opened(LaneId, Box<dyn Lane>);
-
 impl Handler<Opened> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, Opened(lane, mut open): Opened, ctx: &mut Context<Self>) {
-        if self.opener.is_none() {
-            // Held while it was being opened: what it has been delivered goes back.
-            actix_rt::spawn(async move { open.close().await });
+    fn handle(&mut self, opened: Opened, ctx: &mut Context<Self>) {
+        let Opened { id, mut lane, epoch } = opened;
+        let is_second = id.is_suspects() && self.suspects == Suspects::Open;
+        if epoch != self.epoch || is_second {
+            // Held while it was being opened, or asked for twice: what it has been delivered goes back.
+            actix_rt::spawn(async move { lane.close().await });
             return;
         }
         let (Some(shared), Some(links)) = (&self.shared, &self.links) else { return };
-        telemetry::lane_opened(self.scope.name(), &lane);
-        self.suspects_asked |= lane.is_suspects();
+        telemetry::lane_opened(self.scope.name(), &id);
+        if id.is_suspects() {
+            self.suspects = Suspects::Open;
+        }
         self.health.update(|health| {
-            health.lanes.insert(lane.to_string(), None);
+            health.lanes.insert(id.to_string(), None);
         });
-        let index = self.consumers.len() as u32;
-        let supervisor = ctx.address().recipient();
-        let attended = self.consumers.entry(lane.clone()).or_insert_with(|| {
-            let consumer = Consumer::new(index, lane, Rc::clone(shared), links.clone(), supervisor);
-            Attended { address: consumer.start(), delays: Schedule::default() }
+        self.lanes.entry(id.clone()).or_default().note_made();
+        let consumer = self.consumers.entry(id.clone()).or_insert_with(|| {
+            let index = self.consumer_count;
+            self.consumer_count += 1;
+            let supervisor = ctx.address().recipient();
+            Consumer::new(index, id, Rc::clone(shared), links.clone(), supervisor).start()
         });
-        attended.delays.restart();
-        attended.address.do_send(Attach(open));
+        consumer.do_send(Attach { lane, epoch });
     }
 }
-
-/// A lane could not be opened.
-#[derive(Message)]
-#[rtype(result = "()")]
-struct NotOpened(LaneId, String);
 
 impl Handler<NotOpened> for Supervisor {
     type Result = ();
 
-    fn handle(&mut self, NotOpened(lane, why): NotOpened, ctx: &mut Context<Self>) {
-        self.reopen(lane, &why, ctx);
+    fn handle(&mut self, NotOpened { id, why, epoch }: NotOpened, ctx: &mut Context<Self>) {
+        if epoch == self.epoch {
+            self.reopen(id, &why, ctx);
+        }
     }
 }
 
@@ -350,13 +385,13 @@ impl Handler<Halt> for Supervisor {
 
     fn handle(&mut self, Halt { deadline, state }: Halt, _: &mut Context<Self>) -> Self::Result {
         let opener = self.opener.take();
-        self.suspects_asked = false;
+        self.suspects = Suspects::Away;
         self.epoch += 1;
-        let wind_down: Vec<_> = self
-            .consumers
-            .values()
-            .map(|attended| attended.address.send(WindDown { deadline }))
-            .collect();
+        self.halting += 1;
+        self.resumes = false;
+        let epoch = self.epoch;
+        let wind_down: Vec<_> =
+            self.consumers.values().map(|consumer| consumer.send(WindDown { deadline })).collect();
         let halted = async move {
             let lanes = match opener {
                 Some(opener) => opener.stop().await,
@@ -368,11 +403,17 @@ impl Handler<Halt> for Supervisor {
             }
             left.into_iter().map(|left| left.unwrap_or(0)).sum()
         };
-        Box::pin(halted.into_actor(self).map(move |left, supervisor, _| {
-            supervisor.health.update(|health| {
-                health.state = state;
-                health.lanes.clear();
-            });
+        Box::pin(halted.into_actor(self).map(move |left, supervisor, ctx| {
+            supervisor.halting -= 1;
+            if supervisor.epoch == epoch {
+                supervisor.health.update(|health| {
+                    health.state = state;
+                    health.lanes.clear();
+                });
+            }
+            if supervisor.halting == 0 && std::mem::take(&mut supervisor.resumes) {
+                supervisor.resume(ctx);
+            }
             left
         }))
     }
@@ -382,11 +423,12 @@ impl Handler<Resume> for Supervisor {
     type Result = ();
 
     fn handle(&mut self, Resume: Resume, ctx: &mut Context<Self>) {
-        self.scope.metrics.given_up.set(0);
-        for seat in std::mem::take(&mut self.vacant) {
-            self.fill(&self.seats[seat]);
+        // Lanes that are opened beside those that are being closed would wait for their consumers, delivered to
+        // and not drained.
+        self.resumes = self.halting > 0;
+        if !self.resumes {
+            self.resume(ctx);
         }
-        self.open_lanes(ctx);
     }
 }
 
@@ -394,61 +436,10 @@ impl Handler<Inspect> for Supervisor {
     type Result = ResponseFuture<Vec<Holding>>;
 
     fn handle(&mut self, Inspect: Inspect, _: &mut Context<Self>) -> Self::Result {
-        let asked: Vec<_> = self
-            .consumers
-            .values()
-            .map(|attended| attended.address.send(super::consumer::Count))
-            .collect();
+        let asked: Vec<_> =
+            self.consumers.values().map(|consumer| consumer.send(super::consumer::Count)).collect();
         Box::pin(async move {
             futures_util::future::join_all(asked).await.into_iter().flatten().collect()
         })
-    }
-}
-
-/// The task that waits for lanes.
-struct Opener {
-    releases: mpsc::UnboundedSender<LaneId>,
-    task: tokio::task::JoinHandle<Box<dyn Lanes>>,
-}
-
-impl Opener {
-    fn start(mut lanes: Box<dyn Lanes>, supervisor: Addr<Supervisor>) -> Self {
-        // Bounded by the number of lanes: each is released once for each time it was opened.
-        let (releases, mut released) = mpsc::unbounded_channel();
-        let task = actix_rt::spawn(async move {
-            loop {
-                let event = tokio::select! {
-                    event = lanes.next() => event,
-                    lane = released.recv() => match lane {
-                        Some(lane) => {
-                            lanes.release(lane);
-                            continue;
-                        }
-                        None => break,
-                    },
-                };
-                let delivered = match event {
-                    LaneEvent::Opened(lane, open) => supervisor.send(Opened(lane, open)).await,
-                    LaneEvent::Failed(lane, error) => {
-                        supervisor.send(NotOpened(lane, error.to_string())).await
-                    }
-                };
-                if delivered.is_err() {
-                    break;
-                }
-            }
-            lanes
-        });
-        Self { releases, task }
-    }
-
-    fn release(&self, lane: LaneId) {
-        let _ = self.releases.send(lane);
-    }
-
-    /// Hands out no more lanes; those that are out are closed before this is.
-    async fn stop(self) -> Option<Box<dyn Lanes>> {
-        drop(self.releases);
-        self.task.await.ok()
     }
 }

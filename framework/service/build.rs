@@ -20,6 +20,9 @@ use crate::signals::{self, Heed};
 use crate::store::Locks;
 use crate::telemetry::{self, Metrics};
 
+#[cfg(all(test, feature = "testing"))]
+type Wrap = Box<dyn Fn(Arc<dyn Broker>) -> Arc<dyn Broker> + Send>;
+
 /// A service in the making.
 ///
 /// ```no_run
@@ -47,6 +50,8 @@ pub struct ServiceBuilder {
     clock: Clock,
     threads: bool,
     observer: Option<Arc<dyn Observer>>,
+    #[cfg(all(test, feature = "testing"))]
+    wrap: Option<Wrap>,
 }
 
 impl ServiceBuilder {
@@ -61,7 +66,19 @@ impl ServiceBuilder {
             clock: Clock::System,
             threads: true,
             observer: None,
+            #[cfg(all(test, feature = "testing"))]
+            wrap: None,
         }
+    }
+
+    /// Puts something of a test's between the service and its brokers.
+    #[cfg(all(test, feature = "testing"))]
+    pub(crate) fn on_brokers(
+        mut self,
+        wrap: impl Fn(Arc<dyn Broker>) -> Arc<dyn Broker> + Send + 'static,
+    ) -> Self {
+        self.wrap = Some(Box::new(wrap));
+        self
     }
 
     /// Gives a subscription of the configuration its handler: a factory of an actor, an async
@@ -172,6 +189,11 @@ impl ServiceBuilder {
         self.check_handlers()?;
         let watch = self.watch.then(|| reload::watch(&self.files)).transpose()?;
         let brokers = adapters::connect_all(&self.config, self.clock).await?;
+        #[cfg(all(test, feature = "testing"))]
+        let brokers = match &self.wrap {
+            Some(wrap) => brokers.into_iter().map(|(name, broker)| (name, wrap(broker))).collect(),
+            None => brokers,
+        };
         let keepers = adapters::start_stores(&self.config, self.threads).await?;
         let stores: BTreeMap<String, Locks> =
             keepers.iter().map(|(name, seat)| (name.clone(), seat.locks().clone())).collect();

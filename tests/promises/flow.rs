@@ -71,6 +71,71 @@ fn pausing_twice_and_resuming_twice_does_no_harm() {
     assert_eq!(test.log(), ["7: attempt 1 handled", "8: attempt 1 handled"]);
 }
 
+/// Begins a pause and does not wait for its end.
+fn begin_to_pause(test: &mut TestService) {
+    let service = test.service();
+    test.run(async move {
+        actix::spawn(async move { service.pause("orders").await });
+    });
+}
+
+#[test]
+fn a_resume_in_the_middle_of_a_pause_is_heeded_when_what_runs_is_finished() {
+    let mut test = orders("consumers = 2\nin_flight_max = 4", THRICE, obey);
+    for id in 0..4 {
+        test.publish("orders", text(&id.to_string(), "slow"));
+    }
+    begin_to_pause(&mut test);
+    resume(&mut test);
+    for id in 4..8 {
+        test.publish("orders", text(&id.to_string(), "slow"));
+    }
+    test.finish();
+    let state = test.service().health().subscriptions["orders"].state.clone();
+    assert_eq!(state, SubscriptionState::Running);
+    assert_eq!((handled(&test), test.records().len()), (8, 8), "{:?}", test.log());
+    begin_to_pause(&mut test);
+    resume(&mut test);
+    pause(&mut test);
+    let state = test.service().health().subscriptions["orders"].state.clone();
+    assert_eq!(state, SubscriptionState::Paused, "the last word counts");
+}
+
+#[test]
+fn a_stop_in_the_middle_of_a_long_pause_ends_within_the_grace() {
+    let mut test = orders("timeout = \"1h\"", THRICE, obey);
+    test.publish("orders", text("7", "hang"));
+    begin_to_pause(&mut test);
+    assert_eq!(test.stop().left, 1);
+    assert_eq!(test.elapsed(), Duration::from_secs(25), "the default grace");
+    assert_eq!(depth(&mut test).ready, Some(1));
+}
+
+#[test]
+fn while_it_is_held_nothing_is_shown_that_is_not_in_hand() {
+    let retry =
+        "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"30s\"\nin_process_max = \"1m\"\n";
+    let mut test = orders("timeout = \"10s\"", retry, obey);
+    for id in 0..5 {
+        test.publish("orders", text(&id.to_string(), "retry"));
+    }
+    test.publish("orders", text("7", "hang"));
+    test.advance(Duration::from_secs(1));
+    let shown = |test: &mut TestService, name: &str| {
+        let service = test.service();
+        let metrics = test.run(async move { service.metrics().await });
+        let line = metrics.lines().find(|line| line.starts_with(&format!("redeliver_{name}{{")));
+        line.and_then(|line| line.rsplit(' ').next().map(str::to_owned)).expect("it is there")
+    };
+    assert_eq!((&*shown(&mut test, "in_flight"), &*shown(&mut test, "parked")), ("1", "5"));
+    pause(&mut test);
+    test.advance(Duration::from_secs(60));
+    for name in ["in_flight", "parked", "oldest_delivery_seconds"] {
+        let value: f64 = shown(&mut test, name).parse().expect("a number");
+        assert_eq!(value, 0.0, "{name}");
+    }
+}
+
 #[test]
 fn a_stop_in_the_middle_loses_nothing_and_what_waits_keeps_its_attempts() {
     let mut test = orders("in_flight_max = 2", THRICE, obey);

@@ -1,0 +1,420 @@
+//! Lanes that end, come late, or are many: on a broker that a test can break, and on a clock that stands still.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use actix::prelude::*;
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use crate::IntoHandlers;
+use crate::broker::{
+    Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Fault, Lane, LaneEnd, LaneEvent,
+    LaneId, Lanes, Publisher, Received, Settlement, Source,
+};
+use crate::config::{self, Config};
+use crate::health::SubscriptionState;
+use crate::message::{Delivery, Failure, Handled};
+use crate::publisher::Message;
+use crate::service::Service;
+use crate::testing::TestService;
+
+/// What a test does to its broker, and sees of it.
+struct Control {
+    /// How many lanes there are, whatever the configuration says.
+    lanes: AtomicUsize,
+    /// Lanes that are open, without the one of the suspects.
+    open: AtomicUsize,
+    opened: AtomicUsize,
+    /// Raised to end every lane that is open.
+    breaks: watch::Sender<u32>,
+    /// How long closing a lane takes.
+    closing: Mutex<Duration>,
+    /// Lanes end as soon as they are asked for a message.
+    die_at_once: AtomicBool,
+    /// The next lane that is asked for a message panics.
+    panics: AtomicBool,
+    /// Lanes that do not open again.
+    shut: Mutex<BTreeSet<LaneId>>,
+    /// The lane that delivered last.
+    last: Mutex<Option<LaneId>>,
+}
+
+impl Control {
+    fn new(lanes: usize) -> Arc<Self> {
+        Arc::new(Self {
+            lanes: AtomicUsize::new(lanes),
+            open: AtomicUsize::new(0),
+            opened: AtomicUsize::new(0),
+            breaks: watch::channel(0).0,
+            closing: Mutex::default(),
+            die_at_once: AtomicBool::new(false),
+            panics: AtomicBool::new(false),
+            shut: Mutex::default(),
+            last: Mutex::default(),
+        })
+    }
+
+    fn break_lanes(&self) {
+        self.breaks.send_modify(|breaks| *breaks += 1);
+    }
+
+    fn open(&self) -> usize {
+        self.open.load(Ordering::SeqCst)
+    }
+}
+
+/// The memory broker behind that control, with suspects in a queue `QUEUE.suspects`.
+struct Fragile {
+    memory: Arc<dyn Broker>,
+    control: Arc<Control>,
+}
+
+/// The same source with another queue and so many lanes.
+fn source_of(source: &Source, suffix: &str, lanes: usize) -> Arc<Source> {
+    let queue = format!("{}{suffix}", source.settings.queue.as_deref().unwrap());
+    let consumers = lanes.try_into().unwrap();
+    let settings =
+        config::Subscription { queue: Some(queue), consumers, ..(*source.settings).clone() };
+    let (name, service) = (Arc::clone(&source.name), Arc::clone(&source.service));
+    Arc::new(Source { name, settings: Arc::new(settings), waits: source.waits.clone(), service })
+}
+
+#[async_trait]
+impl Broker for Fragile {
+    fn kind(&self) -> &'static str {
+        self.memory.kind()
+    }
+
+    async fn connect(&self) -> Result<(), BrokerError> {
+        self.memory.connect().await
+    }
+
+    async fn prepare(&self, source: &Source) -> Result<Vec<String>, BrokerError> {
+        self.memory.prepare(&source_of(source, ".suspects", 1)).await?;
+        self.memory.prepare(source).await
+    }
+
+    fn topology(&self, source: &Source) -> Vec<String> {
+        self.memory.topology(source)
+    }
+
+    fn lanes(&self, source: Arc<Source>) -> Box<dyn Lanes> {
+        let lanes = self.control.lanes.load(Ordering::SeqCst);
+        Box::new(FragileLanes {
+            ordinary: self.memory.lanes(source_of(&source, "", lanes)),
+            suspects: self.memory.lanes(source_of(&source, ".suspects", 1)),
+            control: Arc::clone(&self.control),
+        })
+    }
+
+    fn publisher(&self) -> Arc<dyn Publisher> {
+        self.memory.publisher()
+    }
+
+    async fn dead_letters(
+        &self,
+        source: Arc<Source>,
+    ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
+        self.memory.dead_letters(source).await
+    }
+
+    async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
+        self.memory.depth(source).await
+    }
+
+    fn state(&self) -> BrokerState {
+        self.memory.state()
+    }
+
+    async fn close(&self) {
+        self.memory.close().await;
+    }
+}
+
+struct FragileLanes {
+    ordinary: Box<dyn Lanes>,
+    suspects: Box<dyn Lanes>,
+    control: Arc<Control>,
+}
+
+#[async_trait]
+impl Lanes for FragileLanes {
+    async fn next(&mut self) -> LaneEvent {
+        let (id, lane) = tokio::select! {
+            event = self.ordinary.next() => match event {
+                LaneEvent::Opened(id, lane) => (id, lane),
+                failed @ LaneEvent::Failed(..) => return failed,
+            },
+            event = self.suspects.next() => match event {
+                LaneEvent::Opened(_, lane) => (LaneId::suspects(), lane),
+                LaneEvent::Failed(_, error) => return LaneEvent::Failed(LaneId::suspects(), error),
+            },
+        };
+        if self.control.shut.lock().unwrap().contains(&id) {
+            return LaneEvent::Failed(id, lost());
+        }
+        let control = Arc::clone(&self.control);
+        control.opened.fetch_add(1, Ordering::SeqCst);
+        if !id.is_suspects() {
+            control.open.fetch_add(1, Ordering::SeqCst);
+        }
+        let breaks = control.breaks.subscribe();
+        LaneEvent::Opened(id.clone(), Box::new(FragileLane { id, lane, breaks, control }))
+    }
+
+    fn release(&mut self, lane: LaneId) {
+        match lane.is_suspects() {
+            true => self.suspects.release(LaneId("0".into())),
+            false => self.ordinary.release(lane),
+        }
+    }
+
+    async fn close(&mut self) {
+        self.ordinary.close().await;
+        self.suspects.close().await;
+    }
+}
+
+struct FragileLane {
+    id: LaneId,
+    lane: Box<dyn Lane>,
+    breaks: watch::Receiver<u32>,
+    control: Arc<Control>,
+}
+
+fn lost() -> BrokerError {
+    BrokerError::new(Fault::Unreachable, "the test wants it so")
+}
+
+#[async_trait(?Send)]
+impl Lane for FragileLane {
+    async fn next(&mut self, batch: &mut Vec<Received>, limit: usize) -> Result<(), LaneEnd> {
+        assert!(!self.control.panics.swap(false, Ordering::SeqCst), "the test wants it so");
+        if self.control.die_at_once.load(Ordering::SeqCst) {
+            return Err(LaneEnd::Lost(lost()));
+        }
+        tokio::select! {
+            biased;
+            _ = self.breaks.changed() => Err(LaneEnd::Lost(lost())),
+            received = self.lane.next(batch, limit) => {
+                *self.control.last.lock().unwrap() = Some(self.id.clone());
+                received
+            }
+        }
+    }
+
+    async fn settle(&mut self, settlements: &mut Vec<Settlement>) -> Result<(), LaneEnd> {
+        self.lane.settle(settlements).await
+    }
+
+    async fn close(&mut self) -> Result<(), LaneEnd> {
+        let closing = *self.control.closing.lock().unwrap();
+        tokio::time::sleep(closing).await;
+        self.lane.close().await
+    }
+
+    fn generation(&self) -> u64 {
+        self.lane.generation()
+    }
+}
+
+impl Drop for FragileLane {
+    fn drop(&mut self) {
+        if !self.id.is_suspects() {
+            self.control.open.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+/// A service under test on a fragile broker.
+fn orders<M>(
+    control: &Arc<Control>,
+    subscription: &str,
+    retry: &str,
+    handlers: impl IntoHandlers<M>,
+) -> TestService {
+    let text = format!(
+        "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \
+         \"orders\"\n{subscription}\n[retry.standard]\njitter = \"none\"\n{retry}"
+    );
+    let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
+    let control = Arc::clone(control);
+    let wrap = move |memory| Arc::new(Fragile { memory, control: Arc::clone(&control) }) as _;
+    let builder = Service::builder(config).on_brokers(wrap);
+    TestService::start(builder.subscribe("orders", handlers)).unwrap()
+}
+
+fn message(id: &str) -> Message {
+    Message::json(&id).unwrap().id(id)
+}
+
+fn suspect(id: &str) -> Message {
+    message(id).to_queue("orders.suspects")
+}
+
+fn handled(test: &TestService) -> usize {
+    test.log().iter().filter(|line| line.ends_with("handled")).count()
+}
+
+fn state(test: &TestService) -> SubscriptionState {
+    test.service().health().subscriptions["orders"].state.clone()
+}
+
+/// Takes a second.
+async fn slow(_: Delivery<String>) -> Handled {
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(())
+}
+
+const OPENS_AT_FIVE: &str =
+    "breaker = { attempts_min = 5, pause = \"5s\", pause_max = \"5s\" }\nin_flight_max = 8\n";
+
+/// Fails until the switch is turned; a message `bad` fails for ever.
+fn failing(
+    up: &Arc<AtomicBool>,
+) -> impl Fn(Delivery<String>) -> BoxFuture<'static, Handled> + Clone + Send + Sync + 'static + use<>
+{
+    let up = Arc::clone(up);
+    move |delivery| {
+        let works = up.load(Ordering::SeqCst) && delivery.payload != "bad";
+        Box::pin(async move {
+            match works {
+                true => Ok(()),
+                false => Err(Failure::retry("connection refused")),
+            }
+        })
+    }
+}
+
+#[test]
+fn a_suspect_that_always_fails_does_not_keep_the_breaker_open() {
+    let up = Arc::new(AtomicBool::new(false));
+    let mut test = orders(&Control::new(1), OPENS_AT_FIVE, "", failing(&up));
+    test.publish("orders", suspect("bad"));
+    for id in 0..20 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    test.publish("orders", suspect("bad"));
+    test.advance(Duration::from_secs(60));
+    assert!(test.service().health().subscriptions["orders"].breaker_open);
+    up.store(true, Ordering::SeqCst);
+    test.advance(Duration::from_secs(20));
+    assert!(!test.service().health().subscriptions["orders"].breaker_open, "{:?}", test.log());
+    test.advance(Duration::from_secs(600));
+    assert_eq!(handled(&test), 20, "{:?}", test.log());
+}
+
+#[test]
+fn a_suspect_closes_the_breaker_where_there_is_nothing_else_to_probe_with() {
+    let up = Arc::new(AtomicBool::new(false));
+    let mut test = orders(&Control::new(1), OPENS_AT_FIVE, "attempts_max = 1", failing(&up));
+    for id in 0..5 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    test.publish("orders", suspect("7"));
+    assert!(test.service().health().subscriptions["orders"].breaker_open);
+    up.store(true, Ordering::SeqCst);
+    test.advance(Duration::from_secs(30));
+    assert_eq!(test.log().last().map(String::as_str), Some("7: attempt 1 handled"));
+    assert!(!test.service().health().subscriptions["orders"].breaker_open);
+}
+
+/// An actor that takes a second for each message, and nothing else meanwhile.
+struct Single;
+
+impl Actor for Single {
+    type Context = Context<Self>;
+}
+
+impl Handler<Delivery<String>> for Single {
+    type Result = AtomicResponse<Self, Handled>;
+
+    fn handle(&mut self, delivery: Delivery<String>, _: &mut Context<Self>) -> Self::Result {
+        AtomicResponse::new(Box::pin(slow(delivery).into_actor(self)))
+    }
+}
+
+#[test]
+fn no_letter_is_lost_on_its_way_to_a_busy_actor_however_many_lanes_there_are() {
+    let control = Control::new(150);
+    let mut test = orders(&control, "in_flight_max = 1\ntimeout = \"1h\"", "", || Single);
+    assert_eq!(control.open(), 150);
+    for id in 0..150 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    test.advance(Duration::from_secs(160));
+    assert_eq!(handled(&test), 150);
+}
+
+#[test]
+fn a_lane_that_ends_while_its_subscription_is_held_is_not_opened_twice_when_that_goes_on() {
+    let control = Control::new(2);
+    let mut test = orders(&control, "", "", slow);
+    *control.closing.lock().unwrap() = Duration::from_millis(50);
+    control.break_lanes();
+    let service = test.service();
+    test.run(async move {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+        service.pause("orders").await.unwrap();
+        service.resume("orders").await.unwrap();
+    });
+    test.advance(Duration::from_secs(60));
+    assert_eq!(control.open(), 2);
+    assert_eq!(state(&test), SubscriptionState::Running);
+}
+
+#[test]
+fn lanes_that_end_as_soon_as_they_are_open_are_opened_more_and_more_seldom() {
+    let control = Control::new(1);
+    let mut test = orders(&control, "", "", slow);
+    control.die_at_once.store(true, Ordering::SeqCst);
+    control.break_lanes();
+    test.advance(Duration::from_secs(600));
+    let opened = control.opened.load(Ordering::SeqCst);
+    assert!((10..200).contains(&opened), "{opened}");
+    control.die_at_once.store(false, Ordering::SeqCst);
+    test.publish("orders", message("7"));
+    test.advance(Duration::from_secs(60));
+    assert_eq!(handled(&test), 1);
+}
+
+#[test]
+fn what_runs_for_a_lane_that_does_not_come_back_leaves_its_permit_to_the_others() {
+    let control = Control::new(2);
+    let keys = "in_flight_max = 2\nin_flight_total_max = 2";
+    let mut test = orders(&control, keys, "", slow);
+    test.publish("orders", message("first"));
+    let gone = control.last.lock().unwrap().clone().unwrap();
+    control.shut.lock().unwrap().insert(gone);
+    control.break_lanes();
+    for id in 0..20 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    test.advance(Duration::from_secs(15));
+    assert!(handled(&test) >= 20, "two at a time: {:?}", test.log());
+}
+
+#[test]
+fn a_consumer_that_panics_holds_its_subscription_and_says_so() {
+    let control = Control::new(1);
+    let mut test = orders(&control, "", "", slow);
+    control.panics.store(true, Ordering::SeqCst);
+    test.publish("orders", message("7"));
+    test.publish("orders", message("8"));
+    test.advance(Duration::from_secs(5));
+    let SubscriptionState::Failed(why) = state(&test) else { panic!("{:?}", state(&test)) };
+    assert!(why.contains("panicked: the test wants it so"), "{why}");
+    assert!(!test.service().health().ready);
+    assert_eq!(control.open(), 0);
+    let service = test.service();
+    test.run(async move { service.resume("orders").await }).unwrap();
+    test.advance(Duration::from_secs(30));
+    assert!(handled(&test) >= 2, "{:?}", test.log());
+    assert_eq!(state(&test), SubscriptionState::Running);
+}
