@@ -6,7 +6,7 @@ use std::time::Duration;
 use redeliver::config::Config;
 use redeliver::{Delivery, Failure, Handled, Message, Redrive, Service};
 
-use super::lab::{create, unique, url};
+use super::lab::{committed, create, unique, url};
 use super::process::Stage;
 use super::service::{Seen, config, drained, until};
 
@@ -67,6 +67,53 @@ async fn what_ends_every_process_that_handles_nothing_else_is_a_dead_letter_and_
     assert_eq!(letter.reason, Some(redeliver::Reason::Poison));
     assert!((3..=8).contains(&deaths), "{deaths} processes died");
     child.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_finished_behind_a_slow_record_is_not_repeated_after_a_kill() {
+    let topic = unique("orders");
+    create(&topic, 1).await;
+    let text = text(&topic, "", "");
+    let onlooker = onlooker(&text).await;
+    publish(&onlooker, &topic, (0..300).map(|number| number.to_string())).await;
+    let mut stage = Stage::new(text, 0, None);
+    stage.role.slow_over = Some("0".to_owned());
+    let child = stage.start();
+    until("all others are handled", async || stage.effects().len() == 299).await;
+    // Ten commit intervals.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    child.kill();
+    stage.role.slow_over = None;
+    let child = stage.start();
+    drained(&onlooker).await;
+    child.stop().await;
+    let mut effects = stage.effects();
+    effects.sort_by_key(|payload| payload.parse::<u32>().expect("a number"));
+    let once: Vec<String> = (0..300).map(|number| number.to_string()).collect();
+    assert_eq!(effects, once, "each once, and the slow one in the end");
+    onlooker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_that_was_frozen_has_not_died_of_what_it_handled() {
+    let topic = unique("orders");
+    create(&topic, 1).await;
+    let text = text(&topic, "crashes_max = 1", "");
+    let onlooker = onlooker(&text).await;
+    publish(&onlooker, &topic, (0..20).map(|number| number.to_string())).await;
+    let mut stage = Stage::new(text, 0, None);
+    stage.role.slow_over = Some("0".to_owned());
+    let child = stage.start();
+    until("all others are handled", async || stage.effects().len() == 19).await;
+    child.signal("-STOP");
+    // Longer than its session of six seconds.
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    child.signal("-CONT");
+    until("the slow one is handled", async || stage.effects().iter().any(|it| it == "0")).await;
+    drained(&onlooker).await;
+    child.stop().await;
+    assert!(committed(&format!("g-{topic}.suspects")).is_empty(), "nothing is suspected of it");
+    onlooker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

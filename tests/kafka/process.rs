@@ -28,6 +28,8 @@ pub(crate) struct Role {
     pub(crate) milliseconds: u64,
     /// It ends the process over this payload.
     pub(crate) dies_of: Option<String>,
+    /// It takes 20 seconds over this payload.
+    pub(crate) slow_over: Option<String>,
     /// It publishes every payload here, through the delivery's publisher.
     pub(crate) forwards_to: Option<String>,
     /// Its payloads are the milliseconds after which they want to be tried once more; effects say when each try was.
@@ -48,8 +50,15 @@ impl Stage {
         let folder = tempfile::tempdir().expect("a folder can be made");
         let effects = folder.path().join("effects");
         let dies_of = dies_of.map(str::to_owned);
-        let role =
-            Role { config, effects, milliseconds, dies_of, forwards_to: None, retries: false };
+        let role = Role {
+            config,
+            effects,
+            milliseconds,
+            dies_of,
+            slow_over: None,
+            forwards_to: None,
+            retries: false,
+        };
         Self { role, _folder: folder }
     }
 
@@ -143,7 +152,9 @@ fn a_child_handles_what_it_is_sent() {
                 if role.dies_of.as_ref() == Some(&delivery.payload) {
                     std::process::abort();
                 }
-                tokio::time::sleep(Duration::from_millis(role.milliseconds)).await;
+                let is_slow = role.slow_over.as_ref() == Some(&delivery.payload);
+                let milliseconds = if is_slow { 20_000 } else { role.milliseconds };
+                tokio::time::sleep(Duration::from_millis(milliseconds)).await;
                 if let Some(topic) = &role.forwards_to {
                     forward(&delivery, topic).await?;
                 }

@@ -94,6 +94,43 @@ async fn what_is_published_is_read_once_under_kills_and_rebalances() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_frozen_member_had_in_hand_is_read_once() {
+    let (topic, out) = (unique("orders"), unique("out"));
+    create(&topic, 4).await;
+    create(&out, 3).await;
+    let text = text(&topic, "");
+    let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
+    let onlooker = Service::builder(config).without_handler("orders").signals(false);
+    let onlooker = onlooker.start().await.expect("it starts");
+    let mut stage = Stage::new(text, 5, None);
+    stage.role.forwards_to = Some(out.clone());
+    let members = [stage.start(), stage.start()];
+    let mut count = 0;
+    for second in 0..24 {
+        // Longer than its session, and awake again while others have what it had.
+        match second {
+            4 => members[0].signal("-STOP"),
+            16 => members[0].signal("-CONT"),
+            _ => {}
+        }
+        for _ in 0..20 {
+            send(&onlooker, &topic, &count.to_string()).await;
+            count += 1;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    drained(&onlooker).await;
+    let seen = counted(&out);
+    let wrong: Vec<_> = (0..count).filter(|it| seen.get(&it.to_string()) != Some(&1)).collect();
+    assert!(wrong.is_empty(), "of {count} these were not read once: {wrong:?}");
+    assert_eq!(seen.len(), count, "nothing else is read: {:?}", seen.get("half done"));
+    for member in members {
+        member.stop().await;
+    }
+    onlooker.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_topic_refuses_is_the_failure_of_its_handler() {
     let (topic, out) = (unique("orders"), unique("out"));
     create(&topic, 1).await;
