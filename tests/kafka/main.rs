@@ -8,6 +8,7 @@ mod brokers;
 mod checks;
 mod crashes;
 mod lab;
+mod logs;
 mod members;
 mod nodes;
 mod order;
