@@ -3,7 +3,7 @@
 use std::env;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
     AdminClient, AdminOptions, AlterConfig, NewTopic, ResourceSpecifier, TopicReplication,
@@ -50,6 +50,35 @@ pub(crate) async fn create(topic: &str, partitions: i32) {
     }
 }
 
+/// The ends of a topic's partitions for a reader of committed records, or of all.
+fn ends(topic: &str, isolation: &str, count: i32) -> Vec<i64> {
+    let consumer: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", url())
+        .set("isolation.level", isolation)
+        .create()
+        .expect("the url can be read");
+    let ends = (0..count).map(|number| {
+        let ends = consumer.fetch_watermarks(topic, number, Duration::from_secs(30));
+        ends.expect("the broker answers").1
+    });
+    ends.collect()
+}
+
+/// Waits for the end of transactions that are open: what was committed behind one is hidden until then, and the one of
+/// a process that was killed ends when it has timed out.
+fn wait_for_open_transactions(topic: &str, count: i32) {
+    let deadline = Instant::now() + Duration::from_secs(120);
+    loop {
+        let all = ends(topic, "read_uncommitted", count);
+        let committed = ends(topic, "read_committed", count);
+        if committed.iter().zip(all).all(|(committed, end)| *committed >= end) {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{topic}: a transaction stays open");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+}
+
 /// What a reader of committed records finds in a topic, from its beginning to its end.
 pub(crate) fn committed(topic: &str) -> Vec<String> {
     let consumer: BaseConsumer = ClientConfig::new()
@@ -63,6 +92,7 @@ pub(crate) fn committed(topic: &str) -> Vec<String> {
     let known = consumer.fetch_metadata(Some(topic), Duration::from_secs(10));
     let known = known.expect("the broker answers");
     let count = known.topics()[0].partitions().len();
+    wait_for_open_transactions(topic, count as i32);
     let mut list = TopicPartitionList::new();
     list.add_partition_range(topic, 0, count as i32 - 1);
     list.set_all_offsets(Offset::Beginning).expect("an offset");

@@ -112,6 +112,15 @@ impl Reports {
     }
 }
 
+/// What became of a transaction.
+enum Outcome {
+    /// There was nothing to write.
+    Nothing,
+    Written,
+    /// It was aborted; these topics are to blame.
+    Aborted(BTreeSet<String>),
+}
+
 /// Why a transaction was not committed.
 enum Failed {
     /// Nothing of it counts; it may be made again.
@@ -149,8 +158,10 @@ impl Transactions {
     ) -> KafkaResult<()> {
         let is_free = |settled: &Settled| settled.trouble.is_none() && !self.stuck.holds(settled);
         let together = Batch::of(member, partitions, is_free);
-        if let Some(late) = self.transact(member, consumer, together)? {
-            self.stuck.note(late, Instant::now());
+        match self.transact(member, consumer, together)? {
+            Outcome::Nothing => {}
+            Outcome::Written => self.stuck.note(BTreeSet::new(), Instant::now()),
+            Outcome::Aborted(late) => self.stuck.note(late, Instant::now()),
         }
         if let Some(topic) = self.stuck.due(Instant::now()) {
             let is_for = |settled: &Settled| {
@@ -158,9 +169,8 @@ impl Transactions {
                 settled.trouble.is_none() && topics.any(|it| *it == topic)
             };
             let apart = Batch::of(member, partitions, is_for);
-            let is_nothing = apart.outputs.is_empty();
-            let late = self.transact(member, consumer, apart)?;
-            let is_written = is_nothing || late.is_some_and(|late| late.is_empty());
+            let outcome = self.transact(member, consumer, apart)?;
+            let is_written = !matches!(outcome, Outcome::Aborted(_));
             self.stuck.tried(&topic, is_written, Instant::now());
         }
         for partition in partitions {
@@ -174,23 +184,18 @@ impl Transactions {
         Ok(())
     }
 
-    /// Writes these. Nothing if there was nothing to do, else the topics that kept them from being written.
-    fn transact(
-        &self,
-        member: &Member,
-        consumer: &Consumer,
-        batch: Batch,
-    ) -> KafkaResult<Option<BTreeSet<String>>> {
+    /// Writes these.
+    fn transact(&self, member: &Member, consumer: &Consumer, batch: Batch) -> KafkaResult<Outcome> {
         // Without the group's metadata we are no member: what is settled is somebody else's to do.
         let Some(group) = consumer.group_metadata().filter(|_| !batch.parts.is_empty()) else {
-            return Ok(None);
+            return Ok(Outcome::Nothing);
         };
-        let Some(producer) = &self.producer else { return Ok(None) };
+        let Some(producer) = &self.producer else { return Ok(Outcome::Nothing) };
         match write(producer, &batch, &group) {
             Ok(()) => {
                 batch.finish();
                 member.cluster.watch.reached();
-                Ok(Some(BTreeSet::new()))
+                Ok(Outcome::Written)
             }
             Err(Failed::Aborted(error)) => {
                 telemetry::transaction_aborted(&member.group, &fault::said(&error));
@@ -203,7 +208,7 @@ impl Transactions {
                     std::mem::take(&mut *failed.lock().unwrap_or_else(PoisonError::into_inner));
                 let late = late_topics(&batch.outputs, &failed);
                 batch.put_aside(failed, &member.group);
-                Ok(Some(late))
+                Ok(Outcome::Aborted(late))
             }
             Err(Failed::Unknown(error)) => {
                 telemetry::transaction_unknown(&member.group, &fault::said(&error));
