@@ -36,8 +36,6 @@ const POLL_MAX: Duration = Duration::from_millis(20);
 const UNCOMMITTED_MAX: u64 = 10_000;
 /// A lane that nobody could take is offered again after this.
 const OFFER_AGAIN_AFTER: Duration = Duration::from_millis(500);
-/// How long a lane must have had nothing to read before its position is looked at.
-const REST_MIN: Duration = Duration::from_millis(300);
 /// How long a question about the end of a partition may keep the thread.
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// How long the group is given to take note that we leave.
@@ -325,15 +323,16 @@ fn pass_markers(consumer: &Consumer, partitions: &[Arc<Partition>]) {
     for partition in partitions {
         // Held while the position is asked for: the lane says so before it reads on.
         let mut state = partition.lock();
-        if !matches!(state.rest, Rest::Since(at) if at.elapsed() >= REST_MIN) {
+        let now = Instant::now();
+        if !state.is_to_pass(now) {
             continue;
         }
         let Ok(positions) = consumer.position() else { return };
         let Name { topic, number } = &partition.name;
         let position = positions.find_partition(topic, *number);
         match position.map(|elem| elem.offset()) {
-            Some(Offset::Offset(position)) => state.pass(position),
-            _ => state.rest = Rest::Passed,
+            Some(Offset::Offset(position)) => state.pass(position, now),
+            _ => state.rest = Rest::Passed(now),
         }
     }
 }

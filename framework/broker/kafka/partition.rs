@@ -85,8 +85,8 @@ pub(super) enum Rest {
     No,
     /// Since then.
     Since(Instant),
-    /// Yes, and everything below the consumer's position was noted too.
-    Passed,
+    /// Yes, and everything below the consumer's position was noted then.
+    Passed(Instant),
 }
 
 /// A record that is done with, and what is to be written when that is committed.
@@ -125,6 +125,10 @@ const TRANSACTION_RECORDS: usize = 1_000;
 const TRANSACTION_BYTES: usize = 4 << 20;
 /// Nothing is read on while more is to be written.
 const SETTLED_BYTES_MAX: usize = 64 << 20;
+/// How long a lane must have had nothing to read before its position is looked at.
+const REST_MIN: Duration = Duration::from_millis(300);
+/// While it rests on, it is looked at again after this.
+const PASS_AGAIN_AFTER: Duration = Duration::from_secs(2);
 /// A client that could not go back is asked again after this.
 const REWIND_AGAIN_AFTER: Duration = Duration::from_millis(500);
 /// The longest wait before a record that is refused is written once more.
@@ -322,12 +326,22 @@ impl State {
     }
 
     /// The lane rests with nothing in hand: what lies below the consumer's `position` is received, or no record.
-    pub(super) fn pass(&mut self, position: i64) {
+    pub(super) fn pass(&mut self, position: i64, now: Instant) {
         let is_whole = self.strayed_to.is_none_or(|strayed| self.offsets.next() >= Some(strayed));
         if is_whole && matches!(self.lane, LaneState::Open(_)) {
             self.offsets.pass(position);
         }
-        self.rest = Rest::Passed;
+        self.rest = Rest::Passed(now);
+    }
+
+    /// Whether the lane has rested for long enough to have a look at the consumer's position; once more after a while,
+    /// because the end of a transaction may come when nothing else does.
+    pub(super) fn is_to_pass(&self, now: Instant) -> bool {
+        match self.rest {
+            Rest::No => false,
+            Rest::Since(at) => now.saturating_duration_since(at) >= REST_MIN,
+            Rest::Passed(at) => now.saturating_duration_since(at) >= PASS_AGAIN_AFTER,
+        }
     }
 
     /// Notes where the log of a resting lane begins and ends, or that it does not rest.
@@ -461,6 +475,21 @@ mod tests {
         state.rewound(true, later);
         assert_eq!((state.rewind(later), state.opens(), state.opens()), (None, true, false));
         assert_eq!(state.offsets.receive(0, 0), Receipt::Deliver { crashes: 0, again: true });
+    }
+
+    #[test]
+    fn the_end_of_a_transaction_that_comes_while_a_lane_rests_is_passed_too() {
+        let now = Instant::now();
+        let mut state = State::new(Offsets::new(Some(5), None), i64::MIN);
+        state.lane = LaneState::Open(1);
+        state.rest = Rest::Since(now);
+        assert!(!state.is_to_pass(now) && state.is_to_pass(now + REST_MIN));
+        state.pass(6, now + REST_MIN);
+        assert_eq!(state.offsets.base(), Some(6));
+        let later = now + REST_MIN + PASS_AGAIN_AFTER;
+        assert!(!state.is_to_pass(now + REST_MIN) && state.is_to_pass(later));
+        state.pass(9, later);
+        assert_eq!(state.offsets.base(), Some(9));
     }
 
     #[test]
