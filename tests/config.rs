@@ -272,7 +272,35 @@ fn a_subscription_that_contradicts_itself_is_refused() {
 }
 
 #[test]
-fn ids_must_be_kept_longer_than_their_retries_last() {
+fn a_lease_must_outlast_a_few_late_answers_of_its_store() {
+    let redis = |lease: &str| {
+        let guards = format!(
+            "idempotency = {{ store = \"main\", lease = \"{lease}\" }}\n\
+             [stores.far]\nkind = \"redis\"\nurl = \"redis://127.0.0.1\"\ndeadline = \"2s\""
+        );
+        orders_with(&guards.replace("\"main\"", "\"far\""))
+    };
+    let words = ["(5s) is shorter", "stores.far.deadline (2s)", "use 6s or more"];
+    refused(&redis("5s"), "subscriptions.orders.idempotency.lease", &words);
+    assert!(Config::from_toml(&redis("6s")).is_ok());
+    let locked = redis("6s").replace("idempotency = {", "lock = { key = \"/a\",");
+    refused(&locked.replace("6s", "5s"), "subscriptions.orders.lock.lease", &words);
+    let in_memory = orders_with("idempotency = { store = \"main\", lease = \"10ms\" }");
+    assert!(Config::from_toml(&in_memory).is_ok(), "memory answers at once");
+}
+
+#[test]
+fn a_prefix_of_keys_is_plain() {
+    for prefix in ["", "a{b}", "a*", "with space", &"x".repeat(65)] {
+        let text = format!(
+            "[stores.main]\nkind = \"redis\"\nurl = \"redis://127.0.0.1\"\nprefix = \"{prefix}\""
+        );
+        refused(&text, "stores.main.prefix", &["letters, digits"]);
+    }
+}
+
+#[test]
+fn r9_ids_must_be_kept_longer_than_their_retries_last() {
     let short = "idempotency = { store = \"main\", keep = \"1m\" }";
     line_refused(short, "idempotency.keep", &["shorter than the attempts of retry.standard"]);
 }

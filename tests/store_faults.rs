@@ -371,6 +371,50 @@ async fn a_failover_by_sentinel_is_followed_and_fences_grow() {
 }
 
 #[tokio::test]
+async fn a_sentinel_that_is_silent_keeps_nobody_from_asking_the_next() {
+    let master = Server::start();
+    let sentinel = redis::sentinel_of(&master);
+    // It lets us connect, and says nothing.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let silent = silent.local_addr().expect("it is bound");
+    let mut settings =
+        settings(&format!("redis-sentinel://{silent},127.0.0.1:{}/mymaster", sentinel.port));
+    settings.deadline = Duration::from_millis(400);
+    let locks = locks_of(RedisStore::new(settings).expect("settings"));
+    back_within(&locks, Duration::from_secs(30)).await;
+    drop(have(&locks, "a").await);
+}
+
+#[tokio::test]
+async fn r12_what_was_confirmed_outlives_a_failover_and_what_was_not_is_ended_all_the_same() {
+    let master = Server::start();
+    let replica = redis::replica_of(&master);
+    let mut settings = settings(&master.url());
+    let (owner, keep) = (Owner::new(), Duration::from_secs(600));
+    let store = RedisStore::new(settings.clone()).expect("settings");
+    settings.replicas_min = 1;
+    let sure = RedisStore::new(settings.clone()).expect("settings");
+    assert!(matches!(claim(&sure, "a", &owner).await, ClaimAnswer::Granted(_)));
+    let done = Ending::Complete(None);
+    assert!(sure.end(&claim_key("a"), &owner, &done, keep).await.expect("an answer"));
+    // Whatever comes before the next claim is with the replica when that is.
+    assert!(matches!(claim(&sure, "b", &owner).await, ClaimAnswer::Granted(_)));
+    // Promoted while the master goes on: it never hears of this one.
+    replica.cli(&["replicaof", "no", "one"]);
+    assert!(matches!(claim(&store, "c", &owner).await, ClaimAnswer::Granted(_)));
+    drop(master);
+    settings.url = replica.url();
+    settings.replicas_min = 0;
+    let promoted = RedisStore::new(settings).expect("settings");
+    assert_eq!(claim(&promoted, "a", &Owner::new()).await, ClaimAnswer::Done(None));
+    let running = claim(&promoted, "b", &Owner::new()).await;
+    assert!(matches!(running, ClaimAnswer::Running { .. }), "{running:?}");
+    assert_eq!(promoted.peek(&claim_key("c")).await.expect("an answer"), None);
+    assert!(promoted.end(&claim_key("c"), &owner, &done, keep).await.expect("an answer"));
+    assert_eq!(claim(&promoted, "c", &Owner::new()).await, ClaimAnswer::Done(None));
+}
+
+#[tokio::test]
 async fn a_wrong_password_is_refused_at_once() {
     let server = Server::with(&["--requirepass", "right"]);
     let url = format!("redis://:wrong@127.0.0.1:{}", server.port);
@@ -504,7 +548,11 @@ async fn handing_over_between_live_holders_takes_milliseconds() {
     }
     taken.sort();
     let median = taken[taken.len() / 2];
-    println!("handing over: median {median:?}, p99 {:?}", taken[taken.len() * 99 / 100]);
+    let late = taken[taken.len() * 99 / 100];
+    println!("handing over: median {median:?}, p99 {late:?}");
+    // As promised, on a machine with nothing else to do.
+    let full = std::env::var_os("REDELIVER_TEST_FULL").is_some();
+    assert!(!full || late <= Duration::from_millis(3), "{late:?}");
     // A shared machine may have a bad moment; a poll would show in the median.
     assert!(median < Duration::from_millis(3), "{median:?}");
 }

@@ -29,8 +29,8 @@ impl Consumer {
     async fn start(redis: &str, policy: &str) -> Self {
         let (lab, folder) = (Lab::on(redis), programs::folder());
         let keys = format!(
-            "idempotency = {{ store = \"main\", lease = \"2s\" }}\n\
-             lock = {{ store = \"main\", key = \"/key\", lease = \"2s\" }}\nin_flight_max = 8\n\
+            "idempotency = {{ store = \"main\", lease = \"3s\" }}\n\
+             lock = {{ store = \"main\", key = \"/key\", lease = \"3s\" }}\nin_flight_max = 8\n\
              crashes_max = 1000000\nbreaker = {{ attempts_min = 1000000 }}\n\
              on_store_down = \"{policy}\""
         );

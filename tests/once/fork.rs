@@ -110,7 +110,7 @@ impl Crash {
     /// `retry` is the policy; `proxy` is as slow as it was made.
     async fn of(proxy: &Proxy, retry: &str) -> Self {
         let (lab, folder) = (Lab::on(&proxy.redis_url()), programs::folder());
-        let keys = "idempotency = { store = \"main\", lease = \"8s\" }\ncrashes_max = 1000000";
+        let keys = "idempotency = { store = \"main\", lease = \"60s\" }\ncrashes_max = 1000000";
         let toml = lab.patient_toml("20s", keys, retry);
         let idle = lab.idle(&toml).await;
         lab.send(&idle, "forked", json!({ "fails": true })).await;

@@ -16,7 +16,7 @@ use crate::lab::{BROKER_WAITS, Lab, Log, SHORT_WAITS, redis_url};
 use crate::support::redis::{Server, aside};
 
 const GUARDED: &str = "idempotency = { store = \"main\" }\n\
-    lock = { store = \"main\", key = \"/key\", lease = \"1s\", wait = \"200ms\" }";
+    lock = { store = \"main\", key = \"/key\", lease = \"3s\", wait = \"200ms\" }";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_lost_lock_cancels_its_handler_and_costs_no_attempt() {
@@ -65,7 +65,7 @@ async fn a_handler_that_hangs_is_ended_by_hold_max_and_costs_an_attempt() {
             Handled::Ok(())
         }
     };
-    let keys = "lock = { store = \"main\", key = \"/key\", lease = \"1s\", hold_max = \"1s\" }";
+    let keys = "lock = { store = \"main\", key = \"/key\", lease = \"3s\", hold_max = \"3s\" }";
     let service = lab.start(&lab.toml(keys, SHORT_WAITS), handler).await;
     lab.send(&service, "m", json!({ "key": lab.name })).await;
     lab.eventually("the second attempt", async || log.len() == 2).await;
@@ -201,7 +201,7 @@ async fn r6_a_handler_whose_claim_was_taken_over_is_cancelled_and_what_it_did_is
             Handled::Ok(())
         }
     };
-    let keys = "idempotency = { store = \"main\", lease = \"1s\" }\ntimeout = \"2m\"";
+    let keys = "idempotency = { store = \"main\", lease = \"3s\" }\ntimeout = \"2m\"";
     let service = lab.start(&lab.toml(keys, SHORT_WAITS), handler).await;
     lab.send(&service, "m", json!(7)).await;
     lab.eventually("a run", async || log.len() == 1).await;

@@ -40,10 +40,10 @@ async fn a_duplicate_is_given_the_result_of_the_first_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_sigkill_the_next_run_is_told_of_the_takeover() {
     let (lab, folder, log) = (Lab::new(), programs::folder(), Log::default());
-    let keys = "idempotency = { store = \"main\", lease = \"2s\" }";
+    let keys = "idempotency = { store = \"main\", lease = \"3s\" }";
     // The first process holds everything for long: the lock of its handlers is with us.
     let first = format!(
-        "{keys}\nlock = {{ store = \"main\", key = \"/key\", lease = \"2s\", wait = \"60s\" }}"
+        "{keys}\nlock = {{ store = \"main\", key = \"/key\", lease = \"3s\", wait = \"60s\" }}"
     );
     let idle = lab.idle(&lab.toml(keys, SHORT_WAITS)).await;
     let locks = idle.locks("main").expect("it is configured");

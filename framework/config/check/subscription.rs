@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::units::{duration_text, size_text};
-use super::super::{BrokerKind, OrderScope, Ordering, Subscription, Template};
+use super::super::{BrokerKind, OrderScope, Ordering, StoreKind, Subscription, Template};
 use super::{Check, retry::reachable};
 
 /// Keys that only one kind of broker understands. The memory broker stands in for either and takes both.
@@ -224,6 +224,7 @@ fn idempotency(check: &mut Check<'_>, table: &str, subscription: &Subscription) 
     let guard = format!("{table}.idempotency");
     check.known_store(&guard, &idempotency.store);
     check.not_zero(&guard, "lease", idempotency.lease);
+    outlasts_silence(check, &guard, &idempotency.store, idempotency.lease);
     check.not_zero(&guard, "keep", idempotency.keep);
     let longest = reachable(check, subscription.retry.as_deref())
         .into_iter()
@@ -256,6 +257,7 @@ fn lock(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
         );
     }
     check.not_zero(&table, "lease", lock.lease);
+    outlasts_silence(check, &table, &lock.store, lock.lease);
     if lock.hold_max < lock.lease {
         let text = format!(
             "({}) is below lease ({}); raise it or shorten the lease",
@@ -264,6 +266,23 @@ fn lock(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
         );
         check.say(&table, "hold_max", &["lease"], text);
     }
+}
+
+/// A lease is renewed at a third of its length; one that is shorter than a few answers may take would be lost at the first
+/// that comes late.
+fn outlasts_silence(check: &mut Check<'_>, table: &str, store: &str, lease: Duration) {
+    let Some(settings) = check.config.stores.get(store) else { return };
+    let least = settings.deadline.saturating_mul(3);
+    if settings.kind == StoreKind::Memory || lease.is_zero() || lease >= least {
+        return;
+    }
+    let text = format!(
+        "({}) is shorter than three times stores.{store}.deadline ({}), so that one late answer could lose it; use {} or more, or shorten the deadline",
+        duration_text(lease),
+        duration_text(settings.deadline),
+        duration_text(least)
+    );
+    check.say(table, "lease", &["store"], text);
 }
 
 fn templates(check: &mut Check<'_>, table: &str, subscription: &Subscription, kind: BrokerKind) {

@@ -10,14 +10,13 @@ use ::redis::cluster::{ClusterClient, ClusterClientBuilder};
 use ::redis::cluster_async::ClusterConnection;
 use ::redis::cluster_routing::{Route, SingleNodeRoutingInfo, SlotAddr};
 use ::redis::io::tcp::TcpSettings;
-use ::redis::sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType};
 use ::redis::{
     AsyncConnectionConfig, Client, ClientTlsConfig, Cmd, ConnectionInfo, IntoConnectionInfo,
-    Pipeline, RedisError, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
+    Pipeline, RedisFuture, RedisResult, TlsCertificates, TlsMode, Value,
 };
-use tokio::sync::Mutex;
 
 use super::RedisSettings;
+use super::sentinels::Sentinels;
 use crate::store::{StoreError, StoreFault};
 
 /// Requests that may be on their way to the connection's task at once.
@@ -25,8 +24,8 @@ const REQUESTS_MAX: usize = 1024;
 
 pub(super) enum Address {
     Server(Box<Client>),
-    /// Asked anew for each connection: after a failover it names another master.
-    Sentinel(Box<Mutex<SentinelClient>>),
+    /// Asked anew for each connection: after a failover they name another master.
+    Sentinel(Box<Sentinels>),
     Cluster {
         client: Box<ClusterClient>,
         nodes: Vec<Client>,
@@ -102,9 +101,9 @@ impl Address {
                 let open = client.get_multiplexed_async_connection_with_config(&config);
                 Ok(Connection::Server(open.await?))
             }
-            Self::Sentinel(client) => {
-                let mut client = client.lock().await;
-                let open = client.get_async_connection_with_config(&config);
+            Self::Sentinel(sentinels) => {
+                let master = sentinels.master().await?;
+                let open = master.get_multiplexed_async_connection_with_config(&config);
                 Ok(Connection::Server(open.await?))
             }
             Self::Cluster { client, .. } => {
@@ -118,10 +117,7 @@ impl Address {
     pub(super) async fn listen(&self, attempt: usize) -> RedisResult<PubSub> {
         match self {
             Self::Server(client) => client.get_async_pubsub().await,
-            Self::Sentinel(client) => {
-                let client = client.lock().await.async_get_client().await?;
-                client.get_async_pubsub().await
-            }
+            Self::Sentinel(sentinels) => sentinels.master().await?.get_async_pubsub().await,
             Self::Cluster { nodes, .. } => nodes[attempt % nodes.len()].get_async_pubsub().await,
         }
     }
@@ -191,40 +187,20 @@ impl<'a> Parts<'a> {
 
     fn sentinel(&self, settings: &RedisSettings) -> RedisResult<Address> {
         let (master, database) = self.path.split_once('/').unwrap_or((self.path, "0"));
-        if master.is_empty() {
-            return Err(RedisError::from((
-                ::redis::ErrorKind::InvalidClientConfig,
-                "the master's name is missing after the hosts",
-            )));
-        }
-        let mut sentinels = Vec::new();
+        let mut nodes = Vec::new();
         for host in &self.hosts {
             let host = if host.contains(':') { (*host).into() } else { format!("{host}:26379") };
-            sentinels.push(self.node(&host, "", settings.insecure)?.addr().clone());
+            nodes.push(self.node(&host, "", settings.insecure)?.addr().clone());
         }
-        let info = self.node(self.hosts[0], database, settings.insecure)?;
-        let redis = info.redis_settings();
-        let mut builder =
-            SentinelClientBuilder::new(sentinels, master, SentinelServerType::Master)?
-                .set_client_to_redis_db(redis.db())
-                .set_client_to_redis_tcp_settings(info.tcp_settings().clone());
-        if let Some(user) = redis.username() {
-            builder = builder.set_client_to_redis_username(user);
-        }
-        if let Some(password) = redis.password() {
-            builder = builder.set_client_to_redis_password(password);
-        }
-        if self.tls {
-            let mode = if settings.insecure { TlsMode::Insecure } else { TlsMode::Secure };
-            builder =
-                builder.set_client_to_redis_tls_mode(mode).set_client_to_sentinel_tls_mode(mode);
-            if let Some(certificates) = certificates(settings) {
-                builder = builder
-                    .set_client_to_redis_certificates(certificates.clone())
-                    .set_client_to_sentinel_certificates(certificates);
-            }
-        }
-        Ok(Address::Sentinel(Box::new(Mutex::new(builder.build()?))))
+        let mode = if settings.insecure { TlsMode::Insecure } else { TlsMode::Secure };
+        let sentinels = Sentinels {
+            nodes,
+            master: master.to_owned(),
+            info: self.node(self.hosts[0], database, settings.insecure)?,
+            tls: self.tls.then_some(mode),
+            certificates: certificates(settings),
+        };
+        Ok(Address::Sentinel(Box::new(sentinels.checked()?)))
     }
 
     fn cluster(&self, settings: &RedisSettings) -> RedisResult<Address> {

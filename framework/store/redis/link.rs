@@ -23,6 +23,9 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Between two tries to connect, doubled up to the second.
 const CONNECT_PAUSE_MIN: Duration = Duration::from_millis(50);
 const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// What connecting has at the least, whatever a call has: it goes on when nobody waits for it any more, and needs several
+/// round trips.
+const CONNECT_TIME_MIN: Duration = Duration::from_secs(3);
 
 #[derive(Clone)]
 pub(super) struct Link(Arc<Shared>);
@@ -296,8 +299,9 @@ impl Shared {
     /// Connects, as long as somebody waits for it.
     async fn connecting(&self) {
         let mut pause = CONNECT_PAUSE_MIN;
+        let limit = self.deadline.max(CONNECT_TIME_MIN);
         loop {
-            let text = match timeout(self.deadline, self.address.connect()).await {
+            let text = match timeout(limit, self.address.connect()).await {
                 Ok(Ok(connection)) => {
                     let number = self.number_next.fetch_add(1, Ordering::Relaxed);
                     let (began, heard) = (Instant::now(), AtomicU64::new(0));
@@ -312,7 +316,7 @@ impl Shared {
                     return;
                 }
                 Ok(Err(error)) => error.to_string(),
-                Err(_) => format!("no connection within {:?}", self.deadline),
+                Err(_) => format!("no connection within {limit:?}"),
             };
             self.phase.send_replace(Phase::Down(text));
             if self.phase.receiver_count() == 0 {

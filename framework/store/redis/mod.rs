@@ -25,6 +25,7 @@ mod lock;
 mod replicas;
 mod reply;
 mod scripts;
+mod sentinels;
 mod wakes;
 
 use address::Address;
