@@ -48,8 +48,10 @@ async fn worker() {
         std::fs::write(&metrics, service.metrics().await).expect("a file");
         let health = service.health();
         if !health.reasons.is_empty() {
-            std::fs::write(format!("{folder}/complaints"), health.reasons.join("\n"))
-                .expect("a file");
+            // All of them: the last may be of something else.
+            let all = format!("{folder}/complaints");
+            let all = OpenOptions::new().create(true).append(true).open(all);
+            writeln!(all.expect("a file"), "{}", health.reasons.join("\n")).expect("it is written");
         }
     }
 }
