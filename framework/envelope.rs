@@ -139,6 +139,8 @@ pub(crate) mod tests {
         pub(crate) id: String,
         pub(crate) body: Vec<u8>,
         pub(crate) redelivered: bool,
+        /// Its only header, and that is 1.
+        pub(crate) header: Option<&'static str>,
     }
 
     impl Envelope for Bare {
@@ -146,14 +148,18 @@ pub(crate) mod tests {
             &self.body
         }
 
-        fn header(&self, _: &str) -> Option<HeaderValue<'_>> {
-            None
+        fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
+            (self.header == Some(name)).then_some(HeaderValue::Text("1"))
         }
 
-        fn visit_headers(&self, _: &mut dyn FnMut(&str, HeaderValue<'_>)) {}
+        fn visit_headers(&self, visit: &mut dyn FnMut(&str, HeaderValue<'_>)) {
+            if let Some(name) = self.header {
+                visit(name, HeaderValue::Text("1"));
+            }
+        }
 
         fn has_headers(&self) -> bool {
-            false
+            self.header.is_some()
         }
 
         fn id(&self) -> Option<&str> {

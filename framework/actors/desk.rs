@@ -182,6 +182,7 @@ impl Desk {
         let mut shown = self.holding.get();
         if is_due {
             self.shown_at = self.now;
+            self.ledger.forget_old(self.now);
             shown.oldest = self.ledger.oldest();
             self.shown_is_old = false;
         } else {
@@ -202,7 +203,7 @@ impl Desk {
         telemetry::received(shared.scope.name(), &self.lane, received.len());
         let received_at = shared.scope.tick(self.now);
         for received in received.drain(..) {
-            match self.ledger.adopt(&received) {
+            match self.ledger.adopt(&received, self.now) {
                 None => {
                     let slot = self.ledger.enter(received.clone(), self.now);
                     let work = Work::new(received, received_at, self.index, slot, &shared.scope);

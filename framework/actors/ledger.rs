@@ -85,23 +85,32 @@ impl Ledger {
     /// The lane is gone: all that is held becomes an orphan of the next `generation`.
     pub(super) fn lose(&mut self, generation: u64, now: Instant) {
         self.generation = generation;
-        for slot in 0..self.entries.len() {
-            let Some(entry) = &mut self.entries[slot] else { continue };
-            let since = *entry.orphaned.get_or_insert(now);
-            // One that still runs comes back with its place, which must not be another's by then.
-            if entry.fate.is_some() && now.duration_since(since) > ORPHAN_AGE_MAX {
-                self.remove(slot as Slot);
-            }
+        for entry in self.entries.iter_mut().flatten() {
+            entry.orphaned.get_or_insert(now);
         }
         self.orphans = self.entries.iter().flatten().count();
         self.bytes = 0;
+        self.forget_old(now);
     }
 
-    /// Recognises the redelivery of an orphan: flagged as redelivered, of equal id and payload.
-    pub(super) fn adopt(&mut self, received: &Received) -> Option<Adopted> {
+    /// Lets go of orphans that nobody delivered again for too long.
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        if self.orphans == 0 {
+            return;
+        }
+        for slot in 0..self.entries.len() {
+            if self.entries[slot].as_ref().is_some_and(|entry| entry.is_old(now)) {
+                self.remove(slot as Slot);
+            }
+        }
+    }
+
+    /// Recognises the redelivery of an orphan: flagged as redelivered, of equal id, payload, attempts and generation.
+    pub(super) fn adopt(&mut self, received: &Received, now: Instant) -> Option<Adopted> {
         if self.orphans == 0 || !received.envelope.is_redelivered() {
             return None;
         }
+        self.forget_old(now);
         let generation = self.generation;
         let entry =
             self.entries.iter_mut().flatten().find(|entry| {
@@ -115,9 +124,11 @@ impl Ledger {
         Some(entry.fate.take().map_or(Adopted::Running, Adopted::Done))
     }
 
-    /// When the oldest that is held was received.
+    /// When the oldest that is held for the lane that is open was received.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        self.entries.iter().flatten().map(|entry| entry.received_at).min()
+        let entries = self.entries.iter().flatten();
+        let held = entries.filter(|entry| entry.generation == self.generation);
+        held.map(|entry| entry.received_at).min()
     }
 
     /// What is held for the lane that is open.
@@ -150,12 +161,24 @@ impl Ledger {
     }
 }
 
+impl Entry {
+    /// One that still runs comes back with its place, which must not be another's by then.
+    fn is_old(&self, now: Instant) -> bool {
+        let age = self.orphaned.map(|since| now.duration_since(since));
+        self.fate.is_some() && age.is_some_and(|age| age > ORPHAN_AGE_MAX)
+    }
+}
+
+/// Whether a delivery is the same message again, and not a later copy of it: a retry, or a redriven dead letter.
 fn is_same(held: &Received, again: &Received) -> bool {
     let id = |received: &Received| {
         let envelope = received.envelope.as_ref();
-        message_id(None, &Carried::read(envelope), envelope).map(str::to_owned)
+        let carried = Carried::read(envelope);
+        let id = message_id(None, &carried, envelope)?.to_owned();
+        Some((id, carried.attempts, carried.generation))
     };
-    held.envelope.body() == again.envelope.body() && id(held) == id(again) && id(held).is_some()
+    held.envelope.body() == again.envelope.body()
+        && id(held).is_some_and(|held| Some(held) == id(again))
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::envelope::tests::Bare;
 use crate::pipeline::{Verdict, Work};
+use crate::wire;
 
 /// What can happen.
 #[derive(Clone, Debug)]
@@ -60,7 +61,7 @@ impl Model {
         self.tokens += 1;
         self.places[number] = Place::Here(self.tokens);
         let (id, body) = (number.to_string(), vec![7; number % 5]);
-        let envelope = Arc::new(Bare { id, body, redelivered });
+        let envelope = Arc::new(Bare { id, body, redelivered, header: None });
         Received { envelope, token: Token(self.tokens) }
     }
 
@@ -88,7 +89,7 @@ impl Model {
             Step::New => {
                 self.places.push(Place::Broker);
                 let received = self.received(self.places.len() - 1, false);
-                assert!(self.ledger.adopt(&received).is_none());
+                assert!(self.ledger.adopt(&received, now).is_none());
                 self.enter(received, now);
             }
             Step::Again(index) => {
@@ -96,7 +97,7 @@ impl Model {
                 let waiting: Vec<usize> = (0..self.places.len()).filter(waiting).collect();
                 let Some(number) = waiting.get(index % waiting.len().max(1)) else { return };
                 let received = self.received(*number, true);
-                match self.ledger.adopt(&received) {
+                match self.ledger.adopt(&received, now) {
                     None => self.enter(received, now),
                     Some(Adopted::Running) => {}
                     Some(Adopted::Done(outcome)) => self.conclude(outcome.work),
@@ -151,4 +152,38 @@ fn a_handler_that_outlives_its_orphan_s_time_settles_nobody_else_s_message() {
         model.take(&step, start);
     }
     assert_eq!(model.places[1], Place::Gone);
+}
+
+#[test]
+fn what_came_of_an_orphan_is_kept_for_a_quarter_of_an_hour_and_an_orphan_is_nobody_s_oldest() {
+    for (minutes, again_is_adopted) in [(14, true), (16, false)] {
+        let start = Instant::now();
+        let mut model = Model::default();
+        for step in [Step::New, Step::Lose(0)] {
+            model.take(&step, start);
+        }
+        assert_eq!(model.ledger.oldest(), None, "its lane is gone");
+        model.take(&Step::Done(0), start);
+        let again = model.received(0, true);
+        let later = start + Duration::from_secs(60 * minutes);
+        assert_eq!(model.ledger.adopt(&again, later).is_some(), again_is_adopted, "{minutes}");
+    }
+}
+
+#[test]
+fn a_redriven_copy_is_not_taken_for_the_message_that_it_was_made_of() {
+    for (name, copy_is_adopted) in
+        [(None, true), (Some(wire::GENERATION), false), (Some(wire::ATTEMPT), false)]
+    {
+        let (start, mut ledger) = (Instant::now(), Ledger::default());
+        let received = |header| {
+            let (id, body) = (String::from("7"), vec![7]);
+            let envelope = Arc::new(Bare { id, body, redelivered: true, header });
+            Received { envelope, token: Token(1) }
+        };
+        ledger.lose(1, start);
+        ledger.enter(received(None), start);
+        ledger.lose(2, start);
+        assert_eq!(ledger.adopt(&received(name), start).is_some(), copy_is_adopted, "{name:?}");
+    }
 }
