@@ -59,6 +59,19 @@ pub(super) enum Care {
     Over,
 }
 
+impl Care {
+    /// Whether what is handed out must be known to the group first; always while something noted was not handed out
+    /// yet, which nothing may overtake.
+    fn applies(self, has_pending: bool, now: Instant) -> bool {
+        has_pending
+            || match self {
+                Self::Always | Self::First => true,
+                Self::Until(end) => now < end,
+                Self::Over => false,
+            }
+    }
+}
+
 /// One partition.
 pub(super) struct KafkaLane {
     partition: Arc<Partition>,
@@ -136,11 +149,7 @@ impl KafkaLane {
     /// A message that ends the process at once would otherwise do so for ever: nobody would know that it was in
     /// flight. So the first batch after an opening is recorded, and after a death every batch for a while.
     fn is_careful(&self) -> bool {
-        match self.care {
-            Care::Always | Care::First => true,
-            Care::Until(end) => Instant::now() < end,
-            Care::Over => !self.pending.is_empty(),
-        }
+        self.care.applies(!self.pending.is_empty(), Instant::now())
     }
 
     /// Appends what is there; false if that is nothing.
@@ -400,5 +409,19 @@ impl Drop for KafkaLane {
     fn drop(&mut self) {
         self.drop_held();
         self.partition.close(self.generation, LaneState::Dropped(Instant::now()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_noted_is_handed_out_though_the_care_has_ended_meanwhile() {
+        let (now, later) = (Instant::now(), Instant::now() + Duration::from_secs(1));
+        assert!(Care::Until(later).applies(false, now));
+        assert!(!Care::Until(now).applies(false, later));
+        assert!(Care::Until(now).applies(true, later));
+        assert!(Care::Over.applies(true, now));
     }
 }
