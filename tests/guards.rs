@@ -322,6 +322,38 @@ async fn so_they_do_with_claims() {
     check_batches(guards).await;
 }
 
+/// Counts what its batches held.
+struct Counter(Arc<AtomicUsize>);
+
+impl Actor for Counter {
+    type Context = Context<Self>;
+}
+
+impl Handler<Batch<Transfer>> for Counter {
+    type Result = Vec<Handled>;
+
+    fn handle(&mut self, batch: Batch<Transfer>, _: &mut Context<Self>) -> Self::Result {
+        self.0.fetch_add(batch.deliveries.len(), Ordering::SeqCst);
+        batch.deliveries.iter().map(|_| Ok(())).collect()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_holds_none_of_those_whose_lock_was_lost_while_it_gathered() {
+    let given = Arc::new(AtomicUsize::new(0));
+    let counting = Arc::clone(&given);
+    // Each attempt loses its lock long before the batch is handed over.
+    let guards = "lock = { store = \"main\", key = \"/account\", lease = \"200ms\", hold_max = \"200ms\" }\n\
+                  batch = { size = 50, wait = \"5s\" }";
+    let service = service_of(guards, in_batches(move || Counter(Arc::clone(&counting)))).await;
+    publish(&service, "t", 7, 0, 0).await;
+    drained(&service).await;
+    assert_eq!(service.depth("transfers").await.unwrap().dead, Some(1), "every attempt was spent");
+    tokio::time::sleep(Duration::from_secs(6)).await;
+    assert_eq!(given.load(Ordering::SeqCst), 0);
+    service.stop().await;
+}
+
 /// How many handlers were at work at once at the most, of two messages of one key.
 async fn most_at_once(guards: &str, publish: impl AsyncFn(&Service)) -> usize {
     let (at_work, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));

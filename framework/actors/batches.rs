@@ -55,6 +55,13 @@ impl<T> Batches<T> {
         }
     }
 
+    /// Those that somebody waits for: whose lock or claim was lost while the batch gathered, or whose lane went to
+    /// somebody else, comes another time.
+    fn wanted(&mut self) -> (Vec<Delivery<T>>, Vec<oneshot::Sender<Answer>>) {
+        let gathered = self.deliveries.drain(..).zip(self.replies.drain(..));
+        gathered.filter(|(_, reply)| !reply.is_closed()).unzip()
+    }
+
     fn hand_over<A>(&mut self, actor: &mut A, ctx: &mut A::Context)
     where
         A: Actor<Context = Context<A>> + Handler<Batch<T>>,
@@ -63,8 +70,10 @@ impl<T> Batches<T> {
     {
         self.due = None;
         self.gathering.begin_anew();
-        let deliveries = std::mem::take(&mut self.deliveries);
-        let replies = std::mem::take(&mut self.replies);
+        let (deliveries, replies) = self.wanted();
+        if deliveries.is_empty() {
+            return;
+        }
         let begun = caught(|| actor.handle(Batch { deliveries }, ctx).into_running(ctx).0);
         let running = begun.unwrap_or_else(Running::Panicked);
         self.blocks = matches!(running, Running::Reply(_));

@@ -37,7 +37,8 @@ async fn r7_a_copy_is_woken_by_the_end_of_the_run_that_it_waits_for() {
     };
     let keys = "idempotency = { store = \"main\", on_duplicate = \"call\" }\n\
                 in_flight_max = 256\nparked_max = 256";
-    let toml = lab.toml(keys, SHORT_WAITS);
+    // Who waits at the broker is woken by nobody.
+    let toml = lab.toml(keys, &format!("{SHORT_WAITS}in_process_max = \"1m\"\n"));
     let (one, other) = (lab.start(&toml, handler()).await, lab.start(&toml, handler()).await);
     for copy in 0..=COPIES {
         for id in 0..IDS {
