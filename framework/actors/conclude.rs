@@ -54,19 +54,15 @@ impl Desk {
             handled += 1;
         }
         if handled > 0 {
-            self.running -= handled;
-            shared.running.set(shared.running.get() - handled);
+            self.free_permits(handled);
             shared.scope.metrics.handled.inc_by(handled as u64);
             shared.gate.borrow_mut().record_handled(handled, self.now);
-            if self.settings().in_flight_total_max.is_some() {
-                shared.changed.notify_waiters();
-            }
         }
     }
 
     /// Acts on what came of a message.
     pub(super) fn conclude(&mut self, Outcome { mut work, verdict }: Outcome) {
-        self.free_permit();
+        self.free_permits(1);
         if self.ledger.is_orphan(work.slot) {
             return self.keep_fate(work, verdict);
         }
@@ -119,10 +115,10 @@ impl Desk {
         }
     }
 
-    fn free_permit(&mut self) {
-        self.running -= 1;
+    fn free_permits(&mut self, count: usize) {
+        self.running -= count;
         let shared = &self.shared;
-        shared.running.set(shared.running.get() - 1);
+        shared.running.set(shared.running.get() - count);
         if self.suspects {
             shared.leave_alone();
         }

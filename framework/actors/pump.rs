@@ -243,9 +243,7 @@ where
             Ok(delivery) => answer_at_once(self.station.call(actor, ctx, delivery), cx)?,
         };
         let verdict = verdict_on(answer, work, scope);
-        if self.workplace.breaks && verdict.is_panic() {
-            self.workplace.broken.set(true);
-        }
+        self.workplace.note_panic(&verdict);
         Ok(verdict)
     }
 

@@ -67,6 +67,13 @@ impl<T> Call<T> for Caller<T> {
 }
 
 impl<T> Workplace<T> {
+    /// After a panic nothing more is begun on this actor, where its state may be broken.
+    pub(super) fn note_panic(&self, verdict: &Verdict) {
+        if self.breaks && verdict.is_panic() {
+            self.broken.set(true);
+        }
+    }
+
     /// Whether a delivery comes into the batch that it had its lock in. It always does, as nothing
     /// is awaited in between; if that ever changed, two batches would run under one lock.
     fn is_in_time(&self, delivery: &Delivery<T>) -> bool {
@@ -102,9 +109,7 @@ impl<T> Drop for Ticket<T> {
 
 impl<T> Ticket<T> {
     fn conclude(mut self, verdict: Verdict) {
-        if self.workplace.breaks && verdict.is_panic() {
-            self.workplace.broken.set(true);
-        }
+        self.workplace.note_panic(&verdict);
         if let Some(slot) = self.slot {
             self.workplace.life.answered(slot);
         }
