@@ -13,6 +13,7 @@ use redeliver::config::Config;
 use redeliver::{DeadLetter, IntoHandlers, Message, Service};
 use tokio::time::{Instant, sleep};
 
+use crate::common;
 use crate::common::rabbitmq::{delete_queues, unique, url};
 
 /// How long anything may take before a test fails: long, because the machine may be busy with others.
@@ -220,13 +221,7 @@ pub(crate) async fn drained(service: &Service) {
 
 /// All dead letters, by id.
 pub(crate) async fn dead_letters(service: &Service) -> Vec<DeadLetter> {
-    let reader = service.dead_letters("orders").expect("it has this subscription");
-    let mut pages = reader.pages(100).await.expect("they can be read");
-    let mut letters = Vec::new();
-    while let Some(page) = pages.next().await.expect("they can be read") {
-        letters.extend(page);
-    }
-    pages.close().await.expect("they go back");
+    let mut letters = common::dead_letters(service).await;
     letters.sort_by(|one, other| one.id.cmp(&other.id));
     letters
 }

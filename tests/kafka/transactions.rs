@@ -41,6 +41,17 @@ fn counted(out: &str) -> BTreeMap<String, u32> {
     seen
 }
 
+/// The numbers below `count` are read, each once, and nothing else.
+fn assert_read_once(out: &str, count: usize) {
+    let seen = counted(out);
+    let wrong: Vec<_> = (0..count)
+        .filter(|number| seen.get(&number.to_string()) != Some(&1))
+        .map(|number| (number, seen.get(&number.to_string()).copied().unwrap_or(0)))
+        .collect();
+    assert!(wrong.is_empty(), "of {count} these were not read once: {wrong:?}");
+    assert_eq!(seen.len(), count, "nothing else is read: {:?}", seen.get("half done"));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_published_is_read_once_under_kills_and_rebalances() {
     let is_full = std::env::var_os("REDELIVER_TEST_FULL").is_some();
@@ -78,15 +89,9 @@ async fn what_is_published_is_read_once_under_kills_and_rebalances() {
     }
     let depth_is_0 = drained(&onlooker);
     depth_is_0.await;
-    let seen = counted(&out);
-    let wrong: Vec<_> = (0..count)
-        .filter(|number| seen.get(&number.to_string()) != Some(&1))
-        .map(|number| (number, seen.get(&number.to_string()).copied().unwrap_or(0)))
-        .collect();
     let effects = stage.effects().len();
     println!("{count} records, {deaths} deaths, {effects} runs of the handler");
-    assert!(wrong.is_empty(), "of {count} these were not read once: {wrong:?}");
-    assert_eq!(seen.len(), count, "nothing else is read: {:?}", seen.get("half done"));
+    assert_read_once(&out, count);
     for member in members {
         member.stop().await;
     }
@@ -120,10 +125,7 @@ async fn what_a_frozen_member_had_in_hand_is_read_once() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     drained(&onlooker).await;
-    let seen = counted(&out);
-    let wrong: Vec<_> = (0..count).filter(|it| seen.get(&it.to_string()) != Some(&1)).collect();
-    assert!(wrong.is_empty(), "of {count} these were not read once: {wrong:?}");
-    assert_eq!(seen.len(), count, "nothing else is read: {:?}", seen.get("half done"));
+    assert_read_once(&out, count);
     for member in members {
         member.stop().await;
     }

@@ -14,9 +14,10 @@ use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions,
 };
 use redeliver::config::Config;
-use redeliver::{DeadLetter, Delivery, IntoHandlers, Service};
+use redeliver::{Delivery, IntoHandlers, Service};
 use tokio::time::{Instant, sleep};
 
+pub(crate) use crate::common::dead_letters;
 use crate::common::rabbitmq::{Raw, control, delete_queues, unique, url};
 
 /// How long anything may take before a test fails: long, because the machine may be busy with others.
@@ -237,18 +238,6 @@ pub(crate) async fn drained(service: &Service) {
         quiet_since.get().is_some_and(|since| since.elapsed() > QUIET)
     })
     .await;
-}
-
-/// All dead letters, by the subscription's own reader.
-pub(crate) async fn dead_letters(service: &Service) -> Vec<DeadLetter> {
-    let reader = service.dead_letters("orders").expect("it has this subscription");
-    let mut pages = reader.pages(100).await.expect("they can be read");
-    let mut letters = Vec::new();
-    while let Some(page) = pages.next().await.expect("they can be read") {
-        letters.extend(page);
-    }
-    pages.close().await.expect("they go back");
-    letters
 }
 
 /// The value of a metric of this subscription.
