@@ -40,6 +40,28 @@ examples! {
 }
 
 #[test]
+fn idempotent_on_deliveries_from_a_file() {
+    let folder = programs::folder();
+    let file = programs::webhooks(&folder);
+    let text = std::fs::read_to_string(&file).expect("it can be read");
+    let lines: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("a line is JSON")).collect();
+    let ids: BTreeSet<_> = lines.iter().map(|line| line["delivery"].to_string()).collect();
+    let output = run("idempotent", ["--input".as_ref(), file.as_os_str()]);
+    assert!(output.status.success(), "{}", told(&output));
+    let known = lines.len() * 5 - ids.len();
+    let words = format!("{} mails were sent, {known} were known already", ids.len());
+    assert_eq!(programs::last_line(&output), words);
+}
+
+#[test]
+fn idempotent_names_a_file_that_it_cannot_use() {
+    let output = run("idempotent", ["--input", "there is none"]);
+    assert!(!output.status.success());
+    assert!(told(&output).contains("there is none"), "{}", told(&output));
+}
+
+#[test]
 fn no_example_is_forgotten() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
     let entries = std::fs::read_dir(folder).expect("there are examples");

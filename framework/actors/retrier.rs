@@ -86,7 +86,7 @@ impl Handler<Carry> for Retrier {
                     // A panic here changes nothing about the copy: it is there, and the original must go.
                     let noted = async {
                         note(&scope, &work, &errand);
-                        end_guards(&mut work, &errand).await;
+                        end_guards(&mut work, &errand, &scope).await;
                     };
                     let _ = AssertUnwindSafe(noted).catch_unwind().await;
                     let _ = done.send(work).await;
@@ -143,13 +143,18 @@ async fn unless_it_panics(
 
 /// Records in the claim what the confirmed copy says. What cannot be recorded ends with its lease;
 /// the copy carries the attempts all the same.
-async fn end_guards(work: &mut Work, errand: &Errand) {
+async fn end_guards(work: &mut Work, errand: &Errand, scope: &Scope) {
     let Some(held) = work.held.take() else { return };
-    let _ = match errand {
+    let ended = match errand {
         Errand::Retry(delay, _) => held.failed(*delay, work.carried.attempts, true).await,
         Errand::Bury(epitaph) => held.dead(epitaph.reason.as_str()).await,
-        Errand::Defer(_) | Errand::Suspect => held.release().await,
+        // No run ends with these.
+        Errand::Defer(_) | Errand::Suspect => return drop(held.release().await),
     };
+    if let Ok(false) = ended {
+        // Somebody took over while we worked or copied: both may have had an effect.
+        scope.metrics.possible_duplicates.inc();
+    }
 }
 
 /// Counts and logs a message that was carried.

@@ -62,7 +62,7 @@ async fn member(name: &'static str, topic: &str, log: &Log, hurry: bool) -> Serv
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_handler_that_outlasts_the_drain_is_cancelled_and_its_record_handled_by_the_new_owner() {
+async fn r18_a_handler_that_outlasts_the_drain_is_cancelled_and_the_new_owner_handles_its_record() {
     let topic = unique("orders");
     create(&topic, 2).await;
     let log = Log::default();

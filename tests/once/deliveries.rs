@@ -2,14 +2,14 @@
 //! the same shape), five times each from five publishers, to three processes.
 
 use std::collections::BTreeMap;
-use std::path::Path;
 use std::process::Child;
 use std::time::Duration;
 
 use redeliver::Service;
 use tokio::time::sleep;
 
-use crate::lab::{BROKER_WAITS, Lab, metric};
+use crate::lab::{BROKER_WAITS, Lab};
+use crate::worker::{by_id, counted};
 use crate::{programs, worker};
 
 const PUBLISHERS: usize = 5;
@@ -66,28 +66,6 @@ async fn finish(lab: &Lab, toml: &str, processes: Vec<Child>) -> Service {
     let depth = idle.depth(&lab.name).await.expect("an answer");
     assert_eq!((depth.ready, depth.waiting), (Some(0), Some(0)), "nothing was given back");
     idle
-}
-
-/// The sum of a counter over all processes that lived long enough to write it.
-fn counted(folder: &Path, name: &str) -> u64 {
-    let files = std::fs::read_dir(folder).expect("a folder");
-    let texts = files.filter_map(|file| {
-        let path = file.ok()?.path();
-        let is_metrics = path.file_name()?.to_string_lossy().starts_with("metrics.");
-        is_metrics.then(|| std::fs::read_to_string(path).unwrap_or_default())
-    });
-    texts.map(|text| metric(&text, name)).filter(|count| *count != u64::MAX).sum()
-}
-
-/// Effects by id: how many, and how many of them were told of a takeover.
-fn by_id(folder: &Path) -> BTreeMap<String, (usize, usize)> {
-    let mut effects = BTreeMap::<String, (usize, usize)>::new();
-    for (id, is_taken) in worker::effects(folder) {
-        let (all, taken) = effects.entry(id).or_default();
-        *all += 1;
-        *taken += usize::from(is_taken);
-    }
-    effects
 }
 
 #[tokio::test(flavor = "multi_thread")]

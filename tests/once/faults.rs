@@ -51,7 +51,7 @@ impl Consumer {
         worker::effects(self.folder.path()).into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Nothing is lost or given up, no lane is stuck, and few words were made.
+    /// Nothing is lost or given up, no lane is stuck, few words were made, and every effect too many is counted as possible.
     async fn recovers(self, outage: Duration) {
         self.lab.eventually("all effects", async || self.handled().len() == COUNT).await;
         self.publish(COUNT..COUNT + 1).await;
@@ -66,6 +66,10 @@ impl Consumer {
         send_signal(process.id(), "TERM");
         aside(move || process.wait().expect("it ends")).await;
         assert_eq!(lab.dead(&idle).await, Some(0), "nothing is given up");
+        let effects = worker::by_id(folder.path());
+        let extra: usize = effects.values().map(|(all, _)| all - 1).sum();
+        let possible = worker::counted(folder.path(), "redeliver_possible_duplicates_total");
+        assert!(extra as u64 <= possible, "{extra} extra effects, {possible} told: {effects:?}");
         if outage >= OUTAGE {
             let complaints = folder.path().join("complaints");
             let complaints = std::fs::read_to_string(complaints).unwrap_or_default();

@@ -26,4 +26,5 @@ mod proxy;
 mod results;
 #[path = "../support/mod.rs"]
 mod support;
+mod timeouts;
 mod worker;

@@ -1,5 +1,6 @@
 //! A service as a process: it can be killed, and writes down what it did where that survives.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::Path;
@@ -9,6 +10,8 @@ use std::time::Duration;
 use redeliver::config::Config;
 use redeliver::{ClaimStatus, Delivery, Failure, Handled, Service};
 use serde_json::Value;
+
+use crate::lab::metric;
 
 /// Starts one with this configuration; its effects go to `folder`.
 pub(crate) fn start(toml: &str, folder: &Path) -> Child {
@@ -41,11 +44,14 @@ async fn worker() {
     let service = service.start().await.expect("the servers are there");
     let metrics = format!("{folder}/metrics.{}", std::process::id());
     loop {
-        tokio::select! {
-            _ = service.stopped() => return,
-            () = tokio::time::sleep(Duration::from_millis(100)) => {}
-        }
+        let has_stopped = tokio::select! {
+            _ = service.stopped() => true,
+            () = tokio::time::sleep(Duration::from_millis(100)) => false,
+        };
         std::fs::write(&metrics, service.metrics().await).expect("a file");
+        if has_stopped {
+            return;
+        }
         let health = service.health();
         if !health.reasons.is_empty() {
             // All of them: the last may be of something else.
@@ -84,6 +90,28 @@ pub(crate) fn effects(folder: &Path) -> Vec<(String, bool)> {
 pub(crate) fn attempts(folder: &Path) -> Vec<(u32, bool)> {
     let line = |words: Vec<String>| (words[1].parse().expect("a number"), words[3] == "taken");
     lines(folder).into_iter().map(line).collect()
+}
+
+/// Effects by id: how many, and how many of them were told of a takeover.
+pub(crate) fn by_id(folder: &Path) -> BTreeMap<String, (usize, usize)> {
+    let mut by_id = BTreeMap::<String, (usize, usize)>::new();
+    for (id, is_taken) in effects(folder) {
+        let (all, taken) = by_id.entry(id).or_default();
+        *all += 1;
+        *taken += usize::from(is_taken);
+    }
+    by_id
+}
+
+/// The sum of a counter over all processes that lived long enough to write it.
+pub(crate) fn counted(folder: &Path, name: &str) -> u64 {
+    let files = std::fs::read_dir(folder).expect("a folder");
+    let texts = files.filter_map(|file| {
+        let path = file.ok()?.path();
+        let is_metrics = path.file_name()?.to_string_lossy().starts_with("metrics.");
+        is_metrics.then(|| std::fs::read_to_string(path).unwrap_or_default())
+    });
+    texts.map(|text| metric(&text, name)).filter(|count| *count != u64::MAX).sum()
 }
 
 fn lines(folder: &Path) -> Vec<Vec<String>> {

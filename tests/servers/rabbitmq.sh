@@ -5,12 +5,13 @@
 # DIR/server.conf as they are. Lines that the first start shall add to that file (TLS listeners, consumer_timeout, ...)
 # stand in DIR/extra.conf; the plugins that it shall have in DIR/plugins, `[rabbitmq_management].` unless told otherwise
 # (a node with it takes 5 seconds longer to stop: `[].` where nobody asks it over HTTP).
+# RABBITMQ_PROGRAMS=FOLDER starts the version whose `rabbitmq-server` and `rabbitmqctl` are there, not the installed one.
 # DIR/rabbitmqctl controls this node. Prints the environment for its users, one NAME=VALUE a line.
 set -euo pipefail
 # shellcheck source=common.sh
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 
-install() { need rabbitmq-server rabbitmq-server RABBITMQ_URL; }
+install() { [[ -n ${RABBITMQ_PROGRAMS-} ]] || need rabbitmq-server rabbitmq-server RABBITMQ_URL; }
 
 start() {
     local dir
@@ -85,7 +86,9 @@ CONTROL
 programs() {
     local packaged newest=
     for packaged in /usr/lib/rabbitmq/lib/rabbitmq_server-*/sbin; do newest=$packaged; done
-    if [[ -d $newest ]]; then
+    if [[ -n ${RABBITMQ_PROGRAMS-} ]]; then
+        echo "$RABBITMQ_PROGRAMS"
+    elif [[ -d $newest ]]; then
         echo "$newest"
     else
         dirname "$(command -v rabbitmq-server)"
