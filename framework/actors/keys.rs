@@ -5,6 +5,7 @@
 //!
 //! Pure: knows neither handlers nor time.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -23,13 +24,13 @@ impl Keys {
     /// Lets a message in, or keeps it behind the others of its key.
     pub(super) fn enter(&mut self, work: Work) -> Option<Work> {
         let Some(key) = work.key.clone() else { return Some(work) };
-        match self.busy.get_mut(&key) {
-            None => {
-                self.busy.insert(key, VecDeque::new());
+        match self.busy.entry(key) {
+            Entry::Vacant(place) => {
+                place.insert(VecDeque::new());
                 Some(work)
             }
-            Some(followers) => {
-                followers.push_back(work);
+            Entry::Occupied(mut followers) => {
+                followers.get_mut().push_back(work);
                 self.waiting += 1;
                 None
             }
@@ -38,15 +39,16 @@ impl Keys {
 
     /// A message of this key is done with: the next one's turn. True if there is one.
     pub(super) fn leave(&mut self, key: &Arc<str>) -> bool {
-        let Some(followers) = self.busy.get_mut(key) else { return false };
-        match followers.pop_front() {
+        // An entry, for which a key is hashed once.
+        let Entry::Occupied(mut followers) = self.busy.entry(Arc::clone(key)) else { return false };
+        match followers.get_mut().pop_front() {
             Some(next) => {
                 self.waiting -= 1;
                 self.turns.entry(next.lane).or_default().push(next);
                 true
             }
             None => {
-                self.busy.remove(key);
+                followers.remove();
                 false
             }
         }

@@ -110,10 +110,8 @@ pub(crate) fn prepare<T: 'static>(
     scope: &Scope,
     codecs: &Codecs<T>,
 ) -> Result<Delivery<T>, Answer> {
-    let delivery = screen(work, scope).and_then(|()| decode(work, scope, codecs));
-    let delivery = delivery.map_err(Answer::Refused)?;
-    telemetry::handling(scope.name(), || work.id(), delivery.attempt());
-    Ok(delivery)
+    screen(work, scope).map_err(Answer::Refused)?;
+    decode(work, scope, codecs)
 }
 
 /// What becomes of a message after this answer.
@@ -180,15 +178,22 @@ fn decode<T: 'static>(
     work: &Work,
     scope: &Scope,
     codecs: &Codecs<T>,
-) -> Result<Delivery<T>, Epitaph> {
+) -> Result<Delivery<T>, Answer> {
     let envelope = &work.received.envelope;
+    // Left here by the closure: as its answer, a large payload would be moved half a dozen times.
+    let mut payload = None;
     // A codec is the user's code and meets hostile input, and so is its error: uncaught, a panic would end
     // the actor at each try, until the restarts are spent.
-    let decoded = || codecs.decode(envelope.as_ref()).map_err(|error| error.to_string());
-    let payload = caught(decoded)
+    let decode = || {
+        let decoded = codecs.decode(envelope.as_ref());
+        decoded.map(|decoded| payload = Some(decoded)).map_err(|error| error.to_string())
+    };
+    caught(decode)
         .unwrap_or_else(|panic| Err(format!("the codec panicked: {panic}")))
-        .map_err(|error| Epitaph::new(Reason::Undecodable, error))?;
-    Ok(Delivery::new(payload, work.metadata(scope)))
+        .map_err(|error| Answer::Refused(Epitaph::new(Reason::Undecodable, error)))?;
+    let metadata = work.metadata(scope);
+    telemetry::handling(scope.name(), || work.id(), metadata.attempt());
+    Ok(Delivery::new(payload.expect("a codec without an error has left it there"), metadata))
 }
 
 async fn handle<T, C: Call<T>>(

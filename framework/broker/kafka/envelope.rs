@@ -41,6 +41,8 @@ pub(super) struct KafkaEnvelope {
     crashes: u32,
     /// It was delivered to this process before.
     again: bool,
+    /// Asked for once: librdkafka allocates and clears a kilobyte to find out that there are none, each time.
+    has_headers: bool,
     /// What is written when it is settled, where that is one transaction.
     pub(super) outbox: Option<Arc<Outbox>>,
     /// Its place in the log, once somebody has asked for it.
@@ -54,7 +56,8 @@ impl KafkaEnvelope {
         (crashes, again): (u32, bool),
         outbox: Option<Arc<Outbox>>,
     ) -> Self {
-        Self { batch, index, crashes, again, outbox, position: OnceLock::new() }
+        let has_headers = batch.borrow_dependent()[index].headers().is_some();
+        Self { batch, index, crashes, again, has_headers, outbox, position: OnceLock::new() }
     }
 
     pub(super) fn record(&self) -> &BorrowedMessage<'_> {
@@ -109,18 +112,24 @@ impl Envelope for KafkaEnvelope {
     }
 
     fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
+        if !self.has_headers {
+            return None;
+        }
         let mut headers = headers(self.record()).flatten();
         headers.find(|header| header.key == name).map(|header| value(header.value))
     }
 
     fn visit_headers(&self, visit: &mut dyn FnMut(&str, HeaderValue<'_>)) {
+        if !self.has_headers {
+            return;
+        }
         for header in headers(self.record()).flatten() {
             visit(header.key, value(header.value));
         }
     }
 
     fn has_headers(&self) -> bool {
-        self.record().headers().is_some()
+        self.has_headers
     }
 
     /// Its place in the log. A copy carries the id that its original had, and that comes first.

@@ -27,11 +27,18 @@ fn kafka(task: &Task, style: &str, number: u64) -> Result<String, std::fmt::Erro
          [subscriptions.measured]\nbroker = \"main\"\ntopics = [\"{prefix}\"]\ngroup = \"{group}\"\n\
          topology = \"none\"\n",
     );
-    if style == "key" {
+    if style.starts_with("key") {
         text.push_str("ordering = \"key\"\norder_on_long_wait = \"reorder\"\n");
     }
     match number {
         0 => writeln!(text, "in_flight_max = {}\nparked_max = {}", prefetch * 3 / 4, prefetch / 4)?,
+        // Handler actors, with a thread each.
+        _ if style.ends_with("handlers") => writeln!(
+            text,
+            "in_flight_max = {}\nparked_max = {}\nhandlers = {number}",
+            prefetch * 3 / 4,
+            prefetch / 4
+        )?,
         // So many handlers at a time over all partitions.
         _ => writeln!(text, "in_flight_max = {prefetch}\nin_flight_total_max = {prefetch}")?,
     }

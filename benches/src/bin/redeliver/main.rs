@@ -9,7 +9,9 @@
 //! | `idle-N` | N consumers with nothing to do |
 //! | `publish-W` | publishes with W unconfirmed |
 //! | `idempotent`, `locked` | as `plain`, with claims, and with claims and locks, in the Redis that `REDIS_URL` names |
+//! | `handlers-N` | Kafka: as `plain`, with N handler actors, a thread each |
 //! | `key` | Kafka: in order by key |
+//! | `keyhandlers-N` | the same, with N handler actors |
 //! | `key-M` | the same, with handlers that take M milliseconds |
 //! | `rebalance` | Kafka: a second member joins and leaves while messages come |
 //!

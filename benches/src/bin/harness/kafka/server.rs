@@ -57,7 +57,7 @@ impl Server {
         Ok(())
     }
 
-    /// Writes message `number` to partition `number` modulo their count, for all numbers.
+    /// Writes all messages, those of one key to one partition.
     fn produce(&self, topic: &str, setting: &Setting) -> Outcome {
         let producer: BaseProducer = ClientConfig::new()
             .set("bootstrap.servers", &self.url)
@@ -67,7 +67,7 @@ impl Server {
             .create()?;
         for number in 0..setting.messages {
             let (body, key) = (order::body(number), order::key(number));
-            let partition = (number % setting.queues as u64) as i32;
+            let partition = order::partition(number, setting.queues as u64);
             let mut record = BaseRecord::to(topic).partition(partition).key(&key).payload(&body);
             while let Err((error, again)) = producer.send(record) {
                 if error != KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull) {
