@@ -48,7 +48,12 @@ async fn load(publisher: Publisher, stop: Arc<AtomicBool>) -> u32 {
     number
 }
 
-async fn create(url: &str, partitions: i32, replicas: i32) -> AdminClient<DefaultClientContext> {
+/// A client of these brokers, which have a topic `orders` from now on.
+pub(crate) async fn create(
+    url: &str,
+    partitions: i32,
+    replicas: i32,
+) -> AdminClient<DefaultClientContext> {
     let admin: AdminClient<DefaultClientContext> =
         ClientConfig::new().set("bootstrap.servers", url).create().expect("a client");
     until("the brokers are there", async || {

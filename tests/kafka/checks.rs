@@ -1,14 +1,19 @@
 //! What is looked at before anything is consumed: every finding at once, each with what to do.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminOptions, NewTopic, TopicReplication};
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use redeliver::Service;
 use redeliver::config::Config;
+use redeliver::{Delivery, Handled, Service};
 
+use super::brokers::create as create_at;
 use super::lab::{admin, create, unique, url};
+use super::nodes::Node;
 use super::service::until;
 
 async fn refusal(text: &str) -> String {
@@ -82,6 +87,88 @@ async fn a_group_that_assigns_as_we_do_is_joined() {
     let config = Config::from_toml(&text(&[&topic], &group, "")).expect("it is right");
     let service = Service::builder(config).without_handler("orders").signals(false);
     service.start().await.expect("nothing speaks against it").stop().await;
+}
+
+/// A member of a group that speaks one of the two protocols, and polls in a thread of its own while this is held.
+struct Polling {
+    holds: Arc<AtomicBool>,
+    has_partitions: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Polling {
+    fn start(url: &str, topic: &str, group: &str, protocol: &str) -> Self {
+        let consumer: BaseConsumer = ClientConfig::new()
+            .set("bootstrap.servers", url)
+            .set("group.id", group)
+            .set("group.protocol", protocol)
+            .create()
+            .expect("the url can be read");
+        consumer.subscribe(&[topic]).expect("a topic");
+        let (holds, has_partitions) = (Arc::new(AtomicBool::new(true)), Arc::default());
+        let (held, has) = (Arc::clone(&holds), Arc::<AtomicBool>::clone(&has_partitions));
+        let polls = move || {
+            while held.load(Ordering::Relaxed) {
+                let _ = consumer.poll(Duration::from_millis(50));
+                let assigned = consumer.assignment().is_ok_and(|list| list.count() > 0);
+                has.store(assigned, Ordering::Relaxed);
+            }
+        };
+        Self { holds, has_partitions, thread: Some(thread::spawn(polls)) }
+    }
+
+    async fn joined(&self) {
+        until("it has partitions", async || self.has_partitions.load(Ordering::Relaxed)).await;
+    }
+}
+
+impl Drop for Polling {
+    fn drop(&mut self) {
+        self.holds.store(false, Ordering::Relaxed);
+        let _ = self.thread.take().map(JoinHandle::join);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn members_of_both_protocols_share_a_group_whose_brokers_let_them() {
+    let new = "[brokers.main.properties]\n\"group.protocol\" = \"consumer\"";
+    // Theirs, and ours.
+    for (theirs, ours) in [("classic", new), ("consumer", "")] {
+        let (topic, group) = (unique("orders"), unique("group"));
+        create(&topic, 4).await;
+        let other = Polling::start(&url(), &topic, &group, theirs);
+        other.joined().await;
+        let config = Config::from_toml(&text(&[&topic], &group, ours)).expect("it is right");
+        let service = Service::builder(config)
+            .subscribe("orders", |_: Delivery<u32>| async { Handled::Ok(()) })
+            .signals(false);
+        let service = service.start().await.expect("nothing speaks against it");
+        until("each has partitions", async || {
+            let lanes = &service.health().subscriptions["orders"].lanes;
+            let has_source = lanes.keys().any(|lane| lane.starts_with(&format!("{topic}/")));
+            has_source && other.has_partitions.load(Ordering::Relaxed)
+        })
+        .await;
+        assert!(service.health().ready, "{theirs}");
+        service.stop().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_classic_group_that_the_brokers_let_no_new_member_into_is_found_at_the_start() {
+    let node = Node::configured("policy", "group.consumer.migration.policy=disabled\n");
+    drop(create_at(&node.url, 2, 1).await);
+    let other = Polling::start(&node.url, "orders", "billing", "classic");
+    other.joined().await;
+    let new = "[brokers.main.properties]\n\"group.protocol\" = \"consumer\"";
+    let text = text(&["orders"], "billing", new).replace(&url(), &node.url);
+    let said = refusal(&text).await;
+    let finding = "group `billing` is in use by members of the classic protocol, and the brokers' group.consumer.migration.policy=`disabled`";
+    assert!(said.contains(finding), "{said}");
+    drop(other);
+    let config = Config::from_toml(&text).expect("it is right");
+    let service = Service::builder(config).without_handler("orders").signals(false);
+    service.start().await.expect("nobody is in the group any more").stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -295,6 +295,43 @@ async fn a_pattern_matches_topics_but_never_their_waits() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_waits_of_a_group_whose_name_ends_alike_are_left_to_it() {
+    let (begin, group) = (unique("shop"), unique("group"));
+    // Of the group `other.GROUP` on the topic, and not of ours on a topic with `.other` at its end.
+    let foreign = format!("{begin}.other.{group}.wait.1000");
+    let theirs = format!("{begin}.other.{group}.redrive");
+    for topic in [&begin, &foreign, &theirs] {
+        create(topic, 1).await;
+    }
+    let seen = Seen::default();
+    let at = seen.clone();
+    let handler = move |delivery: Delivery<String>| {
+        at.note(&delivery.payload);
+        async move {
+            match delivery.attempt() {
+                1 => Err(Failure::retry("once more")),
+                _ => Handled::Ok(()),
+            }
+        }
+    };
+    let retry = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"2s\"\n";
+    let text = text(&begin, "", retry)
+        .replace(&format!("topics = [\"{begin}\"]"), &format!("pattern = \"^{begin}$\""))
+        .replace(&format!("g-{begin}"), &group);
+    let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
+    let service = Service::builder(config).subscribe("orders", handler).signals(false);
+    let service = service.start().await.expect("it starts");
+    publish(&service, &foreign, ["not ours".to_owned()].into_iter()).await;
+    publish(&service, &theirs, ["nor this".to_owned()].into_iter()).await;
+    publish(&service, &begin, ["a", "b"].map(str::to_owned).into_iter()).await;
+    // Through our own waits, which the same consumer drains.
+    until("ours were retried", async || seen.attempts("a") == 2 && seen.attempts("b") == 2).await;
+    drained(&service).await;
+    assert_eq!((seen.attempts("not ours"), seen.attempts("nor this")), (0, 0));
+    assert_eq!(service.stop().await.left, 0);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn waits_and_redrives_come_back_under_the_new_protocol() {
     let topic = unique("orders");
     create(&topic, 2).await;

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::producer::{FutureProducer, FutureRecord};
+use rdkafka::{ClientConfig, TopicPartitionList};
 use redeliver::config::Config;
 use redeliver::{Delivery, Failure, Handled, Service};
 
 use super::lab::{create, unique, url};
+use super::process::Stage;
 use super::service::{drained, until};
 
 /// The numbers that had an effect, by key, in the order of their effects.
@@ -111,4 +113,115 @@ async fn each_of_many_keys_keeps_its_order_over_failures_and_moves() {
         assert!(first_ones.is_sorted(), "{key}: {numbers:?}");
     }
     assert_eq!(first.stop().await.left, 0);
+}
+
+/// A subscription in order by key, for processes that are killed.
+fn mortal(topic: &str) -> String {
+    format!(
+        "[brokers.main]\nkind = \"kafka\"\nurl = \"{}\"\n[subscriptions.orders]\nbroker = \"main\"\ntopics = [\"{topic}\"]\n\
+         group = \"g-{topic}\"\nordering = \"key\"\norder_wait_max = \"5m\"\norder_on_long_wait = \"dead-letter\"\n\
+         commit_interval = \"100ms\"\ncrashes_max = 100\n[brokers.main.properties]\n\"session.timeout.ms\" = 6000\n\
+         \"heartbeat.interval.ms\" = 500\n",
+        url()
+    )
+}
+
+/// Writes `KEY-NUMBER MILLISECONDS` for each key in turn, in order.
+async fn publish_in_turn(topic: &str, keys: &[&str], count: u32, wait: impl Fn(&str, u32) -> u32) {
+    let producer: FutureProducer = ClientConfig::new()
+        .set("bootstrap.servers", url())
+        .set("enable.idempotence", "true")
+        .create()
+        .expect("the url can be read");
+    for number in 0..count {
+        for key in keys {
+            let body = format!("\"{key}-{number} {}\"", wait(key, number));
+            let record = FutureRecord::to(topic).key(*key).payload(&body);
+            producer.send(record, Duration::from_secs(30)).await.expect("it is stored");
+        }
+    }
+}
+
+/// What is committed of the only partition of a topic.
+fn committed_offset(topic: &str) -> Option<i64> {
+    let asker: BaseConsumer = ClientConfig::new()
+        .set("bootstrap.servers", url())
+        .set("group.id", format!("g-{topic}"))
+        .create()
+        .expect("the url can be read");
+    let mut list = TopicPartitionList::new();
+    list.add_partition(topic, 0);
+    let committed = asker.committed_offsets(list, Duration::from_secs(30));
+    committed.expect("the broker answers").elements()[0].offset().to_raw()
+}
+
+/// The effects of `KEY-NUMBER MILLISECONDS`: key, number, and the rest of the line.
+fn parsed(effect: &str) -> (String, u32, String) {
+    let (name, rest) = effect.split_once(' ').expect("a name and a wait");
+    let (key, number) = name.split_once('-').expect("a key and a number");
+    (key.to_owned(), number.parse().expect("a number"), rest.to_owned())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_owner_begins_with_the_head_that_a_killed_one_was_waiting_over() {
+    let topic = unique("orders");
+    create(&topic, 1).await;
+    // The first of `a` and `b` fails and waits for longer than its process lives; `c` goes on.
+    let waits = |key: &str, number: u32| if key != "c" && number == 0 { 200_000 } else { 0 };
+    publish_in_turn(&topic, &["a", "b", "c"], 10, waits).await;
+    let mut stage = Stage::new(mortal(&topic), 0, None);
+    stage.role.retries = true;
+    let child = stage.start();
+    // Two heads once, and the others twice each.
+    until("the others are handled", async || stage.effects().len() >= 2 + 20).await;
+    // Ten commit intervals.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    child.kill();
+    let before: Vec<_> = stage.effects().iter().map(|effect| parsed(effect)).collect();
+    assert_eq!(before.len(), 22, "nothing overtakes a head: {before:?}");
+    assert!(before.iter().all(|(key, number, _)| key == "c" || *number == 0), "{before:?}");
+    assert_eq!(committed_offset(&topic), Some(0), "the first head's offset is unfinished");
+    stage.role.retries = false;
+    let child = stage.start();
+    until("the rest is handled", async || stage.effects().len() >= 22 + 20).await;
+    child.stop().await;
+    for key in ["a", "b"] {
+        let after = stage.effects();
+        let after = after[22..].iter().map(|effect| parsed(effect));
+        let numbers: Vec<u32> =
+            after.filter(|(of, ..)| of == key).map(|(_, number, _)| number).collect();
+        assert_eq!(numbers, (0..10).collect::<Vec<_>>(), "{key}: from its head on");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_key_keeps_its_order_over_kills() {
+    let topic = unique("orders");
+    create(&topic, 2).await;
+    let keys = ["a", "b", "c", "d", "e", "f"];
+    // Each fails once, and waits in the process.
+    publish_in_turn(&topic, &keys, 40, |_, number| number % 3 * 20).await;
+    let mut stage = Stage::new(mortal(&topic), 5, None);
+    stage.role.retries = true;
+    // The second attempt has the effect.
+    let first_effects = || {
+        let mut known = BTreeSet::new();
+        let effects = stage.effects().into_iter().map(|effect| parsed(&effect));
+        let had = effects.filter(|(.., rest)| rest.split(' ').nth(1) == Some("2"));
+        let had = had.map(|(key, number, _)| (key, number));
+        had.filter(|one| known.insert(one.clone())).collect::<Vec<_>>()
+    };
+    let mut child = stage.start();
+    for kill in 1..=3 {
+        until("it is under way", async || first_effects().len() >= kill * 50).await;
+        child.kill();
+        child = stage.start();
+    }
+    until("all are handled", async || first_effects().len() == keys.len() * 40).await;
+    child.stop().await;
+    for key in keys {
+        let effects = first_effects();
+        let of_key = effects.iter().filter(|(of, _)| of == key).map(|(_, number)| *number);
+        assert_eq!(of_key.collect::<Vec<_>>(), (0..40).collect::<Vec<_>>(), "{key}");
+    }
 }

@@ -67,8 +67,10 @@ impl Depths {
                 sources.iter().map(|topic| names.dead(topic)).collect();
             let ready = lag_of(&main, unseen, &|topic| names.may_be_source(topic))?
                 + lag(&suspects, &|topic| topic == names.suspects())?;
-            let waiting =
-                lag(&waits, &|topic| names.wait_of(topic).is_some() || redrives.contains(topic))?;
+            let waiting = lag(&waits, &|topic| {
+                let is_wait = names.wait_of(topic).is_some() && !names.is_foreign(topic, &known);
+                is_wait || redrives.contains(topic)
+            })?;
             let dead = lag(&dead, &|topic| dead_topics.contains(topic))?;
             Ok(Depth {
                 ready: Some(ready),

@@ -184,11 +184,9 @@ async fn sources(
         return Ok(names.topics.clone());
     }
     let known = cluster.topics(&format!("looking for topics at {cluster}")).await?;
-    let is_foreign = |topic: &&String| {
-        names.wait_of(topic).is_some() && !known.contains(&names.topic_of(topic, None))
-    };
+    let is_foreign = |topic: &&String| names.is_foreign(topic, &known);
     findings.warnings.extend(known.iter().filter(is_foreign).map(|topic| format!(
-        "topic `{topic}` reads like a wait of `{}`, which is not there: if it belongs to a group whose name ends with `.{}`, that one must be renamed, because both drain it",
+        "topic `{topic}` reads like one of ours around `{}`, which is not there, and is left alone: it may belong to a group whose name ends with `.{}`",
         names.topic_of(topic, None), names.group
     )));
     Ok(names.sources(&known))
@@ -350,6 +348,29 @@ async fn look_at_group(
         findings.wrong.push((Fault::Mismatch, format!(
             "group `{group}` is in use with the assignment `{protocol}`, and we would ask for `{ours}`; set properties.\"partition.assignment.strategy\" to what its members use"
         )));
+    } else if consumer.get("group.protocol") == Some("consumer") {
+        let policy = migration_policy(cluster).await;
+        if let Some(policy) =
+            policy.filter(|it| !matches!(it.as_str(), "upgrade" | "bidirectional"))
+        {
+            findings.wrong.push((Fault::Mismatch, format!(
+                "group `{group}` is in use by members of the classic protocol, and the brokers' group.consumer.migration.policy=`{policy}` lets none of the new one join them; stop those first, set the policy to `bidirectional`, or leave out properties.\"group.protocol\""
+            )));
+        }
     }
     Ok(())
+}
+
+/// Whether the brokers let members of the new protocol into a group of the classic one; `None` where they do not say,
+/// and then health does, once we were refused.
+async fn migration_policy(cluster: &Cluster) -> Option<String> {
+    let attempt = format!("looking for the brokers of {cluster}");
+    let brokers = cluster.ask(&attempt, |client| {
+        let metadata = client.fetch_metadata(Some("__consumer_offsets"), ANSWER_MAX)?;
+        Ok(metadata.brokers().first().map(|broker| broker.id()))
+    });
+    let broker = ResourceSpecifier::Broker(brokers.await.ok()??);
+    let described = admin(cluster).ok()?.describe_configs([&broker], &options()).await.ok()?;
+    let found = described.into_iter().next()?.ok()?;
+    settings(found).remove("group.consumer.migration.policy").map(|it| it.to_lowercase())
 }

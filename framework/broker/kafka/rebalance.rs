@@ -15,7 +15,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::connection::ANSWER_MAX;
 use super::fault;
-use super::group::Member;
+use super::group::{Kind, Member};
 use super::marks::Mark;
 use super::offsets::Offsets;
 use super::partition::{Alarm, Consumer, Name, Partition, Queue};
@@ -83,28 +83,15 @@ impl Assignment {
             // What was finished ahead would be written a second time.
             self.give_up();
         }
+        let foreign = self.foreign(consumer, list).unwrap_or_else(|error| {
+            telemetry::assignment_failed(&self.member.group, &fault::said(&error));
+            self.give_up();
+            TopicPartitionList::new()
+        });
+        let is_ours = |name: &Name| foreign.find_partition(&name.topic, name.number).is_none();
         let mut fresh = Vec::new();
-        for name in names(list).filter(|_| !self.is_given_up()) {
-            let elem =
-                committed.as_ref().and_then(|list| list.find_partition(&name.topic, name.number));
-            let base = elem.as_ref().and_then(|elem| match elem.offset() {
-                Offset::Offset(offset) => Some(offset),
-                _ => None,
-            });
-            let mark = elem.zip(base).and_then(|(elem, base)| {
-                Mark::from_text(elem.metadata(), base, &self.member.place(&name))
-            });
-            let Some(queue) = self.queue(consumer, &name) else { continue };
-            let seen_to = lock(&self.seen_to).get(&name).copied().unwrap_or(i64::MIN);
-            let id = self.member.lane_id(&name);
-            if let Some(base) = base {
-                // Just what the list says otherwise, without asking again.
-                let _ = list.set_partition_offset(&name.topic, name.number, Offset::Offset(base));
-            }
-            let is_transactional = self.member.transactions.is_some();
-            let offsets = Offsets::new(base, mark).kept_by(process(), is_transactional);
-            let partition = Partition::new(name, id, queue, offsets, seen_to);
-            fresh.push(Arc::new(partition));
+        for name in names(list).filter(|name| !self.is_given_up() && is_ours(name)) {
+            fresh.extend(self.partition(consumer, list, committed.as_ref(), name));
         }
         let assigned = match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(list),
@@ -114,6 +101,12 @@ impl Assignment {
             telemetry::assignment_failed(&self.member.group, &fault::said(&error));
             return;
         }
+        // Nobody reads them here, and nothing of them is ever committed.
+        if foreign.count() > 0
+            && let Err(error) = consumer.pause(&foreign)
+        {
+            telemetry::assignment_failed(&self.member.group, &fault::said(&error));
+        }
         self.member.cluster.watch.reached();
         self.member.cluster.watch.admitted(&self.member.group);
         let mut partitions = lock(&self.partitions);
@@ -122,6 +115,53 @@ impl Assignment {
         }
         drop(partitions);
         fresh.iter().for_each(|partition| self.member.open(partition));
+    }
+
+    /// One of the partitions in `list`, with what was committed of it.
+    fn partition(
+        &self,
+        consumer: &Arc<Consumer>,
+        list: &mut TopicPartitionList,
+        committed: Option<&TopicPartitionList>,
+        name: Name,
+    ) -> Option<Arc<Partition>> {
+        let elem = committed.and_then(|list| list.find_partition(&name.topic, name.number));
+        let base = elem.as_ref().and_then(|elem| match elem.offset() {
+            Offset::Offset(offset) => Some(offset),
+            _ => None,
+        });
+        let mark = elem.zip(base).and_then(|(elem, base)| {
+            Mark::from_text(elem.metadata(), base, &self.member.place(&name))
+        });
+        let queue = self.queue(consumer, &name)?;
+        let seen_to = lock(&self.seen_to).get(&name).copied().unwrap_or(i64::MIN);
+        let id = self.member.lane_id(&name);
+        if let Some(base) = base {
+            // Just what the list says otherwise, without asking again.
+            let _ = list.set_partition_offset(&name.topic, name.number, Offset::Offset(base));
+        }
+        let is_transactional = self.member.transactions.is_some();
+        let offsets = Offsets::new(base, mark).kept_by(process(), is_transactional);
+        Some(Arc::new(Partition::new(name, id, queue, offsets, seen_to)))
+    }
+
+    /// Those of these that only read like ours: the expression that finds the waits of a pattern's topics also finds
+    /// those of a group whose name ends like ours.
+    fn foreign(
+        &self,
+        consumer: &Arc<Consumer>,
+        list: &TopicPartitionList,
+    ) -> KafkaResult<TopicPartitionList> {
+        let (names_of, mut foreign) = (&self.member.names, TopicPartitionList::new());
+        if self.member.kind != Kind::Waits || !names_of.has_pattern() {
+            return Ok(foreign);
+        }
+        let metadata = consumer.fetch_metadata(None, ANSWER_MAX)?;
+        let known = metadata.topics().iter().map(|topic| topic.name().to_owned()).collect();
+        for name in names(list).filter(|name| names_of.is_foreign(&name.topic, &known)) {
+            foreign.add_partition(&name.topic, name.number);
+        }
+        Ok(foreign)
     }
 
     /// Partitions are not ours any more when this returns.

@@ -141,6 +141,19 @@ impl Names {
         digits.parse().ok().map(Duration::from_millis)
     }
 
+    /// Whether this only reads like a wait or a redrive of ours: the topic that it would belong to is none of `known`.
+    /// It is that of a group whose name ends like ours, and a pattern matches both.
+    pub(super) fn is_foreign(&self, topic: &str, known: &BTreeSet<String>) -> bool {
+        let is_copy =
+            self.wait_of(topic).is_some() || topic.ends_with(&format!(".{}.redrive", self.group));
+        self.has_pattern() && is_copy && !known.contains(&self.topic_of(topic, None))
+    }
+
+    /// Whether the topics are found by a pattern.
+    pub(super) fn has_pattern(&self) -> bool {
+        self.pattern.is_some()
+    }
+
     fn wait_of_topic(&self, topic: &str, known: &str) -> Option<Duration> {
         let filled = self.wait.fill(&[("topic", known), ("group", &self.group)]);
         let (before, after) = filled.split_once("{ms}")?;
@@ -333,6 +346,20 @@ mod tests {
             let lies_in = format!("shop.billing.eu.billing.{ours}");
             assert_eq!(names.topic_of(&lies_in, None), "shop.billing.eu");
         }
+    }
+
+    #[test]
+    fn copies_around_a_topic_that_is_not_there_are_those_of_a_group_whose_name_ends_alike() {
+        let mut names = names(&[]);
+        let known: BTreeSet<String> = ["shop", "shop.eu"].map(str::to_owned).into();
+        let copies = ["billing.wait.5000", "billing.redrive"];
+        assert!(!names.is_foreign("shop.uk.billing.wait.5000", &known), "no pattern finds it");
+        names.pattern = Some("^shop".to_owned());
+        for copy in copies {
+            assert!(names.is_foreign(&format!("shop.uk.{copy}"), &known), "{copy}");
+            assert!(!names.is_foreign(&format!("shop.eu.{copy}"), &known), "{copy}");
+        }
+        assert!(!names.is_foreign("shop.uk", &known), "it is no copy");
     }
 
     #[test]
