@@ -35,7 +35,7 @@ impl Seen {
 /// A configuration for one topic.
 pub(crate) fn config(topic: &str, subscription: &str, retry: &str) -> Config {
     let text = format!(
-        "[brokers.main]\nkind = \"kafka\"\nurl = \"{}\"\n[subscriptions.orders]\nbroker = \"main\"\ntopics = [\"{topic}\"]\ngroup = \"billing\"\ncommit_interval = \"100ms\"\n{subscription}\n[retry.standard]\n{retry}",
+        "[brokers.main]\nkind = \"kafka\"\nurl = \"{}\"\n[subscriptions.orders]\nbroker = \"main\"\ntopics = [\"{topic}\"]\ngroup = \"g-{topic}\"\ncommit_interval = \"100ms\"\n{subscription}\n[retry.standard]\n{retry}",
         url()
     );
     Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"))

@@ -25,7 +25,7 @@ const SETTINGS: [(&str, &str); 11] = [
     ("auto.offset.reset", "earliest"),
     ("fetch.queue.backoff.ms", "10"),
     ("fetch.wait.max.ms", "100"),
-    ("queued.max.messages.kbytes", "16384"),
+    ("queued.max.messages.kbytes", "4096"),
     ("queued.min.messages", "50000"),
     ("check.crcs", "true"),
     ("enable.auto.offset.store", "false"),

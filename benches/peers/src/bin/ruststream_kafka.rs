@@ -24,7 +24,7 @@ const SETTINGS: [(&str, &str); 9] = [
     ("topic.metadata.refresh.interval.ms", "60000"),
     ("fetch.queue.backoff.ms", "10"),
     ("fetch.wait.max.ms", "100"),
-    ("queued.max.messages.kbytes", "16384"),
+    ("queued.max.messages.kbytes", "4096"),
     ("queued.min.messages", "50000"),
     ("check.crcs", "true"),
     ("partition.assignment.strategy", "cooperative-sticky"),
