@@ -129,6 +129,22 @@ impl Drop for Polling {
     }
 }
 
+/// A service of this configuration comes into the group beside `other`, and each has partitions of the topic.
+async fn shares(text: &str, topic: &str, other: &Polling) {
+    let service = Service::builder(Config::from_toml(text).expect("it is right"))
+        .subscribe("orders", |_: Delivery<u32>| async { Handled::Ok(()) })
+        .signals(false);
+    let service = service.start().await.expect("nothing speaks against it");
+    until("each has partitions", async || {
+        let lanes = &service.health().subscriptions["orders"].lanes;
+        let has_source = lanes.keys().any(|lane| lane.starts_with(&format!("{topic}/")));
+        has_source && other.has_partitions.load(Ordering::Relaxed)
+    })
+    .await;
+    assert!(service.health().ready);
+    service.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn members_of_both_protocols_share_a_group_whose_brokers_let_them() {
     let new = "[brokers.main.properties]\n\"group.protocol\" = \"consumer\"";
@@ -138,19 +154,7 @@ async fn members_of_both_protocols_share_a_group_whose_brokers_let_them() {
         create(&topic, 4).await;
         let other = Polling::start(&url(), &topic, &group, theirs);
         other.joined().await;
-        let config = Config::from_toml(&text(&[&topic], &group, ours)).expect("it is right");
-        let service = Service::builder(config)
-            .subscribe("orders", |_: Delivery<u32>| async { Handled::Ok(()) })
-            .signals(false);
-        let service = service.start().await.expect("nothing speaks against it");
-        until("each has partitions", async || {
-            let lanes = &service.health().subscriptions["orders"].lanes;
-            let has_source = lanes.keys().any(|lane| lane.starts_with(&format!("{topic}/")));
-            has_source && other.has_partitions.load(Ordering::Relaxed)
-        })
-        .await;
-        assert!(service.health().ready, "{theirs}");
-        service.stop().await;
+        shares(&text(&[&topic], &group, ours), &topic, &other).await;
     }
 }
 
@@ -169,6 +173,11 @@ async fn a_classic_group_that_the_brokers_let_no_new_member_into_is_found_at_the
     let config = Config::from_toml(&text).expect("it is right");
     let service = Service::builder(config).without_handler("orders").signals(false);
     service.start().await.expect("nobody is in the group any more").stop().await;
+    // The other way round the policy says nothing.
+    let other = Polling::start(&node.url, "orders", "audit", "consumer");
+    other.joined().await;
+    let classic = self::text(&["orders"], "audit", "").replace(&url(), &node.url);
+    shares(&classic, "orders", &other).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
