@@ -120,7 +120,7 @@ impl Guards {
             (Some(claims), None) => self.admit_claim(claims, &request).await,
             (None, Some(((locks, policy), key))) => {
                 let asks = Asks { locks: &locks.sharing(request.sharing), policy, key };
-                asks.wait(Owner::new(), false, None).await
+                Box::pin(asks.wait(Owner::new(), false, None)).await
             }
             (None, None) => Ok(held(None, None)),
         };
@@ -173,7 +173,8 @@ impl Guards {
                 Admission::Run(held) => held.claim,
                 refusal => return Ok(refusal),
             };
-            return Asks { locks, policy, key }.wait(Owner::new(), false, claim).await;
+            // Waiting takes much room, and most never wait: a box for those who do.
+            return Box::pin(Asks { locks, policy, key }.wait(Owner::new(), false, claim)).await;
         }
         let mut asked = self.asked(claims, request);
         let owner = Owner::new();
@@ -205,7 +206,7 @@ impl Guards {
         }
         match asked.granted(answer) {
             Ok(claim) if is_busy => {
-                Asks { locks, policy, key }.wait(owner, true, Some(claim)).await
+                Box::pin(Asks { locks, policy, key }.wait(owner, true, Some(claim))).await
             }
             Ok(claim) => Ok(held(Some(claim), None)),
             Err(refusal) => Ok(refusal),
@@ -220,13 +221,9 @@ impl Guards {
         Asked { rules, key, owner, asked_at, lock: None, is_open: true }
     }
 
-    fn key(&self, id: &str, generation: u32, payload: &[u8]) -> ClaimKey {
-        ClaimKey {
-            scope: self.claims_of.clone(),
-            id: id.into(),
-            fingerprint: Fingerprint::of(payload),
-            generation,
-        }
+    fn key(&self, id: &str, generation: u32, payload: &[u8]) -> Arc<ClaimKey> {
+        let (scope, fingerprint) = (self.claims_of.clone(), Fingerprint::of(payload));
+        Arc::new(ClaimKey { scope, id: id.into(), fingerprint, generation })
     }
 }
 
@@ -281,7 +278,7 @@ fn retry_in(policy: &LockPolicy) -> Duration {
 /// A claim that was asked for; until it is answered, it may be held without anybody knowing.
 struct Asked {
     rules: ClaimRules,
-    key: ClaimKey,
+    key: Arc<ClaimKey>,
     owner: Owner,
     asked_at: Moment,
     lock: Option<(String, Owner)>,

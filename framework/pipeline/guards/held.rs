@@ -183,7 +183,7 @@ impl Held {
 /// A failed attempt as the store has it while its message waits in this process.
 pub(crate) struct Recorded {
     rules: ClaimRules,
-    key: ClaimKey,
+    key: Arc<ClaimKey>,
     owner: Owner,
     /// Those made before it.
     attempts: u32,
@@ -208,7 +208,7 @@ async fn maybe<F: Future>(future: Option<F>) -> F::Output {
 
 pub(super) struct HeldClaim {
     pub(super) rules: ClaimRules,
-    pub(super) key: ClaimKey,
+    pub(super) key: Arc<ClaimKey>,
     pub(super) owner: Owner,
     pub(super) claim: Claim,
     /// `None` once it ended.
@@ -271,7 +271,7 @@ impl Drop for HeldClaim {
 /// Ends a claim, trying again until somebody else may have it.
 pub(super) fn end_in_background(
     rules: &ClaimRules,
-    key: ClaimKey,
+    key: Arc<ClaimKey>,
     owner: Owner,
     end: End,
     until: Moment,
@@ -312,7 +312,7 @@ impl End {
 
 pub(super) struct ClaimRenewal {
     pub(super) store: Arc<dyn Store>,
-    pub(super) key: ClaimKey,
+    pub(super) key: Arc<ClaimKey>,
     pub(super) owner: Owner,
 }
 

@@ -50,7 +50,7 @@ impl Connection {
     /// Sends commands together to where `key` lives; their answers in order.
     pub(super) async fn send_all(
         &mut self,
-        key: &str,
+        key: &[u8],
         pipeline: &Pipeline,
     ) -> RedisResult<Vec<Value>> {
         match self {

@@ -26,27 +26,39 @@ impl Keys {
         }
     }
 
-    pub(super) fn claim(&self, key: &ClaimKey) -> String {
-        // `|` is always escaped, so this one is where the scope ends.
-        let mut name = escape(key.scope.as_bytes());
-        name.push('|');
-        name.push_str(&escape(key.id.as_bytes()));
-        format!("{}{{{}}}", self.claims, shorten(name, &[key.scope.as_bytes(), key.id.as_bytes()]))
+    /// What a lock's key is followed by in the names of its queue, and of when those in it were last heard.
+    pub(super) const OF_A_QUEUE: [&[u8]; 2] = [b":queue", b":beats"];
+
+    pub(super) fn claim(&self, into: &mut Vec<u8>, key: &ClaimKey) {
+        into.extend_from_slice(self.claims.as_bytes());
+        tagged(into, &[key.scope.as_bytes(), key.id.as_bytes()]);
+    }
+
+    pub(super) fn lock(&self, into: &mut Vec<u8>, key: &str) {
+        into.extend_from_slice(self.locks.as_bytes());
+        tagged(into, &[key.as_bytes()]);
+    }
+
+    /// The same as [`claim`](Self::claim), alone.
+    pub(super) fn of_claim(&self, key: &ClaimKey) -> Vec<u8> {
+        let mut name = Vec::new();
+        self.claim(&mut name, key);
+        name
     }
 
     /// The lock, its queue, and when those in it were last heard: one slot of a cluster.
-    pub(super) fn lock(&self, key: &str) -> [String; 3] {
-        let name = shorten(escape(key.as_bytes()), &[key.as_bytes()]);
-        let lock = format!("{}{{{name}}}", self.locks);
-        let (queue, beats) = (format!("{lock}:queue"), format!("{lock}:beats"));
+    pub(super) fn of_lock(&self, key: &str) -> [Vec<u8>; 3] {
+        let mut lock = Vec::new();
+        self.lock(&mut lock, key);
+        let [queue, beats] = Self::OF_A_QUEUE.map(|suffix| [&lock, suffix].concat());
         [lock, queue, beats]
     }
 
     /// A key in the same slot as `key`, which is written so that replicas can be waited for.
-    pub(super) fn touch(&self, key: &str) -> String {
-        let tag = key.find('{').map_or(key, |start| &key[start..]);
-        let tag = tag.find('}').map_or(tag, |end| &tag[..=end]);
-        format!("{}{tag}", self.touches)
+    pub(super) fn touch(&self, key: &[u8]) -> Vec<u8> {
+        let place = |wanted| key.iter().position(|&byte| byte == wanted);
+        let tag = place(b'{').zip(place(b'}')).map_or(key, |(start, end)| &key[start..=end]);
+        [self.touches.as_bytes(), tag].concat()
     }
 
     /// A key that is written to see whether that works.
@@ -60,37 +72,52 @@ impl Keys {
     }
 }
 
+/// A hash tag of all parts. `|` is always escaped, so it is where one ends.
+fn tagged(into: &mut Vec<u8>, parts: &[&[u8]]) {
+    into.push(b'{');
+    let start = into.len();
+    for (number, part) in parts.iter().enumerate() {
+        if number > 0 {
+            into.push(b'|');
+        }
+        escape(into, part, start + NAME_BYTES_MAX);
+    }
+    if into.len() > start + NAME_BYTES_MAX {
+        into.truncate(start);
+        hash(into, parts);
+    }
+    into.push(b'}');
+}
+
 /// Letters, digits and what is harmless stay; every other byte becomes `%XX`; nothing becomes `%`,
-/// because an empty hash tag would not be one.
-fn escape(bytes: &[u8]) -> String {
+/// because an empty hash tag would not be one. No more is written than what is over the limit.
+fn escape(into: &mut Vec<u8>, bytes: &[u8], end_max: usize) {
     const HEX: &[u8; 16] = b"0123456789ABCDEF";
     if bytes.is_empty() {
-        return "%".into();
+        into.push(b'%');
     }
-    let mut name = String::with_capacity(bytes.len().min(NAME_BYTES_MAX) + 8);
     for &byte in bytes {
+        if into.len() > end_max {
+            return;
+        }
         if byte.is_ascii_alphanumeric() || b"-._:/@+=".contains(&byte) {
-            name.push(char::from(byte));
+            into.push(byte);
         } else {
-            name.push('%');
-            name.push(char::from(HEX[usize::from(byte >> 4)]));
-            name.push(char::from(HEX[usize::from(byte & 15)]));
+            into.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);
         }
     }
-    name
 }
 
 /// `#`, which no escaped name contains, marks a hash. Parts are hashed with their lengths.
-fn shorten(name: String, parts: &[&[u8]]) -> String {
-    if name.len() <= NAME_BYTES_MAX {
-        return name;
-    }
+fn hash(into: &mut Vec<u8>, parts: &[&[u8]]) {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_be_bytes());
         hash.update(part);
     }
-    hash.finalize().iter().fold(String::from("#"), |text, byte| text + &format!("{byte:02x}"))
+    let text =
+        hash.finalize().iter().fold(String::from("#"), |text, byte| text + &format!("{byte:02x}"));
+    into.extend_from_slice(text.as_bytes());
 }
 
 #[cfg(test)]
@@ -107,7 +134,15 @@ mod tests {
             fingerprint: Fingerprint::of(b""),
             generation: 0,
         };
-        Keys::new("p").claim(&key)
+        text(&Keys::new("p").of_claim(&key))
+    }
+
+    fn lock(key: &str) -> [String; 3] {
+        Keys::new("p").of_lock(key).map(|name| text(&name))
+    }
+
+    fn text(name: &[u8]) -> String {
+        String::from_utf8(name.to_vec()).expect("text")
     }
 
     fn tag(key: &str) -> &str {
@@ -116,15 +151,15 @@ mod tests {
 
     #[test]
     fn a_plain_key_stays_readable() {
-        let [lock, queue, _] = Keys::new("app").lock("customer:42");
-        assert_eq!(lock, "app:lock:{customer:42}");
-        assert_eq!(queue, "app:lock:{customer:42}:queue");
+        let [lock, queue, _] = lock("customer:42");
+        assert_eq!(lock, "p:lock:{customer:42}");
+        assert_eq!(queue, "p:lock:{customer:42}:queue");
         assert_eq!(claim("orders", "a-1"), "p:claim:{orders|a-1}");
     }
 
     #[test]
     fn an_empty_id_has_a_hash_tag_of_its_own() {
-        assert_eq!(Keys::new("p").lock("")[0], "p:lock:{%}");
+        assert_eq!(lock("")[0], "p:lock:{%}");
     }
 
     #[test]
@@ -140,9 +175,9 @@ mod tests {
 
     #[test]
     fn a_touched_key_is_in_the_slot_of_its_record() {
-        let keys = Keys::new("p");
-        let [lock, queue, beats] = keys.lock("{a}{b}");
-        for other in [&queue, &beats, &keys.touch(&lock)] {
+        let [lock, queue, beats] = lock("{a}{b}");
+        let touch = text(&Keys::new("p").touch(lock.as_bytes()));
+        for other in [&queue, &beats, &touch] {
             assert_eq!(tag(other), tag(&lock));
         }
     }
@@ -150,13 +185,12 @@ mod tests {
     proptest! {
         #[test]
         fn no_two_locks_share_a_key(a in ".{0,200}", b in ".{0,200}") {
-            let keys = Keys::new("p");
-            prop_assert_eq!(a == b, keys.lock(&a)[0] == keys.lock(&b)[0]);
+            prop_assert_eq!(a == b, lock(&a)[0] == lock(&b)[0]);
         }
 
         #[test]
         fn no_id_breaks_out_of_its_tag(id in any::<String>()) {
-            let [lock, ..] = Keys::new("p").lock(&id);
+            let [lock, ..] = lock(&id);
             prop_assert!(!tag(&lock).is_empty());
             prop_assert_eq!(lock.matches(['{', '}', '\n', '\0']).count(), 2);
         }

@@ -64,7 +64,8 @@ struct Open {
 }
 
 /// Why one try of a call failed.
-enum Failed {
+#[derive(Clone)]
+pub(super) enum Failed {
     /// It may work within the deadline.
     Now(String),
     /// It will not.
@@ -155,7 +156,7 @@ impl Link {
         &self,
         until: Instant,
         what: &str,
-        key: &str,
+        key: &[u8],
         pipeline: &Pipeline,
     ) -> Result<Vec<Value>, StoreError> {
         let sent = timeout_at(until.into(), async {
@@ -173,12 +174,56 @@ impl Link {
         sent.map_err(|failed| self.0.down(what, failed))
     }
 
+    /// Calls a script once, when the connection is open; `make` is asked for the call right before it is sent, so that it
+    /// leaves out what nobody wants any more. `Ok(None)`: that was everything.
+    pub(super) async fn run_once(
+        &self,
+        until: Instant,
+        what: &str,
+        code: &Code,
+        mut make: impl FnMut() -> Option<Cmd> + Send,
+    ) -> Result<Option<Value>, Failed> {
+        let once = async {
+            let open = self.0.open().await?;
+            let Some(command) = make() else { return Ok(None) };
+            let answer = match self.0.once(what, &open, &command).await {
+                Err(Failed::Unknown) => {
+                    let Some(command) = make() else { return Ok(None) };
+                    self.0.once(what, &open, &with_text(&command, code)).await
+                }
+                answer => answer,
+            };
+            answer.map(Some)
+        };
+        let answer = timeout_at(until.into(), once).await;
+        answer.unwrap_or_else(|_| Err(Failed::Now(self.0.silence())))
+    }
+
+    /// Says of a call that it failed for good.
+    pub(super) fn down(&self, what: &str, failed: Failed) -> StoreError {
+        self.0.down(what, failed)
+    }
+
+    /// What there is to say of a call that was not answered.
+    pub(super) fn silence(&self) -> Failed {
+        Failed::Now(self.0.silence())
+    }
+
+    /// Runs `work` where the connections are driven.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.0.runtime().spawn(work);
+    }
+
     /// Tries until then.
     async fn attempt(&self, until: Instant, what: &str, command: &Cmd) -> Result<Value, Failed> {
         let until = tokio::time::Instant::from(until);
         let mut heard = String::new();
         loop {
-            match timeout_at(until, self.0.once(what, command)).await {
+            let once = async {
+                let open = self.0.open().await?;
+                self.0.once(what, &open, command).await
+            };
+            match timeout_at(until, once).await {
                 Ok(Err(Failed::Now(text))) => heard = text,
                 Ok(done) => return done,
                 Err(_) if heard.is_empty() => return Err(Failed::Now(self.0.silence())),
@@ -192,10 +237,9 @@ impl Link {
 }
 
 impl Shared {
-    async fn once(self: &Arc<Self>, what: &str, command: &Cmd) -> Result<Value, Failed> {
-        let open = self.open().await?;
+    async fn once(&self, what: &str, open: &Open, command: &Cmd) -> Result<Value, Failed> {
         let mut connection = open.connection.clone();
-        let silent = Silent::new(self, &open);
+        let silent = Silent::new(self, open);
         let answer = connection.send(command).await;
         silent.disarm();
         match answer.and_then(Value::extract_error) {
@@ -207,7 +251,7 @@ impl Shared {
                 }
                 Ok(value)
             }
-            Err(error) => Err(self.judge(what, &open, &error)),
+            Err(error) => Err(self.judge(what, open, &error)),
         }
     }
 
@@ -291,9 +335,12 @@ impl Shared {
         if self.is_connecting.swap(true, Ordering::AcqRel) {
             return;
         }
-        let runtime = self.runtime.get().cloned().unwrap_or_else(Handle::current);
         let connecting = Connecting(self.clone());
-        runtime.spawn(async move { connecting.0.connecting().await });
+        self.runtime().spawn(async move { connecting.0.connecting().await });
+    }
+
+    fn runtime(&self) -> Handle {
+        self.runtime.get().cloned().unwrap_or_else(Handle::current)
     }
 
     /// Connects, as long as somebody waits for it.

@@ -5,6 +5,8 @@ use std::time::{Duration, Instant};
 use ::redis::Cmd;
 use async_trait::async_trait;
 
+use super::part::{Part, sized};
+use super::replicas::Replicas;
 use super::scripts::{SCRIPTS, call};
 use super::{RedisStore, reply};
 use crate::store::{
@@ -12,20 +14,10 @@ use crate::store::{
 };
 
 impl RedisStore {
-    pub(super) fn add_lock_keys(&self, command: &mut Cmd, key: &str) {
-        for key in self.keys.lock(key) {
+    fn add_lock_keys(&self, command: &mut Cmd, key: &str) {
+        for key in self.keys.of_lock(key) {
             command.arg(key);
         }
-    }
-
-    pub(super) fn add_lock(&self, command: &mut Cmd, ask: &LockAsk<'_>) {
-        command
-            .arg(ask.owner.as_str())
-            .arg(milliseconds(ask.lease))
-            .arg(ask.holder)
-            .arg(u8::from(ask.fair))
-            .arg(u8::from(ask.waits))
-            .arg(exact(ask.seen.0));
     }
 
     /// Asks for a lock, as part of a call that ends at `until`.
@@ -37,22 +29,29 @@ impl RedisStore {
         if ask.waits {
             self.listener.listen();
         }
-        let mut command = call(&SCRIPTS.acquire, 3);
-        self.add_lock_keys(&mut command, ask.key);
-        self.add_lock(&mut command, ask);
-        let what = "acquire a lock";
-        let answer = self.link.run_until(until, what, &SCRIPTS.acquire, command).await?;
+        let answer = self.rounds.acquires.ask(until, Part::acquire(&self.keys, ask)).await?;
         let answer = reply::lock(answer)?;
-        if let (LockAnswer::Held(_), Some(replicas)) = (answer, &self.replicas)
-            && let [lock, ..] = self.keys.lock(ask.key)
-            && let Err(error) = replicas.confirm(until, &self.keys, &lock, ask.owner).await
-        {
+        if let (LockAnswer::Held(_), Some(replicas)) = (answer, &self.replicas) {
+            // In a box, so that those without replicas carry no room for it.
+            Box::pin(self.confirm_lock(replicas, until, ask)).await?;
+        }
+        Ok(answer)
+    }
+
+    async fn confirm_lock(
+        &self,
+        replicas: &Replicas,
+        until: Instant,
+        ask: &LockAsk<'_>,
+    ) -> Result<(), StoreError> {
+        let [lock, ..] = self.keys.of_lock(ask.key);
+        let confirmed = replicas.confirm(until, &self.keys, &lock, ask.owner).await;
+        if confirmed.is_err() {
             // A failover could give it to somebody else: better not to have it at all.
             // If there is no time left for that, whoever asked leaves the queue, and the hold with it.
             let _ = self.release_until(until, ask.key, ask.owner).await;
-            return Err(error);
         }
-        Ok(answer)
+        confirmed
     }
 
     async fn release_until(
@@ -61,11 +60,8 @@ impl RedisStore {
         key: &str,
         owner: &Owner,
     ) -> Result<bool, StoreError> {
-        let mut command = call(&SCRIPTS.release, 3);
-        self.add_lock_keys(&mut command, key);
-        command.arg(owner.as_str()).arg(self.keys.channels());
-        let what = "release a lock";
-        reply::truth(what, self.link.run_until(until, what, &SCRIPTS.release, command).await?)
+        let part = Part::release(&self.keys, key, owner);
+        reply::truth("release a lock", self.rounds.releases.ask(until, part).await?)
     }
 }
 
@@ -91,7 +87,7 @@ impl LockStore for RedisStore {
         owner: &Owner,
         lease: Duration,
     ) -> Result<Renewed, StoreError> {
-        let [lock, ..] = self.keys.lock(key);
+        let [lock, ..] = self.keys.of_lock(key);
         let mut command = call(&SCRIPTS.renew_lock, 1);
         command.arg(lock).arg(owner.as_str()).arg(milliseconds(lease));
         let what = "renew a lock";
@@ -114,7 +110,9 @@ impl LockStore for RedisStore {
     async fn leave(&self, key: &str, owner: &Owner) -> Result<(), StoreError> {
         let mut command = call(&SCRIPTS.leave, 3);
         self.add_lock_keys(&mut command, key);
-        command.arg(owner.as_str()).arg(self.keys.channels());
+        let mut who = Vec::new();
+        sized(&mut who, owner.as_str());
+        command.arg(who).arg(self.keys.channels());
         self.link.run("leave the queue of a lock", &SCRIPTS.leave, command).await?;
         Ok(())
     }

@@ -22,8 +22,10 @@ mod idempotency;
 mod keys;
 mod link;
 mod lock;
+mod part;
 mod replicas;
 mod reply;
+mod rounds;
 mod scripts;
 mod sentinels;
 mod wakes;
@@ -31,8 +33,11 @@ mod wakes;
 use address::Address;
 use keys::Keys;
 use link::Link;
+use lock::milliseconds;
+use part::Part;
 use replicas::Replicas;
-use scripts::{SCRIPTS, call};
+use rounds::{First, Form, Rounds};
+use scripts::SCRIPTS;
 
 /// A probe is worth nothing afterwards.
 const PROBE_MILLISECONDS: u64 = 10_000;
@@ -154,6 +159,7 @@ impl std::fmt::Debug for RedisSettings {
 /// ```
 pub struct RedisStore {
     link: Link,
+    rounds: AllRounds,
     keys: Keys,
     wakes: Wakes,
     listener: wakes::Listener,
@@ -161,6 +167,36 @@ pub struct RedisStore {
     name: String,
     strict: bool,
     replicas_min: u32,
+}
+
+/// What every message asks for, of as many as ask at the same time.
+struct AllRounds {
+    claims: Rounds,
+    ends: Rounds,
+    admits: Rounds,
+    finishes: Rounds,
+    acquires: Rounds,
+    releases: Rounds,
+}
+
+impl AllRounds {
+    fn new(link: &Link, keys: &Keys) -> Self {
+        let asks = |what, code, keys, rules| {
+            Rounds::new(link.clone(), Form { what, code, keys, rules, first: First::Seen })
+        };
+        let ends = |what, code, of, rules| {
+            let first = First::Channels(keys.channels().to_owned());
+            Rounds::new(link.clone(), Form { what, code, keys: of, rules, first })
+        };
+        Self {
+            claims: asks("claim a message id", &SCRIPTS.claims, 1, 4),
+            ends: ends("end a claim", &SCRIPTS.ends, 1, 1),
+            admits: asks("ask for a claim and a lock", &SCRIPTS.admits, 4, 7),
+            finishes: ends("end a claim and release a lock", &SCRIPTS.finishes, 4, 1),
+            acquires: asks("acquire a lock", &SCRIPTS.acquires, 3, 3),
+            releases: ends("release a lock", &SCRIPTS.releases, 3, 0),
+        }
+    }
 }
 
 impl RedisStore {
@@ -175,8 +211,10 @@ impl RedisStore {
         let wakes = Wakes::default();
         let replicas = (settings.replicas_min > 0)
             .then(|| Replicas::new(&settings, Link::new(&settings, address.clone())));
+        let keys = Keys::new(&settings.prefix);
         Ok(Self {
-            keys: Keys::new(&settings.prefix),
+            rounds: AllRounds::new(&link, &keys),
+            keys,
             listener: wakes::Listener::new(address, &settings.prefix, wakes.clone()),
             link,
             wakes,
@@ -206,19 +244,14 @@ impl Store for RedisStore {
         if lock.waits {
             self.listener.listen();
         }
-        let mut command = call(&SCRIPTS.admit, 4);
-        command.arg(self.keys.claim(claim.key));
-        self.add_lock_keys(&mut command, lock.key);
-        self.add_claim(&mut command, claim);
-        self.add_lock(&mut command, lock);
-        let what = "ask for a claim and a lock";
-        let answer = self.link.run(what, &SCRIPTS.admit, command).await?;
-        let [claimed, locked] = reply::array(what, answer)?;
+        let part = Part::admit(&self.keys, claim, lock);
+        let answer = self.rounds.admits.ask(self.link.until(), part).await?;
+        let [claimed, locked] = reply::array("ask for a claim and a lock", answer)?;
         let locked = match locked {
             ::redis::Value::Nil => None,
             locked => Some(reply::lock(locked)?),
         };
-        let claimed = reply::claim(claimed)?;
+        let claimed = reply::claim(claimed, claim.attempts)?;
         self.listen_for_end(claim, &claimed);
         Ok((claimed, locked))
     }
@@ -240,13 +273,10 @@ impl Store for RedisStore {
             );
             return released.and(ended);
         }
-        let mut command = call(&SCRIPTS.finish, 4);
-        command.arg(self.keys.claim(claim));
-        self.add_lock_keys(&mut command, lock);
-        self.add_ending(&mut command, claim, claim_owner, ending, keep);
-        command.arg(lock_owner.as_str()).arg(self.keys.channels());
-        let what = "end a claim and release a lock";
-        reply::truth(what, self.link.run(what, &SCRIPTS.finish, command).await?)
+        let (claim, lock) = ((claim, claim_owner), (lock, lock_owner));
+        let part = Part::finish(&self.keys, claim, ending, milliseconds(keep), lock);
+        let answer = self.rounds.finishes.ask(self.link.until(), part).await?;
+        reply::truth("end a claim and release a lock", answer)
     }
 
     async fn check(&self) -> Result<Vec<String>, StoreError> {

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use super::RedisSettings;
 use super::keys::Keys;
 use super::link::Link;
+use super::part::is_of;
 use super::reply;
 use crate::store::{Owner, StoreError, StoreFault};
 
@@ -34,8 +35,8 @@ pub(super) struct Replicas {
 }
 
 struct Request {
-    key: String,
-    touch: String,
+    key: Vec<u8>,
+    touch: Vec<u8>,
     owner: Owner,
     until: Instant,
     done: oneshot::Sender<Result<(), StoreError>>,
@@ -63,7 +64,7 @@ impl Replicas {
         &self,
         until: Instant,
         keys: &Keys,
-        key: &str,
+        key: &[u8],
         owner: &Owner,
     ) -> Result<(), StoreError> {
         let confirmed = self.confirmed(until, keys, key, owner);
@@ -83,7 +84,7 @@ impl Replicas {
         &self,
         until: Instant,
         keys: &Keys,
-        key: &str,
+        key: &[u8],
         owner: &Owner,
     ) -> Result<(), StoreError> {
         loop {
@@ -146,20 +147,19 @@ impl Replicas {
         }
     }
 
-    fn pipeline(&self, touch: &str, requests: &[Request]) -> Pipeline {
+    fn pipeline(&self, touch: &[u8], requests: &[Request]) -> Pipeline {
         let patience = u64::try_from(self.patience.as_millis()).unwrap_or(1000).max(1);
         let mut pipeline = pipe();
         pipeline.cmd("SET").arg(touch).arg(1).arg("PX").arg(TOUCH_MILLISECONDS);
         pipeline.cmd("WAIT").arg(self.min).arg(patience);
         for request in requests {
-            pipeline.cmd("HGET").arg(&request.key).arg("ow");
+            pipeline.cmd("GET").arg(&request.key);
         }
         pipeline
     }
 
     fn judge(&self, request: &Request, count: u64, held: &Value) -> Result<(), StoreError> {
-        let ours =
-            matches!(held, Value::BulkString(owner) if owner == request.owner.as_str().as_bytes());
+        let ours = matches!(held, Value::BulkString(record) if is_of(record, &request.owner));
         if count >= u64::from(self.min) && ours {
             return Ok(());
         }

@@ -12,7 +12,7 @@ use crate::store::{
     Claim, ClaimAnswer, ClaimKind, ClaimState, Fence, LockAnswer, LockState, StoreError, StoreFault,
 };
 
-fn strange(what: &str, value: &Value) -> StoreError {
+pub(super) fn strange(what: &str, value: &Value) -> StoreError {
     let kind = match value {
         Value::Nil => "nothing",
         Value::Int(_) => "a number",
@@ -65,8 +65,14 @@ fn milliseconds(what: &str, value: &Value) -> Result<Duration, StoreError> {
     Ok(Duration::from_millis(number(what, value)?))
 }
 
-pub(super) fn claim(value: Value) -> Result<ClaimAnswer, StoreError> {
+/// `attempts`: those that were asked with.
+pub(super) fn claim(value: Value, attempts: u32) -> Result<ClaimAnswer, StoreError> {
     const WHAT: &str = "claim a message id";
+    if let Value::Int(_) = value {
+        let fence = Fence(number(WHAT, &value)?);
+        let (kind, takeovers) = (ClaimKind::Fresh, 0);
+        return Ok(ClaimAnswer::Granted(Claim { kind, attempts, takeovers, fence }));
+    }
     let Value::Array(values) = &value else { return Err(strange(WHAT, &value)) };
     let answer = match (values.first().and_then(text), &values[1..]) {
         (Some(kind @ ("fresh" | "taken")), [attempts, takeovers, fence]) => {
@@ -99,9 +105,11 @@ pub(super) fn claim(value: Value) -> Result<ClaimAnswer, StoreError> {
 
 pub(super) fn lock(value: Value) -> Result<LockAnswer, StoreError> {
     const WHAT: &str = "acquire a lock";
+    if let Value::Int(_) = value {
+        return Ok(LockAnswer::Held(Fence(number(WHAT, &value)?)));
+    }
     let Value::Array(values) = &value else { return Err(strange(WHAT, &value)) };
     match (values.first().and_then(text), &values[1..]) {
-        (Some("held"), [fence]) => Ok(LockAnswer::Held(Fence(number(WHAT, fence)?))),
         (Some("busy"), [remaining, ahead]) => Ok(LockAnswer::Busy {
             remaining: milliseconds(WHAT, remaining)?,
             ahead: count(WHAT, ahead)?,
@@ -129,12 +137,13 @@ pub(super) fn lock_state(value: Value) -> Result<Option<LockState>, StoreError> 
 pub(super) fn claim_state(value: Value) -> Result<Option<ClaimState>, StoreError> {
     const WHAT: &str = "look at a claim";
     let [state, attempts, generation, holder, remaining] = array(WHAT, value)?;
-    let state = match text(&state) {
-        Some("running") => "running",
-        Some("failed") => "failed",
-        Some("done") => "done",
-        Some("dead") => "dead",
-        _ => return Ok(None),
+    let state = match number(WHAT, &state)? {
+        0 => return Ok(None),
+        1 => "running",
+        2 => "failed",
+        3 => "done",
+        4 => "dead",
+        _ => return Err(strange(WHAT, &state)),
     };
     Ok(Some(ClaimState {
         state,

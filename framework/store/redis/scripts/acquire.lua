@@ -1,31 +1,39 @@
--- A lock: taken if it is free. Fields: ow owner, by holder, si since, un until, fe fence, fo forced.
--- The record outlives the lease, so that fences grow over a clock that is set back.
-local fence_memory = 3600000
+-- A lock: taken if it is free; the fence alone if it was. `rest` is what comes behind the owner, less since when.
+local since = struct.pack('>d', now)
 
-local function acquire(key, queue, beats, owner, lease, holder, fair, waits, seen)
-  local r = redis.call('HMGET', key, 'ow', 'un', 'fe')
-  local remaining = (r[2] or 0) - now
-  local held = r[1] and r[1] ~= '' and remaining > 0
-  if held and r[1] == owner then
-    redis.call('HSET', key, 'un', whole(now + lease))
-    redis.call('PEXPIRE', key, whole(lease + fence_memory))
-    return {'held', r[3]}
+local function acquire(key, queue, beats, who, rest, seen, lease, fair, waits)
+  local known = redis.call('GET', key)
+  local state, marks, ends, last, forgotten = free, 0, 0, 0, 0
+  if known then state, marks, ends, last, forgotten = struct.unpack(head_layout, known) end
+  local remaining = ends - now
+  local is_held = state == held and remaining > 0
+  if is_held and is_of(known, who) then
+    hold(key, marks, lease, last, forgotten, string.sub(known, head_bytes + 1))
+    return last
   end
-  local first = true
-  if fair and not held then
-    local head = head_of(queue, beats)
-    first = not head or head == owner
+  local owner = string.sub(who, 5)
+  local is_first = true
+  if fair and not is_held and marks == queued then
+    local first = head_of(queue, beats)
+    is_first = not first or first == owner
   end
-  if held or not first then
-    local ahead = waits and enqueue(queue, beats, owner) or redis.call('ZCARD', queue)
-    return {'busy', held and whole(remaining) or 0, ahead}
+  if is_held or not is_first then
+    local ahead
+    if waits then
+      ahead = enqueue(queue, beats, owner)
+      if marks ~= queued then redis.call('SETRANGE', key, 1, string.char(queued)) end
+    else
+      ahead = redis.call('ZCARD', queue)
+    end
+    return {'busy', is_held and whole(remaining) or 0, ahead}
   end
-  local fence = math.max((r[3] or 0) + 1, now_us, seen + 1)
-  redis.call('HSET', key, 'ow', owner, 'by', holder, 'si', whole(now), 'un', whole(now + lease),
-    'fe', whole(fence), 'fo', '')
-  redis.call('PEXPIRE', key, whole(lease + fence_memory))
-  -- Whoever asks for the last time waits no more, but may have waited before.
-  redis.call('ZREM', queue, owner)
-  redis.call('ZREM', beats, owner)
-  return {'held', whole(fence)}
+  if marks == queued then
+    -- Whoever asks for the last time waits no more, but may have waited before.
+    redis.call('ZREM', queue, owner)
+    redis.call('ZREM', beats, owner)
+    if redis.call('ZCARD', queue) == 0 then marks = 0 end
+  end
+  local fence = math.max(last + 1, now_us, seen + 1)
+  hold(key, marks, lease, fence, forgotten, who .. rest .. since)
+  return fence
 end

@@ -1,6 +1,5 @@
 -- Wakes those who wait for the end of a run: one message a process, which listens on one channel for all of them.
-local function wake_waiting(key, waiting, channels)
-  redis.call('HDEL', key, 'wa')
+local function wake_waiting(waiting, channels)
   local owners_of = {}
   for owner in string.gmatch(waiting, '%S+') do
     local process = string.match(owner, '^[^.]*')
@@ -12,40 +11,54 @@ local function wake_waiting(key, waiting, channels)
   end
 end
 
--- The end of a claim; 0 if somebody else took it over. Safe to repeat: the owner stays on record.
-local function finish(key, owner, ending, keep, fingerprint, generation, attempts, due_in, copied, text, channels)
-  local r = redis.call('HMGET', key, 'st', 'ow', 'at', 'tk', 'wa', 'cp')
-  local state = r[1]
-  if state and r[2] ~= owner then return 0 end
+-- `ending` is a letter and what belongs to it; `r` is what is known, or what was if the record is gone.
+local function finish_known(key, r, is_known, ending, keep, channels)
+  local how = string.sub(ending, 1, 1)
+  local attempts, due_in, is_copied
+  if how == 'f' then attempts, due_in, is_copied = struct.unpack('>I4dB', ending, 2) end
   -- Who waits in its process for its next attempt may find that the last one does not count.
-  local recounts = state == 'failed' and r[6] == '0' and ending == 'failed' and copied == '0'
-  if state and state ~= 'running' and not recounts then return 1 end
-  if r[5] then wake_waiting(key, r[5], channels) end
-  if ending == 'release' or ending == 'abandon' then
-    if not state then return 1 end
-    if ending == 'release' and r[3] == '0' and r[4] == '0' then
+  local recounts = r.state == failed and not r.copied and how == 'f' and is_copied == 0
+  if r.state ~= running and not recounts then return 1 end
+  if r.waiting ~= '' then wake_waiting(r.waiting, channels) end
+  r.waiting = ''
+  if how == 'r' or how == 'a' then
+    if not is_known then return 1 end
+    if how == 'r' and r.attempts == 0 and r.takeovers == 0 then
       redis.call('DEL', key)
       return 1
     end
-    local takeovers = ending == 'abandon' and r[4] + 1 or tonumber(r[4])
-    redis.call('HSET', key, 'st', 'failed', 'un', whole(now), 'cp', '0', 'tk', takeovers)
-    redis.call('PEXPIRE', key, whole(keep))
-    return 1
-  end
-  if not state then
-    -- The record is gone, so nobody took over: what happened is written down all the same.
-    redis.call('HSET', key, 'ow', owner, 'by', '', 'at', 0, 'tk', 0, 'ge', generation,
-      'fp', fingerprint, 'fe', 0)
-  end
-  if ending == 'complete' then
-    redis.call('HSET', key, 'st', 'done', 'un', 0)
-    if text then redis.call('HSET', key, 're', text) end
-  elseif ending == 'dead' then
-    redis.call('HSET', key, 'st', 'dead', 'un', 0, 'wy', text)
+    if how == 'a' then r.takeovers = r.takeovers + 1 end
+    r.state, r.ends, r.copied = failed, now, false
+  elseif how == 'c' then
+    r.state, r.ends = done, 0
+  elseif how == 't' or how == 'd' then
+    r.state, r.ends, r.text = how == 't' and done or dead, 0, string.sub(ending, 2)
   else
-    redis.call('HSET', key, 'st', 'failed', 'un', whole(now + due_in), 'at', attempts, 'tk', 0, 'cp', copied)
+    r.state, r.ends, r.attempts, r.takeovers, r.copied = failed, now + due_in, attempts, 0, is_copied == 1
     keep = keep + due_in
   end
-  redis.call('PEXPIRE', key, whole(keep))
+  write_claim(key, r, keep)
   return 1
+end
+
+local running_alone = string.char(running, 0)
+
+-- The end of a claim; 0 if somebody else took it over. Safe to repeat: the owner stays on record. `late` is what comes
+-- behind the owner where the record is gone.
+local function finish(key, who, late, ending, keep, channels)
+  local known = redis.call('GET', key)
+  if not known then
+    -- Nobody took over: what happened is written down all the same.
+    return finish_known(key, read_claim(head(running, 0, 0, 0, 0) .. who .. late), false, ending, keep, channels)
+  end
+  if not is_of(known, who) then return 0 end
+  if ending == 'c' and string.sub(known, 1, 2) == running_alone then
+    -- The common one: nothing but its first byte changes.
+    local forgotten = struct.unpack('>d', known, 19)
+    if forgotten - now >= keep then
+      redis.call('SETRANGE', key, 0, string.char(done))
+      return 1
+    end
+  end
+  return finish_known(key, read_claim(known), true, ending, keep, channels)
 end

@@ -1,7 +1,9 @@
 -- KEYS: lock, queue, beats. Changes nothing but the queue of the dead.
-local r = redis.call('HMGET', KEYS[1], 'ow', 'un', 'by', 'si', 'fe')
+local known = redis.call('GET', KEYS[1])
+local r = known and read_lock(known)
 head_of(KEYS[2], KEYS[3])
 local waiting = redis.call('ZCOUNT', KEYS[3], whole(now - waiter_silent_max), whole(now + waiter_silent_max))
-local held = r[1] and r[1] ~= '' and r[2] - now > 0
-if not held and waiting == 0 then return false end
-return {held and 1 or 0, r[3] or '', r[4] or '0', r[2] or '0', r[5] or '0', waiting}
+local is_held = r and r.is_held
+if not is_held and waiting == 0 then return false end
+if not r then return {0, '', '0', '0', '0', waiting} end
+return {is_held and 1 or 0, r.holder, whole(r.since), whole(r.ends), whole(r.fence), waiting}

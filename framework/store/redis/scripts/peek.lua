@@ -1,4 +1,6 @@
 -- KEYS: the claim. Changes nothing.
-local r = redis.call('HMGET', KEYS[1], 'st', 'at', 'ge', 'by', 'un')
-if not r[1] then return {'', 0, 0, '', 0} end
-return {r[1], r[2], r[3], r[4], whole(math.max((r[5] or 0) - now, 0))}
+local known = redis.call('GET', KEYS[1])
+if not known then return {0, 0, 0, '', 0} end
+local r = read_claim(known)
+local remaining = (r.state == running or r.state == failed) and math.max(r.ends - now, 0) or 0
+return {r.state, r.attempts, r.generation, r.holder, whole(remaining)}

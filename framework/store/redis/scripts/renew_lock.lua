@@ -1,9 +1,9 @@
--- KEYS: the lock. ARGV: owner, lease, how long the record outlives the lease.
-local r = redis.call('HMGET', KEYS[1], 'ow', 'un', 'fo')
-if r[1] == ARGV[1] and r[2] - now > 0 then
-  redis.call('HSET', KEYS[1], 'un', whole(now + ARGV[2]))
-  redis.call('PEXPIRE', KEYS[1], whole(ARGV[2] + 3600000))
+-- KEYS: the lock. ARGV: owner, lease.
+local known = redis.call('GET', KEYS[1])
+local r = known and read_lock(known)
+if r and r.is_held and r.owner == ARGV[1] then
+  hold(KEYS[1], r.marks, tonumber(ARGV[2]), r.fence, r.forgotten, string.sub(known, head_bytes + 1))
   return 1
 end
-if r[3] == ARGV[1] then return 2 end
+if r and r.forced == ARGV[1] then return 2 end
 return 0

@@ -1,0 +1,233 @@
+//! One question of a batch as bytes: its keys, then its arguments, in one piece of memory.
+//!
+//! Owns what the records of claims and locks look like from here; scripts/prelude.lua, scripts/claim_record.lua and
+//! scripts/lock_record.lua are the other side of it.
+
+use crate::store::{ClaimAsk, ClaimKey, Ending, LockAsk, Owner};
+
+use super::keys::Keys;
+use super::lock::{exact, milliseconds};
+
+/// Keys and arguments of the longest question.
+const PIECES_MAX: usize = 8;
+/// Numbers that a question shares with its neighbours, at most.
+const RULES_MAX: usize = 7;
+/// What most questions need.
+const BYTES: usize = 512;
+/// What stands in front of an owner's length in every record.
+const HEAD_BYTES: usize = 26;
+
+pub(super) type Rules = [u64; RULES_MAX];
+
+/// One question of a batch.
+pub(super) struct Part {
+    bytes: Vec<u8>,
+    ends: [usize; PIECES_MAX],
+    count: usize,
+    /// What is said once for all neighbours that share it; what is not needed is 0.
+    pub(super) rules: Rules,
+    /// The largest fence that whoever asks has seen.
+    pub(super) seen: u64,
+}
+
+impl Part {
+    pub(super) fn claim(keys: &Keys, ask: &ClaimAsk<'_>) -> Self {
+        let mut part = Self::new(claim_rules(ask), ask.seen.0);
+        part.add(|bytes| keys.claim(bytes, ask.key));
+        part.add(|bytes| claim_tail(bytes, ask));
+        part
+    }
+
+    pub(super) fn admit(keys: &Keys, claim: &ClaimAsk<'_>, lock: &LockAsk<'_>) -> Self {
+        let [lease, keep, force, waits, ..] = claim_rules(claim);
+        let [lock_lease, fair, lock_waits, ..] = lock_rules(lock);
+        let rules = [lease, keep, force, waits, lock_lease, fair, lock_waits];
+        let mut part = Self::new(rules, claim.seen.0.max(lock.seen.0));
+        part.add(|bytes| keys.claim(bytes, claim.key));
+        part.add_lock_keys(keys, lock.key);
+        part.add(|bytes| claim_tail(bytes, claim));
+        part.add_lock(lock);
+        part
+    }
+
+    pub(super) fn acquire(keys: &Keys, ask: &LockAsk<'_>) -> Self {
+        let mut part = Self::new(lock_rules(ask), ask.seen.0);
+        part.add_lock_keys(keys, ask.key);
+        part.add_lock(ask);
+        part
+    }
+
+    pub(super) fn end(
+        keys: &Keys,
+        key: &ClaimKey,
+        owner: &Owner,
+        ending: &Ending<'_>,
+        keep: u64,
+    ) -> Self {
+        let mut part = Self::new([keep, 0, 0, 0, 0, 0, 0], 0);
+        part.add(|bytes| keys.claim(bytes, key));
+        part.add_ending(key, owner, ending);
+        part
+    }
+
+    pub(super) fn finish(
+        keys: &Keys,
+        claim: (&ClaimKey, &Owner),
+        ending: &Ending<'_>,
+        keep: u64,
+        lock: (&str, &Owner),
+    ) -> Self {
+        let mut part = Self::new([keep, 0, 0, 0, 0, 0, 0], 0);
+        part.add(|bytes| keys.claim(bytes, claim.0));
+        part.add_lock_keys(keys, lock.0);
+        part.add_ending(claim.0, claim.1, ending);
+        part.add(|bytes| sized(bytes, lock.1.as_str()));
+        part
+    }
+
+    pub(super) fn release(keys: &Keys, key: &str, owner: &Owner) -> Self {
+        let mut part = Self::new(Rules::default(), 0);
+        part.add_lock_keys(keys, key);
+        part.add(|bytes| sized(bytes, owner.as_str()));
+        part
+    }
+
+    fn new(rules: Rules, seen: u64) -> Self {
+        let (bytes, ends) = (Vec::with_capacity(BYTES), [0; PIECES_MAX]);
+        Self { bytes, ends, count: 0, rules, seen: exact(seen) }
+    }
+
+    fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
+        write(&mut self.bytes);
+        self.ends[self.count] = self.bytes.len();
+        self.count += 1;
+    }
+
+    fn add_lock_keys(&mut self, keys: &Keys, key: &str) {
+        let start = self.bytes.len();
+        self.add(|bytes| keys.lock(bytes, key));
+        let end = self.bytes.len();
+        for suffix in Keys::OF_A_QUEUE {
+            self.add(|bytes| {
+                bytes.extend_from_within(start..end);
+                bytes.extend_from_slice(suffix);
+            });
+        }
+    }
+
+    /// Its owner, and what stands behind that in its record.
+    fn add_lock(&mut self, ask: &LockAsk<'_>) {
+        self.add(|bytes| sized(bytes, ask.owner.as_str()));
+        self.add(|bytes| {
+            sized(bytes, ask.holder);
+            // Nobody had it taken away.
+            sized(bytes, "");
+        });
+    }
+
+    fn add_ending(&mut self, key: &ClaimKey, owner: &Owner, ending: &Ending<'_>) {
+        self.add(|bytes| sized(bytes, owner.as_str()));
+        self.add(|bytes| behind_owner(bytes, key, 0, ""));
+        self.add(|bytes| write_ending(bytes, ending));
+    }
+
+    /// Its keys and arguments in order.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
+        let starts = std::iter::once(0).chain(self.ends);
+        let ends = &self.ends[..self.count];
+        starts.zip(ends).map(|(start, end)| &self.bytes[start..*end])
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+fn claim_rules(ask: &ClaimAsk<'_>) -> Rules {
+    let (lease, keep) = (milliseconds(ask.lease), milliseconds(ask.keep));
+    [lease, keep, ask.force.into(), ask.waits.into(), 0, 0, 0]
+}
+
+fn lock_rules(ask: &LockAsk<'_>) -> Rules {
+    [milliseconds(ask.lease), ask.fair.into(), ask.waits.into(), 0, 0, 0, 0]
+}
+
+/// What stands behind the head of a claim's record.
+fn claim_tail(bytes: &mut Vec<u8>, ask: &ClaimAsk<'_>) {
+    sized(bytes, ask.owner.as_str());
+    behind_owner(bytes, ask.key, ask.attempts, ask.holder);
+}
+
+fn behind_owner(bytes: &mut Vec<u8>, key: &ClaimKey, attempts: u32, holder: &str) {
+    let takeovers = 0u32;
+    for number in [attempts, takeovers, key.generation] {
+        bytes.extend_from_slice(&number.to_be_bytes());
+    }
+    bytes.extend_from_slice(&key.fingerprint.0);
+    sized(bytes, holder);
+    // Nobody waits for its end.
+    sized(bytes, "");
+}
+
+/// A letter, and what belongs to it.
+fn write_ending(bytes: &mut Vec<u8>, ending: &Ending<'_>) {
+    match *ending {
+        Ending::Complete(None) => bytes.push(b'c'),
+        Ending::Complete(Some(result)) => {
+            bytes.push(b't');
+            bytes.extend_from_slice(result);
+        }
+        Ending::Dead(reason) => {
+            bytes.push(b'd');
+            bytes.extend_from_slice(reason.as_bytes());
+        }
+        Ending::Release => bytes.push(b'r'),
+        Ending::Abandon => bytes.push(b'a'),
+        Ending::Failed { attempts, due_in, copied } => {
+            let due_in = u64::try_from(due_in.as_millis()).unwrap_or(u64::MAX).min(1 << 42);
+            bytes.push(b'f');
+            bytes.extend_from_slice(&attempts.to_be_bytes());
+            bytes.extend_from_slice(&(due_in as f64).to_be_bytes());
+            bytes.push(copied.into());
+        }
+    }
+}
+
+/// With its length in front.
+pub(super) fn sized(bytes: &mut Vec<u8>, text: &str) {
+    // No record is near that long: 512 MiB is the most that Redis keeps in one.
+    let length = u32::try_from(text.len()).unwrap_or(u32::MAX);
+    bytes.extend_from_slice(&length.to_be_bytes());
+    bytes.extend_from_slice(text.as_bytes());
+}
+
+/// Whether a record of either kind is of this owner.
+pub(super) fn is_of(record: &[u8], owner: &Owner) -> bool {
+    let mut who = Vec::new();
+    sized(&mut who, owner.as_str());
+    record.get(HEAD_BYTES..).is_some_and(|rest| rest.starts_with(&who))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pieces_come_out_as_they_went_in() {
+        let part = Part::release(&Keys::new("p"), "a", &Owner::from("me"));
+        let pieces: Vec<&[u8]> = part.pieces().collect();
+        let keys: [&[u8]; 3] = [b"p:lock:{a}", b"p:lock:{a}:queue", b"p:lock:{a}:beats"];
+        assert_eq!(pieces[..3], keys);
+        assert_eq!(pieces[3..], [b"\0\0\0\x02me"]);
+        assert_eq!(part.len(), pieces.concat().len());
+    }
+
+    #[test]
+    fn an_owner_is_not_taken_for_one_that_begins_alike() {
+        let record = [&[0; HEAD_BYTES][..], b"\0\0\0\x03me2 and more"].concat();
+        assert!(is_of(&record, &Owner::from("me2")));
+        assert!(!is_of(&record, &Owner::from("me")));
+        assert!(!is_of(&record[..HEAD_BYTES + 3], &Owner::from("me2")));
+        assert!(!is_of(b"", &Owner::from("me")));
+    }
+}

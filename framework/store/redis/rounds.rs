@@ -1,0 +1,303 @@
+//! Questions of one kind in one call of a script, as many as came while the last one was on its way.
+//!
+//! Owns who waits for the next round and which rounds are on their way. What fails for now is asked again in the next
+//! round, by whoever still wants to know; nobody waits longer than their own deadline, and nobody for somebody else's fault.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use ::redis::{Cmd, Value};
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{sleep, timeout_at};
+
+use super::link::{Failed, Link};
+use super::part::Part;
+use super::reply;
+use super::scripts::{Code, call};
+use crate::store::{StoreError, StoreFault};
+
+/// So many in one call: at most a millisecond of Redis, which does nothing else meanwhile (8 us each for a claim and a lock
+/// that are free, Redis 7.0 on a busy machine).
+const ROUND_MAX: usize = 128;
+/// And so many bytes, because results of handlers may be large.
+const ROUND_BYTES_MAX: usize = 1 << 20;
+/// Rounds on their way at once.
+const ROUNDS_MAX: usize = 16;
+/// A round that takes longer than this is not waited for any more before the next one leaves.
+const GATHER_MAX: Duration = Duration::from_millis(10);
+/// Before what failed for now is asked again.
+const RETRY_PAUSE: Duration = Duration::from_millis(20);
+
+/// What is asked in rounds of one kind.
+pub(super) struct Form {
+    pub(super) what: &'static str,
+    pub(super) code: &'static Code,
+    /// Keys of one question.
+    pub(super) keys: usize,
+    /// Numbers that neighbours share.
+    pub(super) rules: usize,
+    pub(super) first: First,
+}
+
+/// The first argument of a round.
+pub(super) enum First {
+    /// The largest fence that any of those who ask has seen.
+    Seen,
+    /// What channels begin with, to wake others.
+    Channels(String),
+}
+
+pub(super) struct Rounds(Arc<Shared>);
+
+struct Shared {
+    link: Link,
+    form: Form,
+    queue: Mutex<Queue>,
+    /// The first came since the last round left, or enough for another.
+    came: Notify,
+}
+
+#[derive(Default)]
+struct Queue {
+    waiting: VecDeque<Request>,
+    is_driven: bool,
+    /// What the last round heard that failed for now.
+    heard: Option<Failed>,
+}
+
+struct Request {
+    part: Part,
+    until: Instant,
+    /// It was in a round that the server refused, perhaps on account of one of them.
+    is_alone: bool,
+    done: oneshot::Sender<Result<Value, Failed>>,
+}
+
+impl Rounds {
+    pub(super) fn new(link: Link, form: Form) -> Self {
+        let (queue, came) = (Mutex::default(), Notify::new());
+        Self(Arc::new(Shared { link, form, queue, came }))
+    }
+
+    /// Asks in the next round, and in later ones until `until`.
+    ///
+    /// # Cancel safety
+    /// What is dropped before its round leaves is not asked.
+    pub(super) async fn ask(&self, until: Instant, part: Part) -> Result<Value, StoreError> {
+        let shared = &self.0;
+        let (done, told) = oneshot::channel();
+        let request = Request { part, until, is_alone: false, done };
+        let answer = if shared.link.is_cluster() {
+            // Two keys of one script may not be on two servers.
+            shared.link.spawn(round_alone(shared.clone(), request));
+            timeout_at(until.into(), told).await
+        } else {
+            shared.push(request);
+            timeout_at(until.into(), told).await
+        };
+        let answer = match answer {
+            Ok(Ok(answer)) => answer,
+            // The thread that drives connections is gone, or the time is up.
+            Ok(Err(_)) | Err(_) => Err(shared.heard()),
+        };
+        answer.map_err(|failed| shared.link.down(shared.form.what, failed))
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn heard(&self) -> Failed {
+        self.queue().heard.clone().unwrap_or_else(|| self.link.silence())
+    }
+
+    fn push(self: &Arc<Self>, request: Request) {
+        let mut queue = self.queue();
+        queue.waiting.push_back(request);
+        let count = queue.waiting.len();
+        let is_driven = std::mem::replace(&mut queue.is_driven, true);
+        drop(queue);
+        if !is_driven {
+            self.link.spawn(drive(Driving { shared: self.clone(), is_over: false }));
+        } else if count == 1 || count == ROUND_MAX {
+            self.came.notify_one();
+        }
+    }
+
+    /// Who is in the next round, if one may leave: at once when none is on its way.
+    fn next_round(&self, under_way: usize, is_ripe: bool) -> Option<Vec<Request>> {
+        let mut queue = self.queue();
+        let first = queue.waiting.front()?;
+        let is_due = under_way == 0 || is_ripe || queue.waiting.len() >= ROUND_MAX;
+        if under_way >= ROUNDS_MAX || !(is_due || first.is_alone) {
+            return None;
+        }
+        let (mut count, mut bytes, alone) = (0, 0, first.is_alone);
+        for request in &queue.waiting {
+            bytes += request.part.len();
+            let is_over =
+                count == ROUND_MAX || bytes > ROUND_BYTES_MAX || alone || request.is_alone;
+            if is_over && count > 0 {
+                break;
+            }
+            count += 1;
+        }
+        Some(queue.waiting.drain(..count).collect())
+    }
+
+    /// True, and nobody drives any more, when there is nothing to do.
+    fn may_rest(&self) -> bool {
+        let mut queue = self.queue();
+        queue.is_driven = !queue.waiting.is_empty();
+        !queue.is_driven
+    }
+
+    /// Asks once; returns who has to ask again.
+    async fn round(&self, mut requests: Vec<Request>) -> Vec<Request> {
+        let Some(until) = requests.iter().map(|request| request.until).max() else {
+            return requests;
+        };
+        let Form { what, code, .. } = self.form;
+        let call = || {
+            requests.retain(|request| !request.done.is_closed());
+            (!requests.is_empty()).then(|| self.call(&requests))
+        };
+        let answer = match self.link.run_once(until, what, code, call).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => return requests,
+            Err(failed) => return self.failed(failed, requests).await,
+        };
+        match answer {
+            Value::Array(answers) if answers.len() == requests.len() => {
+                self.queue().heard = None;
+                for (request, answer) in requests.into_iter().zip(answers) {
+                    // Whoever asked may be gone.
+                    let _ = request.done.send(Ok(answer));
+                }
+            }
+            other => {
+                let failed = Failed::ForGood(reply::strange(what, &other));
+                requests.into_iter().for_each(|it| it.answer(Err(failed.clone())));
+            }
+        }
+        Vec::new()
+    }
+
+    async fn failed(&self, failed: Failed, mut requests: Vec<Request>) -> Vec<Request> {
+        let is_of_one = |error: &StoreError| error.fault == StoreFault::Other;
+        match &failed {
+            Failed::Now(_) => {
+                self.queue().heard = Some(failed);
+                sleep(RETRY_PAUSE).await;
+                requests
+            }
+            // Perhaps of one key among them, to which somebody else wrote. What was asked for the others may be done: it
+            // is safe to repeat.
+            Failed::ForGood(error) if is_of_one(error) && requests.len() > 1 => {
+                requests.iter_mut().for_each(|request| request.is_alone = true);
+                requests
+            }
+            Failed::ForGood(_) | Failed::Unknown => {
+                requests.into_iter().for_each(|it| it.answer(Err(failed.clone())));
+                Vec::new()
+            }
+        }
+    }
+
+    fn call(&self, requests: &[Request]) -> Cmd {
+        let Form { code, keys, rules, ref first, .. } = self.form;
+        let parts = || requests.iter().map(|request| &request.part);
+        let mut command = call(code, keys * requests.len());
+        for key in parts().flat_map(|part| part.pieces().take(keys)) {
+            command.arg(key);
+        }
+        match first {
+            First::Seen => command.arg(parts().map(|part| part.seen).max().unwrap_or_default()),
+            First::Channels(channels) => command.arg(channels),
+        };
+        for neighbours in requests.chunk_by(|one, other| one.part.rules == other.part.rules) {
+            command.arg(neighbours.len());
+            for rule in &neighbours[0].part.rules[..rules] {
+                command.arg(*rule);
+            }
+            for argument in neighbours.iter().flat_map(|it| it.part.pieces().skip(keys)) {
+                command.arg(argument);
+            }
+        }
+        command
+    }
+}
+
+impl Request {
+    fn answer(self, answer: Result<Value, Failed>) {
+        // Whoever asked may be gone.
+        let _ = self.done.send(answer);
+    }
+}
+
+/// Lets rounds leave for as long as anybody asks.
+async fn drive(mut driving: Driving) {
+    let shared = driving.shared.clone();
+    let mut rounds = FuturesUnordered::new();
+    let mut is_ripe = false;
+    loop {
+        while let Some(requests) = shared.next_round(rounds.len(), is_ripe) {
+            is_ripe = false;
+            rounds.push(shared.round(requests));
+        }
+        if rounds.is_empty() {
+            driving.is_over = shared.may_rest();
+            if driving.is_over {
+                return;
+            }
+            continue;
+        }
+        let ripens = async {
+            if shared.queue().waiting.is_empty() {
+                std::future::pending::<()>().await;
+            }
+            sleep(GATHER_MAX).await;
+        };
+        tokio::select! {
+            Some(again) = rounds.next() => {
+                is_ripe = true;
+                let mut queue = shared.queue();
+                again.into_iter().rev().for_each(|request| queue.waiting.push_front(request));
+            }
+            () = shared.came.notified() => {}
+            () = ripens => is_ripe = true,
+        }
+    }
+}
+
+/// In a cluster: asks until it is answered or nobody wants to know.
+async fn round_alone(shared: Arc<Shared>, request: Request) {
+    let mut requests = vec![request];
+    while !requests.is_empty() {
+        requests = shared.round(requests).await;
+    }
+}
+
+struct Driving {
+    shared: Arc<Shared>,
+    is_over: bool,
+}
+
+impl Drop for Driving {
+    /// Its runtime may end before the store does: whoever waits is told, and whoever comes then drives anew.
+    fn drop(&mut self) {
+        if !self.is_over {
+            let waiting = {
+                let mut queue = self.shared.queue();
+                queue.is_driven = false;
+                std::mem::take(&mut queue.waiting)
+            };
+            drop(waiting);
+        }
+    }
+}
