@@ -54,7 +54,9 @@ async fn check(guards: &str) {
     }
     settled(&service).await;
     assert_eq!(handled.load(Ordering::SeqCst), COUNT + 1);
-    assert_eq!(calls(&server, "evalsha"), 2 * COUNT, "{guards}: two round trips a message");
+    // Fewer where many ask at the same time: they share them.
+    let asked = calls(&server, "evalsha");
+    assert!((2..=2 * COUNT).contains(&asked), "{guards}: {asked} round trips");
     assert_eq!(calls(&server, "eval"), 0, "{guards}");
     let clients = server.cli(&["client", "list", "type", "normal"]);
     // One is the client that asks for the list.
@@ -72,7 +74,7 @@ async fn settled(service: &Service) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_claimed_message_costs_two_round_trips_over_one_connection() {
+async fn a_claimed_message_costs_at_most_two_round_trips_over_one_connection() {
     check("idempotency = { store = \"main\" }").await;
 }
 

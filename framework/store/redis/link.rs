@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 use super::RedisSettings;
 use super::address::{Address, Connection};
 use super::scripts::{Code, with_text};
+use super::warned::Warned;
 use crate::store::{StoreError, StoreFault, StoreState};
 use crate::telemetry;
 
@@ -472,36 +473,4 @@ impl Drop for Connecting {
 fn is_refusal(error: &RedisError) -> bool {
     error.kind() == ErrorKind::AuthenticationFailed
         || matches!(error.code(), Some("NOAUTH" | "WRONGPASS" | "NOPERM"))
-}
-
-/// At most one warning a second; the others are counted.
-#[derive(Default)]
-struct Warned {
-    last: Mutex<Option<Instant>>,
-    unsaid: AtomicU64,
-}
-
-impl Warned {
-    /// How many were not said since the last, if one may be said now.
-    fn may_warn(&self) -> Option<u64> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.is_some_and(|last| last.elapsed() < Duration::from_secs(1)) {
-            self.unsaid.fetch_add(1, Ordering::Relaxed);
-            return None;
-        }
-        *last = Some(Instant::now());
-        Some(self.unsaid.swap(0, Ordering::Relaxed))
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_thousand_failures_are_one_warning() {
-        let warned = Warned::default();
-        let said = (0..1000).filter(|_| warned.may_warn().is_some()).count();
-        assert_eq!((said, warned.unsaid.load(Ordering::Relaxed)), (1, 999));
-    }
 }

@@ -29,6 +29,7 @@ mod rounds;
 mod scripts;
 mod sentinels;
 mod wakes;
+mod warned;
 
 use address::Address;
 use keys::Keys;
