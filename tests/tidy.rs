@@ -34,6 +34,10 @@ const UNBOUNDED_SENDS: &[(&str, &str, &str)] = &[
 
 /// Channels without a bound of their own, and what bounds them.
 const UNBOUNDED_CHANNELS: &[(&str, &str)] = &[
+    (
+        "framework/actors/desk.rs",
+        "each message in hand is told of once for each time it comes out elsewhere",
+    ),
     ("framework/actors/opener.rs", "each lane is released once for each time it was opened"),
     ("framework/actors/supervisor.rs", "each letter has at least one message with a permit"),
 ];

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::desk::Desk;
+use super::inquiry::gone;
 use super::letter::Letter;
 use super::parking::Number;
 use super::retrier::{Carry, Errand};
@@ -23,6 +24,21 @@ use crate::wire::Carried;
 const STORE_PAUSE: Duration = Duration::from_secs(1);
 
 impl Desk {
+    /// Acts on what came of messages of this lane; why it is gone, if it is.
+    pub(super) fn conclude_at(
+        &mut self,
+        lane: &dyn Lane,
+        letter: Option<Letter>,
+    ) -> Option<LaneEnd> {
+        let is_gone = self.is_gone(lane);
+        if is_gone {
+            // First: what is settled at a lane that is gone comes again, and would run again.
+            self.lose();
+        }
+        self.conclude_all(letter);
+        is_gone.then(gone)
+    }
+
     pub(super) fn conclude_all(&mut self, letter: Option<Letter>) {
         self.now = Instant::now();
         let mut next = letter;
@@ -64,7 +80,7 @@ impl Desk {
     pub(super) fn conclude(&mut self, Outcome { mut work, verdict }: Outcome) {
         self.free_permits(1);
         if self.ledger.is_orphan(work.slot) {
-            return self.keep_fate(work, verdict);
+            return self.pass_on(work, verdict);
         }
         self.record(&work, &verdict);
         let is_probe = std::mem::take(&mut work.is_probe);
@@ -260,9 +276,7 @@ impl Desk {
 
     pub(super) fn bury(&mut self, mut work: Work, epitaph: Epitaph) {
         let scope = Arc::clone(&self.shared.scope);
-        if epitaph.reason == Reason::Expired
-            && self.settings().on_expired == config::OnExpired::Drop
-        {
+        if self.is_dropped(&epitaph) {
             scope.metrics.dropped.inc();
             scope.observe(&work, Event::Dropped);
             self.settle(&work);
@@ -272,6 +286,12 @@ impl Desk {
             work.count_attempt(None, &scope);
         }
         self.errands.push((work, Errand::Bury(epitaph)));
+    }
+
+    /// Whether it is given up without a dead letter.
+    pub(super) fn is_dropped(&self, epitaph: &Epitaph) -> bool {
+        let drops = self.settings().on_expired == config::OnExpired::Drop;
+        epitaph.reason == Reason::Expired && drops
     }
 
     fn settle(&mut self, work: &Work) {
@@ -297,7 +317,7 @@ impl Desk {
         }
         let errands = std::mem::take(&mut self.errands);
         self.carrying += errands.len();
-        let done = self.carried_to.clone();
+        let done = self.news_to.clone();
         // Bounded by the messages that this lane may hold: each is in one letter at most.
         self.shared.retrier.do_send(Carry { errands, done });
     }
@@ -306,7 +326,7 @@ impl Desk {
     pub(super) fn is_carried(&mut self, work: Work) {
         self.carrying -= 1;
         if self.ledger.is_orphan(work.slot) {
-            self.keep_fate(work, Verdict::Carried);
+            self.pass_on(work, Verdict::Carried);
         } else {
             self.settle(&work);
         }

@@ -204,7 +204,7 @@ impl Handler<Count> for Consumer {
 
 /// Drains `lane` until it ends or is told to wind down. The whole life of a consumer in one place.
 async fn drain(lane: &mut dyn Lane, desk: &mut Desk, orders: &mut Orders) -> Option<Down> {
-    desk.open(lane.generation());
+    desk.open(lane);
     let shared = Rc::clone(&desk.shared);
     let mut recalled = lane.recalled();
     let end = loop {
@@ -217,7 +217,7 @@ async fn drain(lane: &mut dyn Lane, desk: &mut Desk, orders: &mut Orders) -> Opt
             break Down::Ended(end);
         }
         let room = desk.room();
-        let wake_at = desk.wake_at();
+        let wake_at = desk.wake_at(lane, room);
         tokio::select! {
             biased;
             Some((deadline, reply)) = orders.recv() => {
@@ -232,8 +232,16 @@ async fn drain(lane: &mut dyn Lane, desk: &mut Desk, orders: &mut Orders) -> Opt
                 }
                 break Down::Ended(LaneEnd::Revoked);
             }
-            outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
-            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            outcomes = desk.outcomes.recv() => {
+                if let Some(end) = desk.conclude_at(lane, outcomes) {
+                    break Down::Ended(end);
+                }
+            }
+            Some(news) = desk.news.recv() => {
+                if let Some(end) = desk.hear(news, Some(lane)) {
+                    break Down::Ended(end);
+                }
+            }
             Some(number) = desk.bells.rung() => desk.is_rung_for(number),
             () = changed, if desk.waits_for_others() => {}
             received = lane.next(&mut desk.received, room), if room > 0 => match received {
@@ -241,8 +249,8 @@ async fn drain(lane: &mut dyn Lane, desk: &mut Desk, orders: &mut Orders) -> Opt
                 Err(end) => break Down::Ended(end),
             },
             () = tokio::time::sleep_until(wake_at) => {
-                if desk.is_suspicious(lane).await {
-                    break Down::Stalled;
+                if let Some(down) = desk.look_at(lane).await {
+                    break down;
                 }
             }
         }
@@ -264,7 +272,7 @@ async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
         tokio::select! {
             biased;
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
-            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            Some(news) = desk.news.recv() => drop(desk.hear(news, None)),
             () = next.came.notified() => {}
             Some((sooner, reply)) = orders.recv() => {
                 deadline = Some(deadline.map_or(sooner, |until: Instant| until.min(sooner)));
@@ -321,13 +329,14 @@ async fn wind_down(
         desk.show();
         let settled = desk.settle_at(lane).await;
         let busy = desk.running + desk.carrying;
-        if busy == 0 || settled.is_err() {
+        if busy + desk.awaited == 0 || settled.is_err() {
             break busy;
         }
         tokio::select! {
             biased;
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
-            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            // Whoever runs what it waits for is winding down as well, and counts it.
+            Some(news) = desk.news.recv() => drop(desk.hear(news, Some(&*lane))),
             // A stop does not wait for as long as the pause that it came into.
             Some((sooner, reply)) = orders.recv() => {
                 deadline = deadline.min(sooner);
@@ -371,7 +380,7 @@ async fn put_back_suspect(lane: &mut dyn Lane, desk: &mut Desk) -> usize {
     let deadline = Instant::now() + PUT_BACK_MAX;
     while desk.carrying > 0 {
         tokio::select! {
-            Some(work) = desk.carried.recv() => desk.is_carried(work),
+            Some(news) = desk.news.recv() => drop(desk.hear(news, None)),
             () = tokio::time::sleep_until(deadline) => break,
         }
     }

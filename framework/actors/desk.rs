@@ -13,12 +13,14 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::bells::Bells;
-use super::ledger::{Adopted, Ledger};
+use super::consumer::Down;
+use super::inquiry::{Asking, Inquiry, gone};
+use super::ledger::Ledger;
 use super::letter::Letter;
 use super::links::Links;
 use super::parking::Parking;
 use super::retrier::Errand;
-use super::shared::{Shared, Suspected};
+use super::shared::{News, Peer, Shared, Suspected};
 use super::supervisor::Holding;
 use super::tenure::Tenure;
 use crate::broker::{Lane, LaneId, Received, Settlement};
@@ -30,6 +32,8 @@ use crate::telemetry;
 const STALL_QUERY_MAX: Duration = Duration::from_secs(5);
 /// How old what inspectors see of the oldest message may be.
 const SHOWN_AGE_MAX: Duration = Duration::from_millis(100);
+/// How often a lane is looked at that there is no permit to ask.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
 
 /// A consumer's work in hand.
 pub(super) struct Desk {
@@ -45,17 +49,25 @@ pub(super) struct Desk {
     pub(super) bells: Bells,
     pub(super) running: usize,
     pub(super) carrying: usize,
+    /// Redeliveries that wait for what comes of a run that went on when its lane was lost.
+    pub(super) awaited: usize,
+    /// What was received waits for answers of the other consumers.
+    pub(super) asking: Option<Asking>,
+    /// Whom to answer when the loss of the lane was seen to.
+    pub(super) asked: Vec<Arc<Inquiry>>,
     pub(super) received: Vec<Received>,
     pub(super) settlements: Vec<Settlement>,
     pub(super) outcomes: mpsc::Receiver<Letter>,
     pub(super) outcomes_to: mpsc::Sender<Letter>,
-    pub(super) carried: mpsc::Receiver<Work>,
-    pub(super) carried_to: mpsc::Sender<Work>,
+    pub(super) news: mpsc::UnboundedReceiver<News>,
+    pub(super) news_to: mpsc::UnboundedSender<News>,
     pub(super) errands: Vec<(Work, Errand)>,
     pub(super) last_delivery: Instant,
     /// Read once a batch: a clock read for each message would cost more than its settlement.
     pub(super) now: Instant,
     pub(super) winding_down: bool,
+    /// Nothing was asked of the lane, so that it is to be looked at.
+    is_watching: bool,
     /// It drains the suspects: one at a time, and nothing else beside.
     pub(super) suspects: bool,
     /// It handed out the breaker's probe, and does not know yet what came of it.
@@ -79,7 +91,11 @@ impl Desk {
         let prefetch = settings.in_flight_max.get() + settings.parked_max.get();
         // Room for every message that can be out, so that nobody ever waits to answer.
         let (outcomes_to, outcomes) = mpsc::channel(prefetch);
-        let (carried_to, carried) = mpsc::channel(prefetch);
+        let (news_to, news) = mpsc::unbounded_channel();
+        if !lane.is_suspects() {
+            let peer = Peer { news: news_to.clone(), can_be_asked: false };
+            shared.peers.borrow_mut().insert(index, peer);
+        }
         Self {
             index,
             suspects: lane.is_suspects(),
@@ -93,16 +109,20 @@ impl Desk {
             bells: Bells::default(),
             running: 0,
             carrying: 0,
+            awaited: 0,
+            asking: None,
+            asked: Vec::new(),
             received: Vec::new(),
             settlements: Vec::new(),
             outcomes,
             outcomes_to,
-            carried,
-            carried_to,
+            news,
+            news_to,
             errands: Vec::new(),
             last_delivery: Instant::now(),
             now: Instant::now(),
             winding_down: false,
+            is_watching: false,
             probing: false,
             shown_at: Instant::now(),
             shown_is_old: false,
@@ -114,9 +134,12 @@ impl Desk {
         &self.shared.scope.settings
     }
 
-    /// A lane is open: what was held for an earlier one is an orphan from now on.
-    pub(super) fn open(&mut self, generation: u64) {
-        self.ledger.lose(generation, Instant::now());
+    /// A lane is open.
+    pub(super) fn open(&mut self, lane: &dyn Lane) {
+        self.ledger.open(lane.generation());
+        if let Some(peer) = self.shared.peers.borrow_mut().get_mut(&self.index) {
+            peer.can_be_asked = lane.is_lost().is_some();
+        }
         self.tenure = Arc::default();
         self.last_delivery = Instant::now();
     }
@@ -148,6 +171,7 @@ impl Desk {
         let now = self.now;
         if full
             || self.winding_down
+            || self.asking.is_some()
             || self.store_is_down(now)
             || (shared.alone.get() && !self.suspects)
         {
@@ -182,7 +206,7 @@ impl Desk {
         let mut shown = self.holding.get();
         if is_due {
             self.shown_at = self.now;
-            self.ledger.forget_old(self.now);
+            self.shared.orphans.borrow_mut().forget_old(self.now);
             shown.oldest = self.ledger.oldest();
             self.shown_is_old = false;
         } else {
@@ -197,24 +221,27 @@ impl Desk {
     pub(super) fn receive(&mut self) {
         self.now = Instant::now();
         self.last_delivery = self.now;
+        let scope = &self.shared.scope;
+        scope.metrics.received.inc_by(self.received.len() as u64);
+        telemetry::received(scope.name(), &self.lane, self.received.len());
+        if !self.ask_first() {
+            self.take_in();
+        }
+    }
+
+    /// Takes in what was received: a redelivery of what is in hand here goes on where that is.
+    pub(super) fn take_in(&mut self) {
         let shared = Rc::clone(&self.shared);
         let mut received = std::mem::take(&mut self.received);
-        shared.scope.metrics.received.inc_by(received.len() as u64);
-        telemetry::received(shared.scope.name(), &self.lane, received.len());
         let received_at = shared.scope.tick(self.now);
+        let has_orphans = !shared.orphans.borrow().is_empty();
         for received in received.drain(..) {
-            match self.ledger.adopt(&received, self.now) {
-                None => {
-                    let slot = self.ledger.enter(received.clone(), self.now);
-                    let work = Work::new(received, received_at, self.index, slot, &shared.scope);
-                    self.admit(work);
-                }
-                Some(Adopted::Running) => self.note_adopted(),
-                Some(Adopted::Done(outcome)) => {
-                    self.note_adopted();
-                    self.resume(*outcome);
-                }
+            if has_orphans && received.envelope.is_redelivered() && self.adopt(&received) {
+                continue;
             }
+            let slot = self.ledger.enter(received.clone(), self.now);
+            let work = Work::new(received, received_at, self.index, slot, &shared.scope);
+            self.admit(work);
         }
         self.received = received;
         self.run_errands();
@@ -272,7 +299,7 @@ impl Desk {
         // Also with nothing ready: what it runs may never end, and others may leave it a permit to pull with.
         let shares = self.settings().in_flight_total_max.is_some();
         let waits = !self.ready.is_empty() || self.suspects || self.is_ordered();
-        waits || shares || self.shared.alone.get()
+        waits || shares || self.shared.alone.get() || self.asking.is_some()
     }
 
     /// Whether it may hand out now, with regard to suspects.
@@ -291,15 +318,10 @@ impl Desk {
         self.shared.running.get() == 0
     }
 
-    fn note_adopted(&self) {
-        let scope = &self.shared.scope;
-        scope.metrics.adopted.inc();
-        telemetry::adopted(scope.name(), &self.lane);
-    }
-
     /// Hands out what has a permit, in one letter for each handler.
     pub(super) fn hand_out(&mut self) {
         self.now = Instant::now();
+        self.ask_on();
         let now = self.now;
         while let Some((work, late)) = self.parked.take_due(now) {
             self.shared.scope.metrics.lateness.observe(late.as_secs_f64());
@@ -367,8 +389,9 @@ impl Desk {
     }
 
     /// When something is due by time: a parked message, the breaker, a look at a silent lane, or at
-    /// the oldest message for those who want to see it.
-    pub(super) fn wake_at(&self) -> Instant {
+    /// the oldest message for those who want to see it; and at whether a lane is still there that nothing is asked for.
+    pub(super) fn wake_at(&mut self, lane: &dyn Lane, room: usize) -> Instant {
+        self.is_watching = room == 0 && lane.is_lost().is_some();
         let stall = self.last_delivery + self.settings().stall_after;
         // Once its pause is over, the breaker waits for a message to probe with, not for time.
         let gate = self.shared.gate.borrow();
@@ -380,11 +403,28 @@ impl Desk {
         let parked = parked.map(|due| due.max(store.unwrap_or(due)));
         let store = store.filter(|until| *until > self.now);
         let look = self.shown_is_old.then(|| self.shown_at + SHOWN_AGE_MAX);
-        [parked, gate, store, look].into_iter().flatten().fold(stall, Instant::min)
+        let watch = self.is_watching.then(|| self.now + LOOK_EVERY);
+        [parked, gate, store, look, watch, self.ask_on_at()]
+            .into_iter()
+            .flatten()
+            .fold(stall, Instant::min)
+    }
+
+    /// Whether the lane is gone, where nothing was asked for and so nothing was told.
+    pub(super) fn is_gone(&self, lane: &dyn Lane) -> bool {
+        self.is_watching && lane.is_lost() == Some(true)
+    }
+
+    /// Looks at a lane that was silent for a while.
+    pub(super) async fn look_at(&mut self, lane: &dyn Lane) -> Option<Down> {
+        if self.is_gone(lane) {
+            return Some(Down::Ended(gone()));
+        }
+        self.is_suspicious(lane).await.then_some(Down::Stalled)
     }
 
     /// Whether the lane is silent though the broker has something for it.
-    pub(super) async fn is_suspicious(&mut self, lane: &dyn Lane) -> bool {
+    async fn is_suspicious(&mut self, lane: &dyn Lane) -> bool {
         let silent = self.last_delivery.elapsed() >= self.settings().stall_after;
         if !silent {
             return false;
@@ -414,5 +454,14 @@ fn unknown_type(work: &Work, scope: &Scope) -> Verdict {
             Verdict::Dead(Box::new(Epitaph::new(Reason::UnknownType, error)))
         }
         config::OnUnknownType::Ignore => Verdict::Ignore(Box::new(Fault { error, class: None })),
+    }
+}
+
+/// Whoever waits for what this one knew waits in vain: it goes back to the broker.
+impl Drop for Desk {
+    fn drop(&mut self) {
+        self.shared.peers.borrow_mut().remove(&self.index);
+        self.shared.orphans.borrow_mut().forget_lane(self.index);
+        self.ask_no_more();
     }
 }

@@ -37,6 +37,15 @@ impl Keys {
         }
     }
 
+    /// Keeps a key busy for a message that runs elsewhere; false if it is busy.
+    pub(super) fn hold(&mut self, key: &Arc<str>) -> bool {
+        let is_free = !self.busy.contains_key(key);
+        if is_free {
+            self.busy.insert(Arc::clone(key), VecDeque::new());
+        }
+        is_free
+    }
+
     /// A message of this key is done with: the next one's turn. True if there is one.
     pub(super) fn leave(&mut self, key: &Arc<str>) -> bool {
         // An entry, for which a key is hashed once.

@@ -1,23 +1,21 @@
-//! Every message that one consumer holds unsettled, and what becomes of it when its lane is lost.
+//! Every message that one consumer holds unsettled.
 //!
-//! A lane that is lost takes its settlements with it: the broker delivers the messages again,
-//! while their handlers may still run here. The ledger keeps those as orphans, and recognises the
-//! redelivery of one, so that the outcome of the handler that runs settles the new delivery.
+//! A lane that is lost takes its settlements with it. What it delivered is among the subscription's orphans from then
+//! on, and keeps its place here until its handler is done: the place must not be another's by then. The redelivery of
+//! an orphan is entered like any message, and waits for what comes of the run that goes on.
 //!
 //! Pure: knows neither the broker nor the handlers.
 
 use tokio::time::Instant;
 
+use super::orphans::OrphanId;
 use crate::broker::{Received, Token};
-use crate::message::message_id;
-use crate::pipeline::Outcome;
-use crate::wire::Carried;
-
-/// An orphan that nobody delivered again for so long is with another process, or gone.
-const ORPHAN_AGE_MAX: std::time::Duration = std::time::Duration::from_secs(15 * 60);
 
 /// A message's place in the ledger.
 pub(crate) type Slot = u32;
+
+/// No lane has it: what is held while none is open belongs to none.
+const NO_GENERATION: u64 = 0;
 
 #[derive(Default)]
 pub(crate) struct Ledger {
@@ -25,33 +23,54 @@ pub(crate) struct Ledger {
     free: Vec<Slot>,
     generation: u64,
     bytes: usize,
-    orphans: usize,
 }
 
 struct Entry {
     received: Received,
     generation: u64,
     received_at: Instant,
-    /// Set when its lane was lost.
-    orphaned: Option<Instant>,
-    /// What came of it while it was an orphan.
-    fate: Option<Box<Outcome>>,
+    /// Of one whose lane is gone, which orphan it became; of one that the lane delivered, which one it waits for.
+    orphan: Option<OrphanId>,
 }
 
-/// What a redelivery turned out to be.
-pub(super) enum Adopted {
-    /// Its handler still runs, or it still waits: nothing to do.
-    Running,
-    /// What came of it is known: to be concluded now.
-    Done(Box<Outcome>),
+/// A message that was in hand when its lane was lost.
+pub(super) enum Lost {
+    /// Its handler runs, or it waits here.
+    Own(Slot, Received, Instant),
+    /// It waited for what comes of an orphan.
+    Awaited(Slot, OrphanId),
 }
 
 impl Ledger {
+    /// A lane is open.
+    pub(super) fn open(&mut self, generation: u64) {
+        self.generation = generation;
+    }
+
     /// Enters a message that was received.
     pub(crate) fn enter(&mut self, received: Received, received_at: Instant) -> Slot {
+        self.insert(received, received_at, None)
+    }
+
+    /// Enters the redelivery of an orphan that was received first at `received_at`.
+    pub(super) fn enter_again(
+        &mut self,
+        received: Received,
+        received_at: Instant,
+        orphan: OrphanId,
+    ) -> Slot {
+        self.insert(received, received_at, Some(orphan))
+    }
+
+    fn insert(
+        &mut self,
+        received: Received,
+        received_at: Instant,
+        orphan: Option<OrphanId>,
+    ) -> Slot {
         self.bytes += received.envelope.body().len();
         let generation = self.generation;
-        let entry = Some(Entry { received, generation, received_at, orphaned: None, fate: None });
+        let entry = Some(Entry { received, generation, received_at, orphan });
         match self.free.pop() {
             Some(slot) => {
                 self.entries[slot as usize] = entry;
@@ -75,69 +94,60 @@ impl Ledger {
         self.entry(slot).is_none_or(|entry| entry.generation != self.generation)
     }
 
-    /// Keeps what came of an orphan for its redelivery.
-    pub(super) fn keep_fate(&mut self, slot: Slot, outcome: Outcome) {
-        if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
-            entry.fate = Some(Box::new(outcome));
-        }
+    /// Which orphan a message became whose lane is gone; `None` if it cannot be recognised.
+    pub(super) fn orphan(&self, slot: Slot) -> Option<OrphanId> {
+        self.entry(slot).filter(|entry| entry.generation != self.generation)?.orphan
     }
 
-    /// The lane is gone: all that is held becomes an orphan of the next `generation`.
-    pub(super) fn lose(&mut self, generation: u64, now: Instant) {
-        self.generation = generation;
-        for entry in self.entries.iter_mut().flatten() {
-            entry.orphaned.get_or_insert(now);
-        }
-        self.orphans = self.entries.iter().flatten().count();
-        self.bytes = 0;
-        self.forget_old(now);
-    }
-
-    /// Lets go of orphans that nobody delivered again for too long.
-    pub(super) fn forget_old(&mut self, now: Instant) {
-        if self.orphans == 0 {
-            return;
-        }
-        for slot in 0..self.entries.len() {
-            if self.entries[slot].as_ref().is_some_and(|entry| entry.is_old(now)) {
-                self.remove(slot as Slot);
-            }
-        }
-    }
-
-    /// Recognises the redelivery of an orphan: flagged as redelivered, of equal id, payload, attempts and generation.
-    pub(super) fn adopt(&mut self, received: &Received, now: Instant) -> Option<Adopted> {
-        if self.orphans == 0 || !received.envelope.is_redelivered() {
-            return None;
-        }
-        self.forget_old(now);
+    /// What came of the orphan is known, and is this one's from now on; false if it does not wait for it any more.
+    pub(super) fn inherit(&mut self, slot: Slot, orphan: OrphanId) -> bool {
         let generation = self.generation;
-        let entry =
-            self.entries.iter_mut().flatten().find(|entry| {
-                entry.generation != generation && is_same(&entry.received, received)
-            })?;
-        entry.received.token = received.token;
-        entry.generation = generation;
-        entry.orphaned = None;
-        self.bytes += received.envelope.body().len();
-        self.orphans -= 1;
-        Some(entry.fate.take().map_or(Adopted::Running, Adopted::Done))
+        let entry = self.entries.get_mut(slot as usize).and_then(Option::as_mut);
+        let entry = entry.filter(|entry| entry.generation == generation);
+        match entry.filter(|entry| entry.orphan == Some(orphan)) {
+            Some(entry) => {
+                entry.orphan = None;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// The lane is gone, with all that is held for it.
+    pub(super) fn lose(&mut self) -> Vec<Lost> {
+        let generation = std::mem::replace(&mut self.generation, NO_GENERATION);
+        self.bytes = 0;
+        let entries = self.entries.iter().enumerate();
+        let entries = entries.filter_map(|(slot, entry)| Some((slot as Slot, entry.as_ref()?)));
+        let held = entries.filter(|(_, entry)| entry.generation == generation);
+        held.map(|(slot, entry)| match entry.orphan {
+            None => Lost::Own(slot, entry.received.clone(), entry.received_at),
+            Some(orphan) => Lost::Awaited(slot, orphan),
+        })
+        .collect()
+    }
+
+    /// One whose lane is gone is this orphan now.
+    pub(super) fn mark(&mut self, slot: Slot, orphan: Option<OrphanId>) {
+        if let Some(Some(entry)) = self.entries.get_mut(slot as usize) {
+            entry.orphan = orphan;
+        }
     }
 
     /// When the oldest that is held for the lane that is open was received.
     pub(super) fn oldest(&self) -> Option<Instant> {
-        let entries = self.entries.iter().flatten();
-        let held = entries.filter(|entry| entry.generation == self.generation);
-        held.map(|entry| entry.received_at).min()
+        self.present().map(|(_, entry)| entry.received_at).min()
     }
 
     /// What is held for the lane that is open.
     pub(super) fn held(&self) -> Vec<(Slot, Received)> {
+        self.present().map(|(slot, entry)| (slot, entry.received.clone())).collect()
+    }
+
+    fn present(&self) -> impl Iterator<Item = (Slot, &Entry)> {
         let entries = self.entries.iter().enumerate();
-        let held = entries.filter_map(|(slot, entry)| Some((slot as Slot, entry.as_ref()?)));
-        held.filter(|(_, entry)| entry.generation == self.generation)
-            .map(|(slot, entry)| (slot, entry.received.clone()))
-            .collect()
+        let entries = entries.filter_map(|(slot, entry)| Some((slot as Slot, entry.as_ref()?)));
+        entries.filter(|(_, entry)| entry.generation == self.generation)
     }
 
     /// How many bytes of payload are held for the lane that is open.
@@ -154,32 +164,7 @@ impl Ledger {
         self.free.push(slot);
         if entry.generation == self.generation {
             self.bytes -= entry.received.envelope.body().len();
-        } else {
-            self.orphans = self.orphans.saturating_sub(1);
         }
         Some(entry)
     }
 }
-
-impl Entry {
-    /// One that still runs comes back with its place, which must not be another's by then.
-    fn is_old(&self, now: Instant) -> bool {
-        let age = self.orphaned.map(|since| now.duration_since(since));
-        self.fate.is_some() && age.is_some_and(|age| age > ORPHAN_AGE_MAX)
-    }
-}
-
-/// Whether a delivery is the same message again, and not a later copy of it: a retry, or a redriven dead letter.
-fn is_same(held: &Received, again: &Received) -> bool {
-    let id = |received: &Received| {
-        let envelope = received.envelope.as_ref();
-        let carried = Carried::read(envelope);
-        let id = message_id(None, &carried, envelope)?.to_owned();
-        Some((id, carried.attempts, carried.generation))
-    };
-    held.envelope.body() == again.envelope.body()
-        && id(held).is_some_and(|held| Some(held) == id(again))
-}
-
-#[cfg(test)]
-mod tests;

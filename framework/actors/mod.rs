@@ -19,7 +19,7 @@
 //! | a handler panics over a message | the message is charged an attempt; a new actor takes its seat at once, the old one finishes what it has |
 //! | a handler actor stops or dies otherwise | its messages start again, uncounted; it is made anew after a delay, within the restart budget |
 //! | the budget is spent | the subscription is held and unhealthy, or the process exits, as configured |
-//! | a lane ends or stalls | it is opened again, for ever; its consumer waits and recognises what comes back |
+//! | a lane ends or stalls | it is opened again, for ever; whichever consumer gets what comes back recognises it |
 //! | a consumer panics | the subscription is held and unhealthy: what it knew of its messages may be wrong |
 //! | a lane is given to another process | what its handlers still do is cancelled, and what comes of it is ignored |
 //! | a copy is not confirmed | it is made again, for ever; the original stays with the broker |
@@ -34,12 +34,14 @@ mod conclude;
 mod consumer;
 mod desk;
 mod handlers;
+mod inquiry;
 mod keys;
 mod ledger;
 mod letter;
 mod life;
 mod links;
 pub mod lock_keeper;
+mod lost;
 mod opener;
 mod orphans;
 mod outbox;

@@ -1,143 +1,236 @@
-//! What a consumer does with its messages when their lane is gone, and when they come again.
+//! Messages whose lane was lost while they were in hand, over all lanes of a subscription.
 //!
-//! Owns nothing: the ledger knows the orphans, this says what becomes of them. The broker delivers
-//! them again, here or elsewhere; what comes here again goes on where it was.
+//! A lane that is lost takes its settlements with it: the broker delivers the messages again, over whichever lane,
+//! while their handlers may still run here. Owns which of them are to be recognised, who runs each, and who got its
+//! redelivery: that one settles it when the run is over.
+//!
+//! Pure: knows neither the broker nor the handlers.
 
+use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::desk::Desk;
-use crate::pipeline::{Outcome, Verdict, Waiting, Work};
+use super::ledger::Slot;
+use crate::broker::Received;
+use crate::config::IdSource;
+use crate::pipeline::{Outcome, id_of};
+use crate::wire::Carried;
 
-/// No lane has it: what is held while none is open belongs to none.
-const NO_GENERATION: u64 = 0;
+/// What came of an orphan that nobody delivered again for so long is with another process, or gone.
+const FATE_AGE_MAX: Duration = Duration::from_secs(15 * 60);
 
-impl Desk {
-    /// The lane is gone: what waits here comes again from the broker, and is recognised then.
-    pub(super) fn lose(&mut self) {
-        let now = Instant::now();
-        self.tenure.end();
-        self.ledger.lose(NO_GENERATION, now);
-        self.settlements.clear();
-        let followers = self.shared.keys.borrow_mut().forget(self.index);
-        let ordered = self.is_ordered();
-        for (mut work, due) in self.parked.drain().collect::<Vec<_>>() {
-            let rest = due.saturating_duration_since(now);
-            self.next_turn(&work);
-            // Not earlier for having lost its lane.
-            let verdict = match ordered {
-                true => Verdict::Defer(Waiting::Here(rest)),
-                false => {
-                    work.carried.rest = Some(rest);
-                    Verdict::Again
-                }
-            };
-            self.ledger.keep_fate(work.slot, Outcome { work, verdict });
-        }
-        for work in std::mem::take(&mut self.ready) {
-            self.next_turn(&work);
-            self.keep(work);
-        }
-        for work in followers {
-            self.keep(work);
-        }
-        if std::mem::take(&mut self.probing) {
-            self.shared.gate.borrow_mut().abandon_probe();
-        }
-        self.note_starved();
-        // What it held of keys and of permits is for the others now.
-        self.shared.changed.notify_waiters();
-        if self.suspects {
-            self.shared.leave_alone();
-        }
+/// The orphans of one subscription.
+#[derive(Default)]
+pub(super) struct Orphans {
+    held: HashMap<OrphanId, Orphan>,
+    /// Those that nobody adopted yet.
+    alone: HashMap<Identity, Vec<OrphanId>>,
+    count: u64,
+}
+
+/// Tells an orphan from all others of its subscription, before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct OrphanId(u64);
+
+/// What one message and its redelivery have in common, and a later copy of it (a retry, a redriven dead letter) or the
+/// same message in another place (among the suspects) has not. The payload is compared beside it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Identity {
+    id: String,
+    attempts: u32,
+    generation: u32,
+    origin: String,
+}
+
+/// Who got an orphan's redelivery, and settles it.
+#[derive(Clone, Debug)]
+pub(super) struct Heir {
+    /// The consumer, and the place in its ledger.
+    pub(super) lane: u32,
+    pub(super) slot: Slot,
+    /// The order that waits for the run there, where each lane has one.
+    pub(super) order: Option<Arc<str>>,
+}
+
+struct Orphan {
+    received: Received,
+    identity: Identity,
+    received_at: Instant,
+    /// The consumer whose lane it came over first.
+    home: u32,
+    /// Nobody has it since then.
+    since: Instant,
+    heir: Option<Heir>,
+    /// What came of it.
+    fate: Option<Box<Outcome>>,
+}
+
+impl Identity {
+    /// `None` for a message without an id: nothing would tell it from another one.
+    pub(super) fn of(received: &Received, source: &IdSource) -> Option<Self> {
+        let envelope = received.envelope.as_ref();
+        let carried = Carried::read(envelope);
+        Some(Self {
+            id: id_of(envelope, &carried, source)?,
+            attempts: carried.attempts,
+            generation: carried.generation,
+            origin: envelope.origin(),
+        })
+    }
+}
+
+impl Orphans {
+    pub(super) fn is_empty(&self) -> bool {
+        self.held.is_empty()
     }
 
-    /// Keeps a message of a lane that is gone for its redelivery.
-    fn keep(&mut self, work: Work) {
-        let verdict = Verdict::Again;
-        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
+    /// The lane of `home` is gone, and it was in hand there.
+    pub(super) fn add(
+        &mut self,
+        received: Received,
+        identity: Identity,
+        received_at: Instant,
+        home: u32,
+        now: Instant,
+    ) -> OrphanId {
+        let id = OrphanId(self.count);
+        self.count += 1;
+        self.alone.entry(identity.clone()).or_default().push(id);
+        let (heir, fate, since) = (None, None, now);
+        self.held.insert(id, Orphan { received, identity, received_at, home, since, heir, fate });
+        id
     }
 
-    /// Keeps what came of a message whose lane is gone; the next of its key may begin, as this one
-    /// comes back in its old place, if it comes back here at all.
-    pub(super) fn keep_fate(&mut self, mut work: Work, verdict: Verdict) {
-        self.next_turn(&work);
-        if let Verdict::Dead(epitaph) = &verdict
-            && self.is_buried_unseen(&work, &verdict)
-        {
-            work.key = None;
-            work.woken = None;
-            let epitaph = epitaph.as_ref().clone();
-            return self.bury(work, epitaph);
-        }
-        // Whoever gets it now must not wait for us.
-        work.held = None;
-        work.woken = None;
-        let was_probe = std::mem::take(&mut work.is_probe);
-        let verdict = match verdict {
-            // A probe costs no attempt.
-            probed if was_probe && probed.may_be_spared() => Verdict::Again,
-            Verdict::Retry(waiting @ Waiting::Here(delay), _) if work.key.is_some() => {
-                work.count_attempt(Some(delay), &self.shared.scope);
-                Verdict::Defer(waiting)
+    /// Which orphan this is the redelivery of, and when that came first.
+    pub(super) fn find(
+        &mut self,
+        received: &Received,
+        identity: &Identity,
+        now: Instant,
+    ) -> Option<(OrphanId, Instant)> {
+        self.forget_old(now);
+        let same = self.alone.get(identity)?.iter().find(|id| {
+            let orphan = self.held.get(id);
+            orphan.is_some_and(|orphan| orphan.has_payload_of(received))
+        })?;
+        Some((*same, self.held.get(same)?.received_at))
+    }
+
+    /// Its redelivery is with `heir` now; what came of it, if that is known, and then it is no orphan any more.
+    pub(super) fn adopt(&mut self, id: OrphanId, heir: Heir) -> Option<Outcome> {
+        self.hide(id);
+        let orphan = self.held.get_mut(&id)?;
+        match orphan.fate.take() {
+            Some(fate) => {
+                self.held.remove(&id);
+                Some(*fate)
             }
-            verdict => verdict,
+            None => {
+                orphan.heir = Some(heir);
+                None
+            }
+        }
+    }
+
+    /// The consumer whose lane it came over first.
+    pub(super) fn home(&self, id: OrphanId) -> Option<u32> {
+        Some(self.held.get(&id)?.home)
+    }
+
+    /// Who waits for what comes of it.
+    pub(super) fn heir(&self, id: OrphanId) -> Option<&Heir> {
+        self.held.get(&id)?.heir.as_ref()
+    }
+
+    /// Keeps what came of it, for its heir or for its redelivery.
+    pub(super) fn keep(&mut self, id: OrphanId, outcome: Outcome) {
+        if let Some(orphan) = self.held.get_mut(&id) {
+            orphan.fate = Some(Box::new(outcome));
+        }
+    }
+
+    /// What came of it, for its heir.
+    pub(super) fn take(&mut self, id: OrphanId) -> Option<Outcome> {
+        self.held.get(&id)?.fate.as_ref()?;
+        self.held.remove(&id)?.fate.map(|fate| *fate)
+    }
+
+    /// The lane of its heir is gone as well; returns the order that waited for it there.
+    ///
+    /// If what came of it was on the way there, it is that consumer's own from now on.
+    pub(super) fn disown(&mut self, id: OrphanId, now: Instant) -> Disowned {
+        let Some(orphan) = self.held.get_mut(&id) else { return Disowned::default() };
+        let heir = orphan.heir.take();
+        orphan.since = now;
+        let fate = orphan.fate.take();
+        if let (Some(_), Some(heir)) = (&fate, &heir) {
+            orphan.home = heir.lane;
+        }
+        self.alone.entry(orphan.identity.clone()).or_default().push(id);
+        Disowned { order: heir.and_then(|heir| heir.order), fate }
+    }
+
+    /// The consumer `lane` broke, and whatever it knew is gone with it.
+    pub(super) fn forget_lane(&mut self, lane: u32) {
+        let gone: Vec<OrphanId> = self
+            .held
+            .iter()
+            .filter_map(|(id, orphan)| {
+                let is_heir = orphan.heir.as_ref().is_some_and(|heir| heir.lane == lane);
+                (orphan.home == lane || is_heir).then_some(*id)
+            })
+            .collect();
+        gone.into_iter().for_each(|id| self.remove(id));
+    }
+
+    /// Lets go of what came of those that nobody delivered again for too long. One that still runs is kept: it has a
+    /// place with its consumer.
+    pub(super) fn forget_old(&mut self, now: Instant) {
+        if self.held.is_empty() {
+            return;
+        }
+        let is_old = |orphan: &Orphan| {
+            orphan.fate.is_some() && now.duration_since(orphan.since) > FATE_AGE_MAX
         };
-        if !matches!(verdict, Verdict::Again | Verdict::Defer(Waiting::Here(_))) {
-            // Its turn is over; what is left to do needs none.
-            work.key = None;
+        let old = self.held.iter().filter(|(_, orphan)| is_old(orphan)).map(|(id, _)| *id);
+        for id in old.collect::<Vec<_>>() {
+            self.remove(id);
         }
-        self.ledger.keep_fate(work.slot, Outcome { work, verdict });
     }
 
-    /// Whether an orphan is given up at once and for all: its claim is still held, so that nobody else has run it, and whoever
-    /// gets it or a copy of it after the dead letter finds that on record. A later one would be run again, and given up twice.
-    fn is_buried_unseen(&self, work: &Work, verdict: &Verdict) -> bool {
-        let is_spared =
-            verdict.may_be_spared() && (work.is_probe || self.shared.gate.borrow().is_open());
-        work.held.as_ref().is_some_and(|held| held.is_claimed()) && !is_spared
+    fn remove(&mut self, id: OrphanId) {
+        self.hide(id);
+        self.held.remove(&id);
     }
 
-    /// Goes on with a message whose lane was lost while it was here.
-    pub(super) fn resume(&mut self, Outcome { work, verdict }: Outcome) {
-        match verdict {
-            Verdict::Again => self.admit(work),
-            Verdict::Defer(Waiting::Here(rest)) if self.is_ordered() => {
-                self.wait_in_order(work, rest);
+    /// Nobody else finds it.
+    fn hide(&mut self, id: OrphanId) {
+        let Some(orphan) = self.held.get(&id) else { return };
+        if let Some(alone) = self.alone.get_mut(&orphan.identity) {
+            alone.retain(|other| *other != id);
+            if alone.is_empty() {
+                self.alone.remove(&orphan.identity);
             }
-            verdict => {
-                self.running += 1;
-                self.shared.running.set(self.shared.running.get() + 1);
-                self.conclude(Outcome { work, verdict });
-            }
-        }
-    }
-
-    /// Takes its old place in the order again and waits there.
-    fn wait_in_order(&mut self, mut work: Work, rest: Duration) {
-        work.carried.rest = Some(rest);
-        let entered = self.shared.keys.borrow_mut().enter(work);
-        if let Some(work) = entered {
-            self.take_turn(work);
-        }
-    }
-
-    /// Takes the messages of this lane whose turn came.
-    pub(super) fn take_turns(&mut self) {
-        let turns = self.shared.keys.borrow_mut().take_turns(self.index);
-        for work in turns {
-            self.take_turn(work);
-        }
-    }
-
-    fn take_turn(&mut self, mut work: Work) {
-        match work.carried.rest {
-            Some(rest) => {
-                work.carried.rest = None;
-                self.park(work, rest);
-            }
-            None => self.ready.push_back(work),
         }
     }
 }
+
+/// What was left with an heir whose lane is gone.
+#[derive(Default)]
+pub(super) struct Disowned {
+    /// The order that waited there.
+    pub(super) order: Option<Arc<str>>,
+    /// What came of it, and was on its way.
+    pub(super) fate: Option<Box<Outcome>>,
+}
+
+impl Orphan {
+    fn has_payload_of(&self, received: &Received) -> bool {
+        self.received.envelope.body() == received.envelope.body()
+    }
+}
+
+#[cfg(test)]
+mod tests;

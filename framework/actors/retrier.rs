@@ -14,6 +14,7 @@ use futures_util::FutureExt;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
+use super::shared::News;
 use crate::broker::{self, BrokerError, Copy, Place, Publisher, Received};
 use crate::health::HealthCell;
 use crate::pipeline::{Epitaph, Event, Fault, Scope, Work, expires_at, panic_message};
@@ -51,7 +52,7 @@ pub(super) enum Errand {
 #[rtype(result = "()")]
 pub(super) struct Carry {
     pub(super) errands: Vec<(Work, Errand)>,
-    pub(super) done: mpsc::Sender<Work>,
+    pub(super) done: mpsc::UnboundedSender<News>,
 }
 
 impl Actor for Retrier {
@@ -89,7 +90,7 @@ impl Handler<Carry> for Retrier {
                         end_guards(&mut work, &errand, &scope).await;
                     };
                     let _ = AssertUnwindSafe(noted).catch_unwind().await;
-                    let _ = done.send(work).await;
+                    let _ = done.send(News::Carried(work));
                 }
             });
         }
@@ -103,7 +104,7 @@ async fn confirmed(
     publisher: &dyn Publisher,
     scope: &Scope,
     health: &HealthCell,
-    done: &mpsc::Sender<Work>,
+    done: &mpsc::UnboundedSender<News>,
 ) -> bool {
     let mut schedule =
         Schedule::new(Policy { delay_max: Duration::from_secs(30), ..Policy::default() });

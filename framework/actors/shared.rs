@@ -1,19 +1,21 @@
 //! What all consumers of a subscription share.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 
 use actix::prelude::*;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use tokio::time::Instant;
 
 use super::breaker::Gate;
+use super::inquiry::Inquiry;
 use super::keys::Keys;
+use super::orphans::{OrphanId, Orphans};
 use super::retrier::Retrier;
 use crate::broker::Broker;
 use crate::health::HealthCell;
-use crate::pipeline::Scope;
+use crate::pipeline::{Scope, Work};
 
 /// Shared by the consumers of a subscription, which live on one arbiter.
 pub(super) struct Shared {
@@ -21,6 +23,10 @@ pub(super) struct Shared {
     pub(super) broker: Arc<dyn Broker>,
     pub(super) retrier: Addr<Retrier>,
     pub(super) gate: RefCell<Gate>,
+    /// What was in hand when its lane was lost, over all lanes.
+    pub(super) orphans: RefCell<Orphans>,
+    /// The consumers, but the one of the suspects: no redelivery of another lane goes there.
+    pub(super) peers: RefCell<HashMap<u32, Peer>>,
     /// Handlers that run, over all lanes.
     pub(super) running: Cell<usize>,
     pub(super) health: HealthCell,
@@ -46,7 +52,56 @@ pub(super) struct Shared {
 #[rtype(result = "()")]
 pub(super) struct Suspected;
 
+/// How to reach a consumer.
+pub(super) struct Peer {
+    /// Bounded by the messages that the consumers hold: each is told of once for each time it is carried or comes out.
+    pub(super) news: mpsc::UnboundedSender<News>,
+    /// It has a lane that could be lost unnoticed.
+    pub(super) can_be_asked: bool,
+}
+
+/// What a consumer hears of its messages from others than the handlers.
+pub(super) enum News {
+    /// The broker has the copy of this one.
+    Carried(Work),
+    /// What came of an orphan that it adopted is known.
+    CameOut(OrphanId),
+    /// Another consumer asks whether these are in hand here.
+    Asked(Arc<Inquiry>),
+}
+
 impl Shared {
+    /// Whether nobody else could have what comes again.
+    pub(super) fn has_one_consumer(&self) -> bool {
+        self.peers.borrow().len() < 2
+    }
+
+    /// Asks all consumers but this one; how many there are to answer.
+    pub(super) fn ask_others(&self, lane: u32, inquiry: &Arc<Inquiry>) -> usize {
+        let mut count = 0;
+        for (_, peer) in self.peers.borrow().iter().filter(|(other, _)| **other != lane) {
+            if peer.can_be_asked && peer.news.send(News::Asked(Arc::clone(inquiry))).is_ok() {
+                inquiry.note_asked();
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// One that was asked has answered.
+    pub(super) fn answered(&self, inquiry: &Inquiry) {
+        if inquiry.note_answered() {
+            self.changed.notify_waiters();
+        }
+    }
+
+    /// Tells a consumer.
+    pub(super) fn tell(&self, lane: u32, news: News) {
+        if let Some(peer) = self.peers.borrow().get(&lane) {
+            let _ = peer.news.send(news);
+        }
+    }
+
     /// No suspect runs any more, nor wants to: the others go on.
     pub(super) fn leave_alone(&self) {
         if self.alone.replace(false) {

@@ -280,6 +280,8 @@ impl Actor for Supervisor {
             broker: Arc::clone(&self.broker),
             retrier: retrier.start(),
             gate: RefCell::new(Gate::new(self.scope.settings.breaker.policy())),
+            orphans: RefCell::default(),
+            peers: RefCell::default(),
             running: Cell::new(0),
             health: self.health.clone(),
             keys: RefCell::default(),

@@ -31,8 +31,8 @@ struct Control {
     /// Lanes that are open, without the one of the suspects.
     open: AtomicUsize,
     opened: AtomicUsize,
-    /// Raised to end every lane that is open.
-    breaks: watch::Sender<u32>,
+    /// Told which lane is to end; each that is open where it names none.
+    breaks: watch::Sender<Break>,
     /// How long closing a lane takes.
     closing: Mutex<Duration>,
     /// Lanes end as soon as they are asked for a message.
@@ -45,13 +45,21 @@ struct Control {
     last: Mutex<Option<LaneId>>,
 }
 
+/// How a lane ends.
+#[derive(Clone, Default)]
+struct Break {
+    lane: Option<LaneId>,
+    /// Its messages are with the others for so long before it is known.
+    unknown: Duration,
+}
+
 impl Control {
     fn new(lanes: usize) -> Arc<Self> {
         Arc::new(Self {
             lanes: AtomicUsize::new(lanes),
             open: AtomicUsize::new(0),
             opened: AtomicUsize::new(0),
-            breaks: watch::channel(0).0,
+            breaks: watch::channel(Break::default()).0,
             closing: Mutex::default(),
             die_at_once: AtomicBool::new(false),
             panics: AtomicBool::new(false),
@@ -61,7 +69,13 @@ impl Control {
     }
 
     fn break_lanes(&self) {
-        self.breaks.send_modify(|breaks| *breaks += 1);
+        self.breaks.send_replace(Break::default());
+    }
+
+    /// Ends the lane that delivered last; its messages come again before that is known.
+    fn break_last(&self, unknown: Duration) {
+        let lane = self.last.lock().unwrap().clone();
+        self.breaks.send_replace(Break { lane, unknown });
     }
 
     fn open(&self) -> usize {
@@ -165,7 +179,10 @@ impl Lanes for FragileLanes {
             control.open.fetch_add(1, Ordering::SeqCst);
         }
         let breaks = control.breaks.subscribe();
-        LaneEvent::Opened(id.clone(), Box::new(FragileLane { id, lane, breaks, control }))
+        LaneEvent::Opened(
+            id.clone(),
+            Box::new(FragileLane { id, lane, breaks, control, gone: None }),
+        )
     }
 
     fn release(&mut self, lane: LaneId) {
@@ -184,8 +201,25 @@ impl Lanes for FragileLanes {
 struct FragileLane {
     id: LaneId,
     lane: Box<dyn Lane>,
-    breaks: watch::Receiver<u32>,
+    breaks: watch::Receiver<Break>,
     control: Arc<Control>,
+    /// It is gone, and from when on it says so.
+    gone: Option<tokio::time::Instant>,
+}
+
+impl FragileLane {
+    /// Looks whether it is to end.
+    async fn note_break(&mut self) {
+        if self.gone.is_none() && self.breaks.has_changed().unwrap() {
+            let Break { lane, unknown } = self.breaks.borrow_and_update().clone();
+            if lane.is_none_or(|lane| lane == self.id) {
+                self.gone = Some(tokio::time::Instant::now() + unknown);
+            }
+            if self.gone.is_some() && !unknown.is_zero() {
+                self.lane.close().await.unwrap();
+            }
+        }
+    }
 }
 
 fn lost() -> BrokerError {
@@ -199,24 +233,41 @@ impl Lane for FragileLane {
         if self.control.die_at_once.load(Ordering::SeqCst) {
             return Err(LaneEnd::Lost(lost()));
         }
-        tokio::select! {
-            biased;
-            _ = self.breaks.changed() => Err(LaneEnd::Lost(lost())),
-            received = self.lane.next(batch, limit) => {
-                *self.control.last.lock().unwrap() = Some(self.id.clone());
-                received
+        loop {
+            self.note_break().await;
+            if let Some(known) = self.gone {
+                tokio::time::sleep_until(known).await;
+                return Err(LaneEnd::Lost(lost()));
+            }
+            let mut breaks = self.breaks.clone();
+            tokio::select! {
+                biased;
+                _ = breaks.changed() => {}
+                received = self.lane.next(batch, limit) => {
+                    *self.control.last.lock().unwrap() = Some(self.id.clone());
+                    return received;
+                }
             }
         }
     }
 
     async fn settle(&mut self, settlements: &mut Vec<Settlement>) -> Result<(), LaneEnd> {
-        self.lane.settle(settlements).await
+        match self.is_lost() {
+            Some(true) => Err(LaneEnd::Lost(lost())),
+            _ => self.lane.settle(settlements).await,
+        }
     }
 
     async fn close(&mut self) -> Result<(), LaneEnd> {
         let closing = *self.control.closing.lock().unwrap();
         tokio::time::sleep(closing).await;
         self.lane.close().await
+    }
+
+    fn is_lost(&self) -> Option<bool> {
+        let is_told = self.breaks.has_changed().unwrap() && self.breaks.borrow().lane.is_none();
+        let is_known = self.gone.is_some_and(|known| known <= tokio::time::Instant::now());
+        Some(is_told || is_known)
     }
 
     fn generation(&self) -> u64 {
@@ -417,4 +468,144 @@ fn a_consumer_that_panics_holds_its_subscription_and_says_so() {
     test.advance(Duration::from_secs(30));
     assert!(handled(&test) >= 2, "{:?}", test.log());
     assert_eq!(state(&test), SubscriptionState::Running);
+}
+
+fn adopted(test: &mut TestService) -> usize {
+    let service = test.service();
+    let metrics = test.run(async move { service.metrics().await });
+    let line = metrics.lines().find(|line| line.starts_with("redeliver_adopted_total"));
+    line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap()
+}
+
+fn unsettled(test: &mut TestService) -> Option<u64> {
+    let service = test.service();
+    test.run(async move { service.depth("orders").await }).unwrap().unsettled
+}
+
+/// Takes ten seconds.
+async fn very_slow(_: Delivery<String>) -> Handled {
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    Ok(())
+}
+
+#[test]
+fn what_runs_when_its_lane_is_lost_is_adopted_by_whichever_lane_gets_it() {
+    let control = Control::new(3);
+    let mut test = orders(&control, "", "", very_slow);
+    test.publish("orders", message("7"));
+    let gone = control.last.lock().unwrap().clone().unwrap();
+    control.shut.lock().unwrap().insert(gone);
+    control.break_lanes();
+    test.advance(Duration::from_secs(60));
+    assert_eq!(test.log(), ["7: attempt 1 handled"]);
+    assert_eq!(adopted(&mut test), 1);
+    assert_eq!(unsettled(&mut test), Some(0), "the first run settled the redelivery");
+}
+
+#[test]
+fn what_was_adopted_by_a_lane_that_is_lost_as_well_is_adopted_by_the_next() {
+    let control = Control::new(3);
+    let mut test = orders(&control, "", "", very_slow);
+    test.publish("orders", message("7"));
+    for _ in 0..3 {
+        control.break_last(Duration::from_millis(1));
+        test.advance(Duration::from_secs(2));
+    }
+    test.advance(Duration::from_secs(60));
+    assert_eq!(test.log(), ["7: attempt 1 handled"]);
+    assert!(adopted(&mut test) >= 3);
+    assert_eq!(unsettled(&mut test), Some(0));
+}
+
+#[test]
+fn a_redelivery_that_comes_before_the_loss_is_known_waits_until_it_is() {
+    let control = Control::new(2);
+    let mut test = orders(&control, "", "", very_slow);
+    test.publish("orders", message("7"));
+    control.break_last(Duration::from_millis(700));
+    test.advance(Duration::from_secs(60));
+    assert_eq!(test.log(), ["7: attempt 1 handled"]);
+    assert_eq!(adopted(&mut test), 1);
+}
+
+#[test]
+fn a_lane_without_a_permit_to_ask_it_with_is_found_to_be_lost() {
+    let control = Control::new(3);
+    let mut test = orders(&control, "in_flight_max = 1\nparked_max = 1", "", very_slow);
+    for id in 0..3 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    control.break_lanes();
+    test.advance(Duration::from_secs(5));
+    assert_eq!(control.opened.load(Ordering::SeqCst), 8, "three, the suspects', and all again");
+    test.advance(Duration::from_secs(60));
+    assert_eq!(handled(&test), 3, "{:?}", test.log());
+    assert_eq!(unsettled(&mut test), Some(0));
+}
+
+#[test]
+fn an_adopted_message_that_fails_waits_and_is_tried_again_where_it_came_again() {
+    let control = Control::new(3);
+    let handler = |delivery: Delivery<String>| async move {
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        match delivery.attempt() {
+            1 => Err(Failure::retry("once")),
+            _ => Ok(()),
+        }
+    };
+    let mut test = orders(&control, "", "delay_min = \"500ms\"\nbackoff = \"fixed\"", handler);
+    test.publish("orders", message("7"));
+    control.break_last(Duration::from_millis(1));
+    test.advance(Duration::from_secs(60));
+    let log = test.log();
+    assert_eq!(log.len(), 2, "{log:?}");
+    assert_eq!(log[1], "7: attempt 2 handled");
+}
+
+#[test]
+fn messages_of_one_key_run_one_after_another_when_they_come_again_over_other_lanes() {
+    let control = Control::new(3);
+    let seen: Arc<Mutex<Vec<(bool, String)>>> = Arc::default();
+    let notes = Arc::clone(&seen);
+    let handler = move |delivery: Delivery<String>| {
+        let notes = Arc::clone(&notes);
+        async move {
+            notes.lock().unwrap().push((true, delivery.payload.clone()));
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            notes.lock().unwrap().push((false, delivery.payload));
+            Ok(())
+        }
+    };
+    let keys = "ordering = \"key\"\nkey = \"header:customer\"\norder_on_long_wait = \"reorder\"";
+    let mut test = orders(&control, keys, "", handler);
+    for id in ["a", "b", "c"] {
+        test.publish("orders", message(id).header("customer", "7"));
+    }
+    control.break_lanes();
+    test.advance(Duration::from_secs(120));
+    let seen = seen.lock().unwrap();
+    let (begun, ended): (Vec<_>, Vec<_>) = seen.iter().partition(|(begins, _)| *begins);
+    assert_eq!(begun.len(), 3, "each once: {seen:?}");
+    let names =
+        |steps: &[&(bool, String)]| steps.iter().map(|step| step.1.clone()).collect::<Vec<_>>();
+    assert_eq!(names(&begun), names(&ended), "one after another");
+    assert!(
+        seen.iter().enumerate().all(|(place, (begins, _))| *begins == (place % 2 == 0)),
+        "{seen:?}"
+    );
+}
+
+#[test]
+fn a_stop_waits_for_what_was_adopted_and_counts_once_what_it_cannot_wait_for() {
+    for (grace, left, lines) in [("\"25s\"", 0, 1), ("\"1s\"", 1, 0)] {
+        let control = Control::new(3);
+        let mut test =
+            orders(&control, "", &format!("[service]\nshutdown_grace = {grace}"), very_slow);
+        test.publish("orders", message("7"));
+        control.break_last(Duration::from_millis(1));
+        test.advance(Duration::from_secs(2));
+        assert_eq!(adopted(&mut test), 1);
+        assert_eq!(test.stop().left, left);
+        assert_eq!(handled(&test), lines);
+    }
 }

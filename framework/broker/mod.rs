@@ -286,6 +286,12 @@ pub trait Lane: Send {
         None
     }
 
+    /// Whether its connection or channel is known to be gone, though [`next`](Self::next) was not asked since; `None`
+    /// where only `next` knows, or where what was out comes again over no other lane.
+    fn is_lost(&self) -> Option<bool> {
+        None
+    }
+
     /// Resolves when the broker asks for the lane back; never where a broker does not ask.
     fn recalled(&self) -> BoxFuture<'static, Recall> {
         Box::pin(std::future::pending())

@@ -33,7 +33,7 @@ pub(crate) use retries::Retries;
 pub(crate) use screen::{expires_at, screen};
 #[cfg(feature = "__bench")]
 pub(crate) use work::Tick;
-pub(crate) use work::{Outcome, Scope, Work};
+pub(crate) use work::{Outcome, Scope, Work, id_of, lane_order};
 
 use crate::config::TypeSource;
 use crate::message::{Delivery, Failure, Handled};

@@ -18,7 +18,7 @@ use crate::message::{Claim, DeliveryScope, Metadata, message_id};
 use crate::retry::Attempt;
 use crate::store::{Locks, Sharing, Woken};
 use crate::telemetry::SubscriptionMetrics;
-use crate::wire::{ID_LENGTH_MAX, Luggage};
+use crate::wire::{Carried, ID_LENGTH_MAX, Luggage};
 
 /// A moment in this process, in milliseconds; wraps after 49 days, longer than anything is in hand.
 ///
@@ -158,6 +158,15 @@ impl Work {
     }
 }
 
+/// The id that a message goes by.
+pub(crate) fn id_of(
+    envelope: &dyn Envelope,
+    carried: &Carried,
+    source: &IdSource,
+) -> Option<String> {
+    message_id(find_id(envelope, source).as_deref(), carried, envelope).map(str::to_owned)
+}
+
 /// Looks for the id where `source` says; `None` leaves it to the broker's own property.
 fn find_id(envelope: &dyn Envelope, source: &IdSource) -> Option<Arc<str>> {
     let found = match source {
@@ -176,10 +185,15 @@ fn find_id(envelope: &dyn Envelope, source: &IdSource) -> Option<Arc<str>> {
 fn order_of(envelope: &dyn Envelope, lane: u32, scope: &Scope) -> Option<Arc<str>> {
     match scope.settings.ordering {
         Ordering::None => None,
-        // No key of a message begins with a NUL.
-        Ordering::Lane => Some(format!("\0{lane}").into()),
+        Ordering::Lane => Some(lane_order(lane)),
         Ordering::Key => find_key(envelope, scope.key_source.as_ref()?).map(Into::into),
     }
+}
+
+/// The key of everything that one lane delivers, where each keeps its order.
+pub(crate) fn lane_order(lane: u32) -> Arc<str> {
+    // No key of a message begins with a NUL.
+    format!("\0{lane}").into()
 }
 
 /// Looks for a key where `source` says; long ones by their hash.

@@ -71,6 +71,48 @@ async fn what_runs_while_the_connection_is_lost_is_not_run_again() {
 }
 
 #[tokio::test]
+async fn what_runs_in_several_lanes_is_run_once_whichever_of_them_gets_it_again() {
+    // With permits to spare, and with lanes that are too busy to ask for more.
+    for in_flight_max in [64, 5] {
+        let lab = Lab::new().await;
+        let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
+        let (handler, pass) = (seen.clone(), gate.clone());
+        let keys = format!(
+            "consumers = 3\nin_flight_max = {in_flight_max}\nparked_max = 1\ntimeout = \"10m\"\n"
+        );
+        let service = lab
+            .start(&lab.toml(&keys, ""), move |delivery: Delivery<u32>| {
+                handler.note(&delivery);
+                let pass = pass.clone();
+                async move {
+                    let _permit = pass.acquire().await.expect("it is never closed");
+                    Ok(())
+                }
+            })
+            .await;
+        lab.publish(0..15).await;
+        until("all run", || async { seen.count() == 15 }).await;
+        for round in 1..=2 {
+            lab.close_connections();
+            until("its lanes are open again", || async {
+                metric(&service, "lanes_reopened").await >= f64::from(round * 3)
+                    && service.health().ready
+            })
+            .await;
+            until("all came again", || async {
+                metric(&service, "adopted").await >= f64::from(round * 15)
+            })
+            .await;
+        }
+        gate.add_permits(15);
+        drained(&service).await;
+        service.stop().await;
+        seen.assert_each_once(0..15);
+        assert_eq!(lab.ready().await, 0, "the outcome of the first delivery settled the last");
+    }
+}
+
+#[tokio::test]
 async fn what_was_done_while_the_connection_was_lost_is_settled_and_not_run_again() {
     let lab = Lab::new().await;
     let proxy = crate::proxy::Proxy::to(&lab.url).await;

@@ -318,6 +318,10 @@ impl Lane for RabbitLane {
         !self.single_active || self.ledger.has_delivered()
     }
 
+    fn is_lost(&self) -> Option<bool> {
+        Some(!self.channel.status().connected())
+    }
+
     fn generation(&self) -> u64 {
         self.generation
     }
