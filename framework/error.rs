@@ -42,8 +42,17 @@ pub enum Error {
         /// What there is.
         known: String,
     },
-    /// The service has stopped.
-    #[error("the service has stopped")]
+    /// Nothing of this subscription is consumed here, so that there is nothing to hold or to let go on.
+    #[error(
+        "subscription `{subscription}` has no handler in this service, so nothing of it is consumed here; \
+         pause and resume it in the service that has .subscribe(\"{subscription}\", ..)"
+    )]
+    NoHandler {
+        /// Its name.
+        subscription: String,
+    },
+    /// The service is stopping, or has stopped.
+    #[error("the service is stopping, or has stopped; build and start another one")]
     Stopped,
 }
 

@@ -77,6 +77,8 @@ pub(crate) struct Subscription {
     pub(crate) scope: Arc<Scope>,
     pub(crate) broker: Arc<dyn Broker>,
     health: HealthCell,
+    /// It has a handler here.
+    is_consumed: bool,
 }
 
 /// How a service ended.
@@ -194,7 +196,8 @@ impl Service {
     /// # actix::System::new().block_on(async {
     /// # use redeliver::{Service, config::Config};
     /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
-    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    /// # let ship = |_: redeliver::Delivery<u32>| async { redeliver::Handled::Ok(()) };
+    /// # let service = Service::builder(config).subscribe("orders", ship).start().await?;
     ///
     /// service.pause("orders").await?;
     /// assert!(service.health().ready, "somebody wants it so");
@@ -205,23 +208,26 @@ impl Service {
     /// ```
     ///
     /// # Errors
-    /// There is no such subscription, or the service has stopped.
+    /// There is no such subscription, it has no handler here, or the service is stopping.
     pub async fn pause(&self, subscription: &str) -> Result<(), Error> {
-        let grace = self.find(subscription)?.scope.settings.timeout;
+        let grace = self.find_consumed(subscription)?.scope.settings.timeout;
         let pause = Pause { subscription: subscription.to_owned(), grace };
-        self.inner.root.send(pause).await.map_err(|_| Error::Stopped)?;
-        Ok(())
+        match self.inner.root.send(pause).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(Error::Stopped),
+        }
     }
 
     /// Lets a subscription go on that was paused, or given up. A pause that is under way comes to its end first.
     ///
     /// # Errors
-    /// There is no such subscription, or the service has stopped.
+    /// There is no such subscription, it has no handler here, or the service is stopping.
     pub async fn resume(&self, subscription: &str) -> Result<(), Error> {
-        self.find(subscription)?;
-        let resume = ResumeOne(subscription.to_owned());
-        self.inner.root.send(resume).await.map_err(|_| Error::Stopped)?;
-        Ok(())
+        self.find_consumed(subscription)?;
+        match self.inner.root.send(ResumeOne(subscription.to_owned())).await {
+            Ok(true) => Ok(()),
+            Ok(false) | Err(_) => Err(Error::Stopped),
+        }
     }
 
     /// Reads the configuration's files again and puts their retry tables in force.
@@ -392,6 +398,13 @@ impl Service {
         let subscriptions = &self.inner.subscriptions;
         let found = subscriptions.get(name);
         found.ok_or_else(|| Error::unknown("subscription", name, subscriptions.keys()))
+    }
+
+    /// A subscription that this service consumes.
+    fn find_consumed(&self, name: &str) -> Result<&Subscription, Error> {
+        let found = self.find(name)?;
+        let none = || Error::NoHandler { subscription: name.to_owned() };
+        found.is_consumed.then_some(found).ok_or_else(none)
     }
 
     #[cfg(feature = "testing")]

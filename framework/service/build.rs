@@ -259,7 +259,9 @@ impl ServiceBuilder {
                 wrong.push(error.to_string());
             }
             let (scope, health) = (Arc::new(scope), HealthCell::default());
-            if let Some(handlers) = self.handlers.remove(name) {
+            let handlers = self.handlers.remove(name);
+            let is_consumed = handlers.is_some();
+            if let Some(handlers) = handlers {
                 plans.push(Plan {
                     scope: Arc::clone(&scope),
                     broker: Arc::clone(broker),
@@ -272,7 +274,8 @@ impl ServiceBuilder {
                 health.update(|health| health.state = SubscriptionState::Paused);
             }
             let broker = Arc::clone(broker);
-            subscriptions.insert(name.clone(), Subscription { scope, broker, health });
+            let subscription = Subscription { scope, broker, health, is_consumed };
+            subscriptions.insert(name.clone(), subscription);
         }
         if wrong.is_empty() {
             Ok((subscriptions, plans))

@@ -377,3 +377,31 @@ fn an_ordered_message_that_waits_comes_back_to_its_place_and_no_earlier() {
     );
     assert!(test.records()[1].at >= Duration::from_secs(10), "{:?}", test.records());
 }
+
+#[test]
+fn what_cannot_be_paused_or_resumed_is_an_error_that_says_what_to_do() {
+    let text = "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n\
+                [subscriptions.refunds]\nbroker = \"main\"\n";
+    let config = redeliver::config::Config::from_toml(text).expect("it is usable");
+    let builder = redeliver::Service::builder(config).subscribe("orders", obey);
+    let mut test = TestService::start(builder.without_handler("refunds")).expect("it starts");
+    let service = test.service();
+    let answers = test.run(async move {
+        let mut answers = Vec::new();
+        for name in ["ordres", "refunds"] {
+            for answer in [service.pause(name).await, service.resume(name).await] {
+                answers.push(answer.expect_err("nothing was done").to_string());
+            }
+        }
+        service.stop().await;
+        for answer in [service.pause("orders").await, service.resume("orders").await] {
+            answers.push(answer.expect_err("nothing was done").to_string());
+        }
+        answers
+    });
+    let parts = ["no subscription `ordres`", ".subscribe(\"refunds\", ..)", "start another one"];
+    for (place, answer) in answers.iter().enumerate() {
+        assert!(answer.contains(parts[place / 2]), "{answer}");
+    }
+    assert_eq!(answers.len(), 6);
+}
