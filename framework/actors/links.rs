@@ -9,6 +9,9 @@ use super::seat::Dispatch;
 use super::tenure::Tenure;
 use crate::pipeline::{Scope, Work, kind_of};
 
+/// So many messages are in a letter at the most: a pump gives way between letters, not within one.
+const LETTER_MAX: usize = 256;
+
 /// All handler actors of a subscription, as one consumer sees them.
 #[derive(Clone)]
 pub(super) struct Links {
@@ -79,14 +82,53 @@ impl Links {
     pub(super) fn dispatch(&mut self, reply: &mpsc::Sender<Letter>, tenure: &Arc<Tenure>) {
         for link in self.routes.iter_mut().flat_map(|route| &mut route.seats) {
             if !link.letter.is_empty() {
-                let capacity = link.letter.len();
+                let capacity = link.letter.len().min(LETTER_MAX);
                 let letter = std::mem::replace(&mut link.letter, Vec::with_capacity(capacity));
-                let dispatch =
-                    Dispatch { letter, reply: reply.clone(), tenure: Arc::clone(tenure) };
-                // Bounded by the permits of all lanes, however many there are: a letter that was turned away would be
-                // lost with its permits. The seat keeps the other end for as long as the subscription lives.
-                let _ = link.queue.send(dispatch);
+                if letter.len() <= LETTER_MAX {
+                    link.send(letter, reply, tenure);
+                } else {
+                    let mut rest = letter.into_iter();
+                    while rest.len() > 0 {
+                        link.send(rest.by_ref().take(LETTER_MAX).collect(), reply, tenure);
+                    }
+                }
             }
+        }
+    }
+}
+
+impl Link {
+    fn send(&self, letter: Letter, reply: &mpsc::Sender<Letter>, tenure: &Arc<Tenure>) {
+        let dispatch = Dispatch { letter, reply: reply.clone(), tenure: Arc::clone(tenure) };
+        // Bounded by the permits of all lanes, however many there are: a letter that was turned away would be
+        // lost with its permits. The seat keeps the other end for as long as the subscription lives.
+        let _ = self.queue.send(dispatch);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::broker::{Received, Token};
+    use crate::envelope::tests::Bare;
+
+    #[test]
+    fn a_long_letter_is_sent_in_parts_that_keep_its_order() {
+        for count in [1, 256, 257, 1000] {
+            let (queue, mut seat) = mpsc::unbounded_channel();
+            let (reply, _outcomes) = mpsc::channel(1);
+            let mut links = Links::new(vec![(None, vec![queue])]);
+            for number in 0..count {
+                let (envelope, token) = (Arc::new(Bare::default()), Token(u64::from(number)));
+                links.enqueue(0, Work::of(Received { envelope, token }, number));
+            }
+            links.dispatch(&reply, &Arc::default());
+            let mut slots = Vec::new();
+            while let Ok(Dispatch { letter, .. }) = seat.try_recv() {
+                assert!(letter.len() <= LETTER_MAX);
+                slots.extend(letter.into_iter().flatten().map(|outcome| outcome.work.slot));
+            }
+            assert!(slots.into_iter().eq(0..count), "{count}");
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::pipeline::{Running, SharedCodecs, Verdict, Work, answer_at_once, prep
 use crate::store::Gathering;
 use crate::telemetry;
 
-/// After so many messages the pump gives way to the actor's mailbox and timers.
+/// After so many messages the pump gives way to the actor's mailbox and timers. Letters are no longer than that.
 const TURN_MAX: usize = 256;
 
 /// How a delivery is put to an actor; what differs between single, batched and blocking handlers.
