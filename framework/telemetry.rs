@@ -193,6 +193,16 @@ pub(crate) fn consumer_broke(subscription: &str, why: &str) {
     );
 }
 
+/// The retrier panicked over a message, and goes on.
+pub(crate) fn retrier_panicked(subscription: &str, place: &str, panic: &str) {
+    tracing::error!(
+        subscription,
+        place,
+        panic,
+        "the retrier panicked, which is a bug of redeliver or of the broker's client: it goes on; report it"
+    );
+}
+
 /// Retry tables were swapped.
 pub(crate) fn reloaded(file: &str) {
     tracing::info!(file, "retry policy reloaded");

@@ -2,27 +2,33 @@
 //!
 //! ```text
 //! Root                            one a service, on the service's own thread; starts in order, stops in reverse
-//!  ├─ LockKeeper                  one a store, on an arbiter (thread) of its own; mailbox 16; renews what is held
-//!  └─ Supervisor                  one a subscription, on an arbiter (thread) of its own; mailbox 16
+//!  ├─ LockKeeper                  one a store, on an arbiter (thread) of its own; renews what is held
+//!  └─ Supervisor                  one a subscription, on an arbiter (thread) of its own
 //!      ├─ Opener (a task)         waits for lanes; asked to open one again after a full-jitter delay
-//!      ├─ Consumer                one a lane; mailbox 16; outlives its lanes
+//!      ├─ Consumer                one a lane; outlives its lanes
 //!      │    │  ──[ Dispatch: at most in_flight_max messages, a letter a batch ]──▶ handler actors
 //!      │    │  ◀─[ outcomes: room for in_flight_max + parked_max ]── handler actors
 //!      │    └─[ Carry: a letter a batch ]──▶ Retrier
-//!      ├─ Retrier                 copies to waits and dead letters; mailbox 16; reports a copy when it is confirmed
+//!      ├─ Retrier                 copies to waits and dead letters; reports a copy when it is confirmed
 //!      └─ handler actors          the user's, `handlers` of each; on arbiters of their own when there are several
 //!           └─ Pump (a future in the actor's context): process() of each message
 //! ```
+//!
+//! Mailboxes are actix's, of 16 messages each: who awaits an answer waits for room there. What is sent without waiting goes
+//! in beyond that, and is bounded by what it is about: `Carry` by the messages that the lanes may hold, the rest by the
+//! number of lanes.
 //!
 //! | what ends | what happens |
 //! |---|---|
 //! | a handler panics over a message | the message is charged an attempt; a new actor takes its seat at once, the old one finishes what it has |
 //! | a handler actor stops or dies otherwise | its messages start again, uncounted; it is made anew after a delay, within the restart budget |
+//! | a blocking handler's factory panics | its thread tries again after a delay, within the same budget; no message is charged |
+//! | the service stops | all of it ends in that order reversed, threads included, within `shutdown_grace` and a moment |
 //! | the budget is spent | the subscription is held and unhealthy, or the process exits, as configured |
 //! | a lane ends or stalls | it is opened again, for ever; whichever consumer gets what comes back recognises it |
 //! | a consumer panics | the subscription is held and unhealthy: what it knew of its messages may be wrong |
 //! | a lane is given to another process | what its handlers still do is cancelled, and what comes of it is ignored |
-//! | a copy is not confirmed | it is made again, for ever; the original stays with the broker |
+//! | a copy is not confirmed, or the retrier panics over it | it is made again, for ever; the original stays with the broker |
 
 mod answer;
 mod batches;
@@ -69,4 +75,4 @@ pub use handlers::{
 pub(crate) use ledger::Ledger;
 pub(crate) use lock_keeper::{KeeperSeat, attend_all};
 pub(crate) use root::{InspectAll, Pause, ResumeOne, Root, StopAll};
-pub(crate) use supervisor::{Halt, Holding, Inspect, Plan, Resume, Supervisor};
+pub(crate) use supervisor::{Dismiss, Halt, Holding, Inspect, Plan, Resume, Supervisor};

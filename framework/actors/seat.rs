@@ -44,6 +44,8 @@ pub(crate) enum ExitReason {
     Panicked,
     /// It stopped, or died, by itself; or could not be made at all.
     Died(String),
+    /// One of its threads could not make its actor; it tries again by itself, and the others go on.
+    NotMade(String),
     /// No more work will come.
     Finished,
 }

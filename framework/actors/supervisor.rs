@@ -52,6 +52,11 @@ pub(crate) struct Halt {
 #[rtype(result = "()")]
 pub(crate) struct Resume;
 
+/// Ends the handler actors' own threads; answers with them, for whoever waits until they are gone.
+#[derive(Message)]
+#[rtype(result = "Vec<Arbiter>")]
+pub(crate) struct Dismiss;
+
 /// What a subscription holds right now.
 #[derive(Message)]
 #[rtype(result = "Vec<Holding>")]
@@ -229,7 +234,7 @@ impl Supervisor {
     }
 
     fn handler_left(&mut self, Exit { seat, why }: Exit, ctx: &mut Context<Self>) {
-        let why = match why {
+        let (why, is_vacant) = match why {
             ExitReason::Finished => return,
             // Charged to its message; caps and the breaker bound it.
             ExitReason::Panicked => {
@@ -238,17 +243,22 @@ impl Supervisor {
                 self.fill(seat);
                 return;
             }
-            ExitReason::Died(why) => why,
+            ExitReason::Died(why) => (why, true),
+            ExitReason::NotMade(why) => (why, false),
         };
         self.scope.metrics.restarts.inc();
         if self.budget.try_spend(Instant::now().into_std()) {
             telemetry::handler_restarted(self.scope.name(), &why);
-            let delay = self.seats[seat].patience.next_delay();
-            ctx.run_later(delay, move |supervisor, _| supervisor.fill(seat));
+            if is_vacant {
+                let delay = self.seats[seat].patience.next_delay();
+                ctx.run_later(delay, move |supervisor, _| supervisor.fill(seat));
+            }
             return;
         }
-        self.vacant.push(seat);
-        if self.vacant.len() > 1 {
+        if is_vacant {
+            self.vacant.push(seat);
+        }
+        if self.scope.metrics.given_up.get() > 0 {
             // It was said, and the subscription is held already.
             return;
         }
@@ -431,6 +441,19 @@ impl Handler<Resume> for Supervisor {
         if !self.resumes {
             self.resume(ctx);
         }
+    }
+}
+
+impl Handler<Dismiss> for Supervisor {
+    type Result = MessageResult<Dismiss>;
+
+    fn handle(&mut self, Dismiss: Dismiss, _: &mut Context<Self>) -> Self::Result {
+        let arbiters: Vec<_> =
+            self.seats.iter_mut().filter_map(|place| place.arbiter.take()).collect();
+        for arbiter in &arbiters {
+            arbiter.stop();
+        }
+        MessageResult(arbiters)
     }
 }
 

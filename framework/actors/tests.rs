@@ -14,8 +14,8 @@ use tokio::sync::watch;
 
 use crate::IntoHandlers;
 use crate::broker::{
-    Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Fault, Lane, LaneEnd, LaneEvent,
-    LaneId, Lanes, Publisher, Received, Settlement, Source,
+    self, Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Fault, Lane, LaneEnd,
+    LaneEvent, LaneId, Lanes, Outgoing, Publisher, Received, Settlement, Source,
 };
 use crate::config::{self, Config};
 use crate::health::SubscriptionState;
@@ -39,6 +39,8 @@ struct Control {
     die_at_once: AtomicBool,
     /// The next lane that is asked for a message panics.
     panics: AtomicBool,
+    /// So many copies panic.
+    bad_copies: AtomicUsize,
     /// Lanes that do not open again.
     shut: Mutex<BTreeSet<LaneId>>,
     /// The lane that delivered last.
@@ -63,6 +65,7 @@ impl Control {
             closing: Mutex::default(),
             die_at_once: AtomicBool::new(false),
             panics: AtomicBool::new(false),
+            bad_copies: AtomicUsize::new(0),
             shut: Mutex::default(),
             last: Mutex::default(),
         })
@@ -128,7 +131,8 @@ impl Broker for Fragile {
     }
 
     fn publisher(&self) -> Arc<dyn Publisher> {
-        self.memory.publisher()
+        let control = Arc::clone(&self.control);
+        Arc::new(FragilePublisher { memory: self.memory.publisher(), control })
     }
 
     async fn dead_letters(
@@ -148,6 +152,26 @@ impl Broker for Fragile {
 
     async fn close(&self) {
         self.memory.close().await;
+    }
+}
+
+struct FragilePublisher {
+    memory: Arc<dyn Publisher>,
+    control: Arc<Control>,
+}
+
+#[async_trait]
+impl Publisher for FragilePublisher {
+    async fn send(&self, message: &Outgoing) -> Result<(), BrokerError> {
+        self.memory.send(message).await
+    }
+
+    async fn copy(&self, copy: &broker::Copy) -> Result<(), BrokerError> {
+        let bad = &self.control.bad_copies;
+        let takes_one = |left: usize| left.checked_sub(1);
+        let is_bad = bad.fetch_update(Ordering::SeqCst, Ordering::SeqCst, takes_one).is_ok();
+        assert!(!is_bad, "the test wants it so");
+        self.memory.copy(copy).await
     }
 }
 
@@ -470,11 +494,15 @@ fn a_consumer_that_panics_holds_its_subscription_and_says_so() {
     assert_eq!(state(&test), SubscriptionState::Running);
 }
 
-fn adopted(test: &mut TestService) -> usize {
+fn metric(test: &mut TestService, name: &str) -> usize {
     let service = test.service();
     let metrics = test.run(async move { service.metrics().await });
-    let line = metrics.lines().find(|line| line.starts_with("redeliver_adopted_total"));
+    let line = metrics.lines().find(|line| line.starts_with(&format!("redeliver_{name}_total")));
     line.and_then(|line| line.rsplit(' ').next()?.parse().ok()).unwrap()
+}
+
+fn adopted(test: &mut TestService) -> usize {
+    metric(test, "adopted")
 }
 
 fn unsettled(test: &mut TestService) -> Option<u64> {
@@ -608,4 +636,21 @@ fn a_stop_waits_for_what_was_adopted_and_counts_once_what_it_cannot_wait_for() {
         assert_eq!(test.stop().left, left);
         assert_eq!(handled(&test), lines);
     }
+}
+
+#[test]
+fn a_retrier_that_panics_over_a_copy_says_so_and_makes_it_again() {
+    let control = Control::new(1);
+    let handler = |_: Delivery<String>| async { Handled::Err(Failure::reject("sold out")) };
+    let mut test = orders(&control, "", "", handler);
+    control.bad_copies.store(3, Ordering::SeqCst);
+    for id in ["7", "8"] {
+        test.publish("orders", message(id));
+    }
+    assert!(!test.service().health().ready, "a copy is not confirmed");
+    test.advance(Duration::from_secs(120));
+    assert!(test.service().health().ready);
+    assert_eq!(test.dead_letters("orders").len(), 2, "none is lost");
+    assert_eq!((metric(&mut test, "restarts"), metric(&mut test, "copies_failed")), (3, 3));
+    assert_eq!(unsettled(&mut test), Some(0));
 }

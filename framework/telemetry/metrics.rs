@@ -151,7 +151,7 @@ impl Metrics {
         };
         let (copies_failed, restarts, lanes_reopened) = counters! {
             "copies_failed" "Copies to a wait or to the dead letters that were not confirmed",
-            "restarts" "Handler actors made anew",
+            "restarts" "Handler actors made anew, or tried to; and panics of the retrier",
             "lanes_reopened" "Lanes opened again after they ended",
         };
         let dead = Family::<ByReason, Counter>::default();

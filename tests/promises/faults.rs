@@ -1,6 +1,6 @@
 //! Handlers that panic, stop, cannot be made, or block: what it costs, and whom.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -183,6 +183,40 @@ fn a_blocking_handler_can_fail_and_panic_like_any_other() {
             "retry: attempt 2 handled",
         ]
     );
+}
+
+#[test]
+fn a_blocking_factory_that_panics_charges_no_message_and_spends_the_restarts() {
+    let (broken, made) = (Arc::new(AtomicBool::new(true)), Arc::new(AtomicU32::new(0)));
+    let (switch, counter) = (Arc::clone(&broken), Arc::clone(&made));
+    let handlers = blocking(1, move || {
+        counter.fetch_add(1, Ordering::SeqCst);
+        assert!(!switch.load(Ordering::SeqCst), "no database");
+        Driver
+    });
+    let mut test = orders("", "attempts_max = 1", handlers);
+    test.publish("orders", text("7", "ok"));
+    test.publish("orders", text("8", "ok"));
+    test.advance(Duration::from_secs(300));
+    let health = test.service().health();
+    let SubscriptionState::Failed(why) = &health.subscriptions["orders"].state else {
+        panic!("{health:?}: {:?}", test.log());
+    };
+    assert!(why.contains("factory panicked: no database"), "{why}");
+    assert!(!health.ready);
+    let depth = depth(&mut test);
+    assert_eq!((depth.ready, depth.unsettled), (Some(2), Some(0)), "both are with the broker");
+    let made = made.load(Ordering::SeqCst);
+    assert!((2..=40).contains(&made), "made {made} times in five minutes");
+
+    broken.store(false, Ordering::SeqCst);
+    let service = test.service();
+    test.run(async move { service.resume("orders").await }).expect("it resumes");
+    test.finish();
+    let log: Vec<_> =
+        test.log().into_iter().filter(|line| !line.ends_with("interrupted")).collect();
+    assert_eq!(log, ["7: attempt 1 handled", "8: attempt 1 handled"]);
+    assert!(test.service().health().ready);
 }
 
 #[test]

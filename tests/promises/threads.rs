@@ -37,6 +37,47 @@ fn several_handlers_use_as_many_threads() {
     assert_eq!(threads_used(3), 3);
 }
 
+const COUNTS_THREADS: &str = "REDELIVER_TEST_COUNTS_THREADS";
+
+/// Not a promise: what the child process runs, whose threads are nobody else's. Does nothing when nobody asks for it.
+#[test]
+fn child() {
+    if std::env::var_os(COUNTS_THREADS).is_none() {
+        return;
+    }
+    let threads = || std::fs::read_dir("/proc/self/task").expect("Linux tells").count();
+    let start_and_stop = async || {
+        let handler = |_: Delivery<u32>| async { Handled::Ok(()) };
+        let builder = Service::builder(config("handlers = 3", THRICE)).signals(false);
+        let service = builder.subscribe("orders", handler).start().await.expect("it starts");
+        publish(&service, 0..20).await;
+        drained(&service).await;
+        assert_eq!(service.stop().await.left, 0);
+    };
+    blocking_on(async {
+        start_and_stop().await;
+        let first = threads();
+        for _ in 0..20 {
+            start_and_stop().await;
+        }
+        // What ended a moment ago may still be counted; one kept by each would be twenty.
+        println!("threads kept: {}", threads().saturating_sub(first) > 15);
+    });
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn services_that_are_started_and_stopped_again_and_again_leave_no_threads_behind() {
+    let this = std::env::current_exe().expect("a test knows its program");
+    let output = std::process::Command::new(this)
+        .args(["--exact", "threads::child", "--nocapture"])
+        .env(COUNTS_THREADS, "1")
+        .output()
+        .expect("it runs");
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("threads kept: false"), "{said}");
+}
+
 #[test]
 fn a_handler_that_computes_for_long_does_not_stall_another_subscription() {
     let text = "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \
