@@ -116,6 +116,11 @@ pub(crate) fn copy_failed(subscription: &str, place: &dyn std::fmt::Debug, error
     tracing::warn!(subscription, ?place, %error, "copy not confirmed; the original stays, trying again");
 }
 
+/// A copy lacks headers of the user's that would not have fitted.
+pub(crate) fn headers_left_out(subscription: &str, id: Option<&str>, count: usize) {
+    tracing::warn!(subscription, id, count, "headers did not fit and were left out of a copy");
+}
+
 /// A message is a dead letter now.
 pub(crate) fn dead_lettered(subscription: &str, id: Option<&str>, reason: &str, error: &str) {
     tracing::warn!(subscription, id, reason, error, "dead-lettered");

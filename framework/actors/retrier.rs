@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
 use super::shared::News;
-use crate::broker::{self, BrokerError, Copy, Place, Publisher, Received};
+use crate::broker::{self, BrokerError, Copied, Copy, Place, Publisher, Received};
 use crate::health::HealthCell;
 use crate::pipeline::{Epitaph, Event, Fault, Scope, Work, expires_at, panic_message};
 use crate::retry::{Policy, Schedule};
@@ -109,11 +109,15 @@ async fn confirmed(
         let made = async {
             publisher.copy(copy.get_or_insert_with(|| copy_of(work, errand, scope))).await
         };
-        let Err(error) = unless_it_panics(made, scope).await else {
-            if failed {
-                health.update(|health| health.copies = None);
+        let error = match unless_it_panics(made, scope).await {
+            Ok(copied) => {
+                if failed {
+                    health.update(|health| health.copies = None);
+                }
+                note_left_out(scope, work, copied);
+                return true;
             }
-            return true;
+            Err(error) => error,
         };
         failed = true;
         scope.metrics.copies_failed.inc();
@@ -130,9 +134,9 @@ async fn confirmed(
 /// A panic is a copy that failed, and is made again: uncaught, it would end the task without an answer, and the original
 /// would keep its place in the process for ever.
 async fn unless_it_panics(
-    made: impl Future<Output = Result<(), BrokerError>>,
+    made: impl Future<Output = Result<Copied, BrokerError>>,
     scope: &Scope,
-) -> Result<(), BrokerError> {
+) -> Result<Copied, BrokerError> {
     AssertUnwindSafe(made).catch_unwind().await.unwrap_or_else(|panic| {
         note_panic(scope, "while a copy was made", panic.as_ref());
         let text = format!("making a copy panicked: {}", panic_message(panic.as_ref()));
@@ -144,6 +148,15 @@ async fn unless_it_panics(
 fn note_panic(scope: &Scope, place: &'static str, panic: &(dyn Any + Send)) {
     scope.metrics.restarts.inc();
     telemetry::retrier_panicked(scope.name(), place, &panic_message(panic));
+}
+
+/// Counts and logs the user's headers that a copy lacks.
+fn note_left_out(scope: &Scope, work: &Work, copied: Copied) {
+    let count = copied.headers_left_out;
+    if count > 0 {
+        scope.metrics.headers_left_out.inc_by(count as u64);
+        telemetry::headers_left_out(scope.name(), work.id(), count);
+    }
 }
 
 /// Records in the claim what the confirmed copy says. What cannot be recorded ends with its lease;

@@ -20,9 +20,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::{
-    Broker, BrokerError, BrokerState, Copy, DeadLetterReader, Depth, Envelope, Fault, HeaderValue,
-    Lane, LaneEnd, LaneEvent, LaneId, Lanes, Outgoing, Place, Publisher, Received, Settlement,
-    Source, Target, Token,
+    Broker, BrokerError, BrokerState, Copied, Copy, DeadLetterReader, Depth, Envelope, Fault,
+    HeaderValue, Lane, LaneEnd, LaneEvent, LaneId, Lanes, Outgoing, Place, Publisher, Received,
+    Settlement, Source, Target, Token,
 };
 use crate::clock::Clock;
 use crate::config::BrokerKind;
@@ -436,7 +436,7 @@ impl Publisher for MemoryPublisher {
         Ok(())
     }
 
-    async fn copy(&self, copy: &Copy) -> Result<(), BrokerError> {
+    async fn copy(&self, copy: &Copy) -> Result<Copied, BrokerError> {
         let source = source_queue(&copy.source);
         let original = copy.envelope.as_any().downcast_ref::<Message>().ok_or_else(|| {
             BrokerError::new(Fault::Other, "a message of another broker cannot be copied here")
@@ -445,11 +445,11 @@ impl Publisher for MemoryPublisher {
         match copy.place {
             // A message here never outlives a process, so none is ever suspected.
             Place::Source | Place::Suspects => {
-                queues.push(&source, Arc::new(original.copied(copy, &source)))
+                queues.push(&source, Arc::new(original.copied(copy, &source)))?;
             }
             Place::Dead => {
                 let dead = dead_queue(&copy.source);
-                queues.push(&dead, Arc::new(original.copied(copy, &dead)))
+                queues.push(&dead, Arc::new(original.copied(copy, &dead)))?;
             }
             Place::Wait(delay) => {
                 queues.count += 1;
@@ -462,9 +462,9 @@ impl Publisher for MemoryPublisher {
                 if first {
                     self.shared.earlier.notify_one();
                 }
-                Ok(())
             }
         }
+        Ok(Copied::default())
     }
 }
 

@@ -26,7 +26,9 @@
 //! 9. [`Publisher::send`] and [`Publisher::copy`] return `Ok` only when the broker has confirmed
 //!    that the message is stored in at least one queue or log.
 //! 10. A copy carries body, key, content type and the user's headers byte for byte, the stamps it
-//!     was given, and none of the broker's own headers.
+//!     was given, and none of the broker's own headers. Where the broker would not take that much,
+//!     texts of ours are cut, and in the end headers of the user's are left out, which
+//!     [`Copied`] tells: a copy is never refused for its headers.
 //! 11. A copy to [`Place::Wait`] becomes deliverable from the source's lanes no earlier than its
 //!     step says, and survives a restart of this process and (where the broker is durable) of the
 //!     broker.
@@ -529,7 +531,21 @@ pub trait Publisher: Send + Sync {
     ///
     /// # Errors
     /// As [`send`](Self::send).
-    async fn copy(&self, copy: &Copy) -> Result<(), BrokerError>;
+    async fn copy(&self, copy: &Copy) -> Result<Copied, BrokerError>;
+}
+
+/// A copy that the broker has confirmed.
+///
+/// ```
+/// use redeliver::broker::Copied;
+///
+/// let whole = Copied::default();
+/// assert_eq!(whole.headers_left_out, 0, "nothing had to give way");
+/// ```
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// How many of the user's headers it lacks, because the broker would not have taken it with them.
+    pub headers_left_out: usize,
 }
 
 /// A message that a user publishes.

@@ -26,6 +26,7 @@ pub(crate) struct Metrics {
     possible_duplicates: Family<BySubscription, Counter>,
     dead: Family<ByReason, Counter>,
     copies_failed: Family<BySubscription, Counter>,
+    headers_left_out: Family<BySubscription, Counter>,
     restarts: Family<BySubscription, Counter>,
     lanes_reopened: Family<BySubscription, Counter>,
     given_up: Family<BySubscription, Gauge>,
@@ -78,6 +79,8 @@ pub(crate) struct SubscriptionMetrics {
     pub(crate) possible_duplicates: Counter,
     /// Copies that the broker did not confirm.
     pub(crate) copies_failed: Counter,
+    /// Headers of the user's that copies lack.
+    pub(crate) headers_left_out: Counter,
     /// Handler actors made anew.
     pub(crate) restarts: Counter,
     /// Lanes opened again.
@@ -149,8 +152,9 @@ impl Metrics {
             "duplicates" "Messages whose id was handled, or given up, before",
             "possible_duplicates" "Runs that may have repeated an effect",
         };
-        let (copies_failed, restarts, lanes_reopened) = counters! {
+        let (copies_failed, headers_left_out, restarts, lanes_reopened) = counters! {
             "copies_failed" "Copies to a wait or to the dead letters that were not confirmed",
+            "headers_left_out" "Headers that did not fit and were left out of copies",
             "restarts" "Handler actors made anew, or tried to; and panics of the retrier",
             "lanes_reopened" "Lanes opened again after they ended",
         };
@@ -206,6 +210,7 @@ impl Metrics {
             possible_duplicates,
             dead,
             copies_failed,
+            headers_left_out,
             restarts,
             lanes_reopened,
             given_up,
@@ -238,6 +243,7 @@ impl Metrics {
             duplicates: self.duplicates.get_or_create_owned(&by),
             possible_duplicates: self.possible_duplicates.get_or_create_owned(&by),
             copies_failed: self.copies_failed.get_or_create_owned(&by),
+            headers_left_out: self.headers_left_out.get_or_create_owned(&by),
             restarts: self.restarts.get_or_create_owned(&by),
             lanes_reopened: self.lanes_reopened.get_or_create_owned(&by),
             given_up: self.given_up.get_or_create_owned(&by),

@@ -8,7 +8,7 @@ use redeliver::testing::TestService;
 use crate::bench::{THRICE, obey, orders, text};
 
 /// Every metric, as it stands in the text.
-const METRICS: [&str; 25] = [
+const METRICS: [&str; 26] = [
     "redeliver_received_total",
     "redeliver_handled_total",
     "redeliver_retried_total",
@@ -20,6 +20,7 @@ const METRICS: [&str; 25] = [
     "redeliver_duplicates_total",
     "redeliver_possible_duplicates_total",
     "redeliver_copies_failed_total",
+    "redeliver_headers_left_out_total",
     "redeliver_restarts_total",
     "redeliver_lanes_reopened_total",
     "redeliver_given_up",

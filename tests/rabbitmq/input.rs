@@ -139,3 +139,79 @@ async fn hostile_headers_of_every_type_stop_nothing() {
     assert!(service.health().ready, "{:?}", service.health().reasons);
     service.stop().await;
 }
+
+/// A header so long that nothing more fits into the frame.
+fn fat(number: u32, length: usize) -> BasicProperties {
+    let mut headers = FieldTable::default();
+    headers.insert("fat".into(), AMQPValue::LongString("x".repeat(length).into()));
+    headers.insert("tenant".into(), AMQPValue::LongString("acme".into()));
+    properties(number).with_headers(headers)
+}
+
+#[tokio::test]
+async fn messages_whose_headers_leave_no_room_for_ours_are_copied_all_the_same() {
+    let lab = Lab::new().await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&lab.toml("", SHORT_WAITS), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move {
+                match delivery.payload {
+                    200 => Err(Failure::retry("told to fail")),
+                    _ => Ok(()),
+                }
+            }
+        })
+        .await;
+    // More than the lane may carry at once, so that it would stand still if any of them could not go.
+    lab.publish_with(0..200, |number| (b"{{{".to_vec(), fat(number, 130_500))).await;
+    lab.publish_with(200..201, |number| (b"200".to_vec(), fat(number, 130_500))).await;
+    lab.publish(201..250).await;
+    drained(&service).await;
+    let letters = dead_letters(&service).await;
+    assert_eq!(letters.len(), 201);
+    for letter in &letters {
+        let header = |name: &str| letter.headers.iter().find(|(known, _)| known == name);
+        let value = |name: &str| header(name).map(|(_, value)| value.as_str());
+        assert_eq!((value("fat"), value("tenant")), (None, Some("acme")));
+        assert_eq!(value("redeliver-original-left-out"), Some("1"));
+        assert!(letter.reason.is_some() && letter.dead_at.is_some());
+        assert!(letter.body == b"{{{"[..] || letter.body == b"200"[..], "the body is another");
+    }
+    assert_eq!(seen.attempts()[&200], [1, 2, 3, 4]);
+    assert_eq!(metric(&service, "headers_left_out").await, 201.0);
+    assert_eq!(metric(&service, "copies_failed").await, 0.0);
+    assert!(service.health().ready, "{:?}", service.health().reasons);
+    service.stop().await;
+    let attempts = seen.attempts();
+    assert!((201..250).all(|number| attempts.contains_key(&number)), "the lane stood still");
+}
+
+#[tokio::test]
+async fn the_least_frame_that_amqp_knows_is_enough_for_every_dead_letter() {
+    let lab = Lab::new().await;
+    let url = format!("{}?frame_max=4096", lab.url);
+    let service = lab
+        .start(&lab.toml_at(&url, "", SHORT_WAITS), |_: Delivery<u32>| async {
+            Err::<(), _>(Failure::retry("e".repeat(1024)).class("c".repeat(200)))
+        })
+        .await;
+    let lengths = [0, 500, 1000, 2000, 3000, 3700];
+    lab.publish_with(0..lengths.len() as u32, |number| {
+        (number.to_string().into_bytes(), fat(number, lengths[number as usize]))
+    })
+    .await;
+    drained(&service).await;
+    let letters = dead_letters(&service).await;
+    assert_eq!(letters.len(), lengths.len());
+    for letter in &letters {
+        let number: usize = String::from_utf8_lossy(&letter.body).parse().expect("a number");
+        let fat = letter.headers.iter().find(|(name, _)| name == "fat");
+        // Our own texts gave way first.
+        assert_eq!(fat.is_some(), lengths[number] <= 2000, "{} bytes", lengths[number]);
+        assert_eq!(letter.reason, Some(redeliver::Reason::Exhausted));
+        assert!(letter.error.as_ref().is_some_and(|error| error.len() >= 64));
+    }
+    service.stop().await;
+}

@@ -10,7 +10,7 @@ use rdkafka::message::OwnedHeaders;
 
 use super::connection::Cluster;
 use super::publisher::{attempt_of, headers_of, topic_of};
-use crate::broker::{BrokerError, Copy, Fault, Outgoing, Publisher};
+use crate::broker::{BrokerError, Copied, Copy, Fault, Outgoing, Publisher};
 
 /// A record to be written.
 #[derive(Clone, Debug)]
@@ -80,7 +80,7 @@ impl Publisher for Buffered {
         Ok(())
     }
 
-    async fn copy(&self, copy: &Copy) -> Result<(), BrokerError> {
+    async fn copy(&self, copy: &Copy) -> Result<Copied, BrokerError> {
         let text = format!(
             "subscription `{}`: copies are not published by the publisher of a delivery",
             copy.source.name

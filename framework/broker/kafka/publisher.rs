@@ -19,7 +19,7 @@ use super::outbox::{Buffered, Outbox, Output};
 use super::topology::Names;
 use super::{fault, prepare};
 use crate::broker::{
-    BrokerError, Copy, Envelope, Fault, HeaderValue, Outgoing, Place, Publisher, Target,
+    BrokerError, Copied, Copy, Envelope, Fault, HeaderValue, Outgoing, Place, Publisher, Target,
 };
 use crate::config::Topology;
 use crate::telemetry;
@@ -157,7 +157,7 @@ impl Publisher for KafkaPublisher {
         Some(Arc::new(Buffered { run: outbox.begin(), cluster: self.cluster.clone() }))
     }
 
-    async fn copy(&self, copy: &Copy) -> Result<(), BrokerError> {
+    async fn copy(&self, copy: &Copy) -> Result<Copied, BrokerError> {
         let Some(original) = copy.envelope.as_any().downcast_ref::<KafkaEnvelope>() else {
             let text = format!(
                 "subscription `{}`: only messages that came from Kafka can be copied there",
@@ -190,6 +190,7 @@ impl Publisher for KafkaPublisher {
             }
             copied => copied,
         }
+        .map(|()| Copied::default())
     }
 }
 

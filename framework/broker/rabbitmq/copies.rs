@@ -111,30 +111,53 @@ pub(super) fn properties_of(
     Ok(properties)
 }
 
-/// How many bytes the properties take in their frame, at most. They must fit into one.
+/// How many bytes the properties take. They must fit into one frame.
 pub(super) fn encoded_length(properties: &BasicProperties) -> usize {
-    // All others are at most 255 bytes each, of which there are eleven.
-    const OTHERS_MAX: usize = 11 * 256;
-    OTHERS_MAX + properties.headers().as_ref().map_or(0, table_length)
+    let texts = [
+        properties.content_type(),
+        properties.content_encoding(),
+        properties.correlation_id(),
+        properties.reply_to(),
+        properties.expiration(),
+        properties.message_id(),
+        properties.kind(),
+        properties.user_id(),
+        properties.app_id(),
+        properties.cluster_id(),
+    ];
+    let texts = texts.into_iter().flatten().map(|text| 1 + text.as_str().len()).sum::<usize>();
+    let numbers = [
+        properties.delivery_mode().map_or(0, |_| 1),
+        properties.priority().map_or(0, |_| 1),
+        properties.timestamp().map_or(0, |_| 8),
+    ];
+    texts + numbers.iter().sum::<usize>() + properties.headers().as_ref().map_or(0, table_length)
 }
 
-fn table_length(table: &FieldTable) -> usize {
-    4 + table
-        .into_iter()
-        .map(|(name, value)| 2 + name.as_str().len() + value_length(value))
-        .sum::<usize>()
+pub(super) fn table_length(table: &FieldTable) -> usize {
+    4 + table.into_iter().map(|(name, value)| entry_length(name, value)).sum::<usize>()
+}
+
+/// A header's name, type and value.
+pub(super) fn entry_length(name: &ShortString, value: &AMQPValue) -> usize {
+    2 + name.as_str().len() + value_length(value)
 }
 
 fn value_length(value: &AMQPValue) -> usize {
     match value {
-        AMQPValue::ShortString(text) => 4 + text.as_str().len(),
+        AMQPValue::ShortString(text) => 1 + text.as_str().len(),
         AMQPValue::LongString(text) => 4 + text.len(),
         AMQPValue::ByteArray(bytes) => 4 + bytes.len(),
         AMQPValue::FieldArray(values) => {
             4 + values.as_slice().iter().map(|value| 1 + value_length(value)).sum::<usize>()
         }
         AMQPValue::FieldTable(table) => table_length(table),
-        _ => 8,
+        AMQPValue::Void => 0,
+        AMQPValue::Boolean(_) | AMQPValue::ShortShortInt(_) | AMQPValue::ShortShortUInt(_) => 1,
+        AMQPValue::ShortInt(_) | AMQPValue::ShortUInt(_) => 2,
+        AMQPValue::LongInt(_) | AMQPValue::LongUInt(_) | AMQPValue::Float(_) => 4,
+        AMQPValue::DecimalValue(_) => 5,
+        AMQPValue::LongLongInt(_) | AMQPValue::Double(_) | AMQPValue::Timestamp(_) => 8,
     }
 }
 

@@ -10,6 +10,7 @@ mod copies;
 mod dead_letters;
 mod envelope;
 mod fault;
+mod fit;
 mod lane;
 mod lanes;
 mod ledger;

@@ -18,8 +18,10 @@ use super::connection::{Link, Live, answer};
 use super::envelope::AmqpEnvelope;
 use super::letter::{Letter, Parcel};
 use super::outlet::{Answer, InFlight, Outlet, Sending};
-use super::{copies, fault, topology};
-use crate::broker::{BrokerError, BrokerState, Copy, Fault, Outgoing, Place, Publisher, Source};
+use super::{fault, fit, topology};
+use crate::broker::{
+    BrokerError, BrokerState, Copied, Copy, Fault, Outgoing, Place, Publisher, Source,
+};
 use crate::config::Topology;
 
 /// How many messages are in flight at once, on all channels together.
@@ -28,8 +30,6 @@ const IN_FLIGHT_MAX: usize = 64;
 const ALONE_FROM: usize = 1024 * 1024;
 /// How long a message may take from here to its confirm.
 const CONFIRM_MAX: Duration = Duration::from_secs(30);
-/// A frame's own bytes, and those of a content header beside its properties.
-const FRAME_OVERHEAD: usize = 8 + 14;
 
 /// Publishes over one connection.
 pub(super) struct RabbitPublisher {
@@ -49,6 +49,14 @@ enum Company {
     Exchanges,
     /// With nothing.
     Alone,
+}
+
+/// What came of a message that was sent.
+struct Delivered {
+    live: Arc<Live>,
+    /// An error in it is that of the channel.
+    answered: lapin::Result<Answer>,
+    headers_left_out: usize,
 }
 
 impl Company {
@@ -85,7 +93,7 @@ impl RabbitPublisher {
         self.outlets().clear();
     }
 
-    async fn publish(&self, letter: Letter<'_>) -> Result<(), BrokerError> {
+    async fn publish(&self, letter: Letter<'_>) -> Result<Copied, BrokerError> {
         match timeout(CONFIRM_MAX, self.publish_on_time(letter)).await {
             Ok(published) => published,
             Err(_) => {
@@ -102,35 +110,37 @@ impl RabbitPublisher {
         }
     }
 
-    async fn publish_on_time(&self, letter: Letter<'_>) -> Result<(), BrokerError> {
+    async fn publish_on_time(&self, letter: Letter<'_>) -> Result<Copied, BrokerError> {
         let closed =
             |_| letter.error(Fault::Unreachable, "the connection was closed by this process");
         let _permit = self.permits.acquire().await.map_err(closed)?;
         let company = Company::of(letter);
-        let (live, answered) = self.deliver(letter, company).await?;
-        let answered = match answered {
-            // The channel was closed over this message or over a neighbour; alone, it gets its own answer.
-            Err(_) if company != Company::Alone && live.connection.status().connected() => {
-                self.deliver(letter, Company::Alone).await?.1
-            }
-            answered => answered,
-        };
-        judge(letter, answered.map_err(|error| fault::fault(&letter.to_string(), &error))?)
+        let mut delivered = self.deliver(letter, company).await?;
+        // The channel was closed over this message or over a neighbour; alone, it gets its own answer.
+        if delivered.answered.is_err()
+            && company != Company::Alone
+            && delivered.live.connection.status().connected()
+        {
+            delivered = self.deliver(letter, Company::Alone).await?;
+        }
+        let Delivered { answered, headers_left_out, .. } = delivered;
+        judge(letter, answered.map_err(|error| fault::fault(&letter.to_string(), &error))?)?;
+        Ok(Copied { headers_left_out })
     }
 
-    /// Sends and waits for the answer; an error in it is that of the channel.
+    /// Sends and waits for the answer.
     async fn deliver(
         &self,
         letter: Letter<'_>,
         company: Company,
-    ) -> Result<(Arc<Live>, lapin::Result<Answer>), BrokerError> {
+    ) -> Result<Delivered, BrokerError> {
         let live = self.link.live().await?;
         // While it blocks, lapin would keep whatever we hand it in memory.
         live.unblocked().await;
-        let parcel = letter.parcel()?;
-        refuse_long_headers(letter, &live, &parcel)?;
+        let (parcel, headers_left_out) = fitted(letter, &live, letter.parcel()?)?;
         let in_flight = self.begin(letter, company, parcel).await?;
-        Ok((live, in_flight.answer(|returned| letter.is(returned)).await))
+        let answered = in_flight.answer(|returned| letter.is(returned)).await;
+        Ok(Delivered { live, answered, headers_left_out })
     }
 
     /// Begins on a channel with room, or on a new one.
@@ -172,8 +182,12 @@ impl RabbitPublisher {
     }
 
     /// Copies to the first of its destinations that is there.
-    async fn copy_to_any(&self, copy: &Copy, original: &AmqpEnvelope) -> Result<(), BrokerError> {
-        let mut last = Ok(());
+    async fn copy_to_any(
+        &self,
+        copy: &Copy,
+        original: &AmqpEnvelope,
+    ) -> Result<Copied, BrokerError> {
+        let mut last = Ok(Copied::default());
         for queue in destinations(&copy.source, copy.place) {
             last = self.copy_to(copy, original, &queue).await;
             match &last {
@@ -190,7 +204,7 @@ impl RabbitPublisher {
         copy: &Copy,
         original: &AmqpEnvelope,
         queue: &str,
-    ) -> Result<(), BrokerError> {
+    ) -> Result<Copied, BrokerError> {
         self.publish(Letter::Copy { copy, original, queue }).await
     }
 }
@@ -209,10 +223,10 @@ fn send(channel: Channel, parcel: Parcel) -> Sending {
 #[async_trait]
 impl Publisher for RabbitPublisher {
     async fn send(&self, message: &Outgoing) -> Result<(), BrokerError> {
-        self.publish(Letter::Message(message)).await
+        self.publish(Letter::Message(message)).await.map(drop)
     }
 
-    async fn copy(&self, copy: &Copy) -> Result<(), BrokerError> {
+    async fn copy(&self, copy: &Copy) -> Result<Copied, BrokerError> {
         let Some(original) = copy.envelope.as_any().downcast_ref::<AmqpEnvelope>() else {
             let text = format!(
                 "subscription `{}`: only messages that came from RabbitMQ can be copied there",
@@ -267,21 +281,31 @@ fn judge(letter: Letter<'_>, answer: Answer) -> Result<(), BrokerError> {
     }
 }
 
-/// Properties must fit into one frame; the server closes the connection otherwise, with everything that is in flight.
-fn refuse_long_headers(
+/// What fits into one frame, and how many of the user's headers were left out for it: the server closes the
+/// connection over a longer one, with everything that is in flight.
+///
+/// A message of the user's is refused instead, while somebody is there who can shorten it.
+fn fitted(
     letter: Letter<'_>,
     live: &Live,
-    parcel: &Parcel,
-) -> Result<(), BrokerError> {
-    let length = copies::encoded_length(&parcel.properties) + FRAME_OVERHEAD;
-    let length_max = live.connection.configuration().frame_max();
-    match usize::try_from(length_max) {
-        Ok(length_max) if length_max > 0 && length > length_max => {
-            let text = format!(
-                "its headers take {length} bytes, and a frame {length_max}; shorten them, or raise the server's frame_max"
-            );
-            Err(letter.error(Fault::TooLarge, &text))
-        }
-        _ => Ok(()),
+    mut parcel: Parcel,
+) -> Result<(Parcel, usize), BrokerError> {
+    let frame_max = usize::try_from(live.connection.configuration().frame_max()).unwrap_or(0);
+    if frame_max == 0 {
+        return Ok((parcel, 0));
     }
+    let added = fit::added_in(parcel.routing_key.as_str());
+    let mut headers_left_out = 0;
+    if matches!(letter, Letter::Copy { .. }) {
+        (parcel.properties, headers_left_out) =
+            fit::fit(parcel.properties, frame_max.saturating_sub(added));
+    }
+    let length = fit::framed_length(&parcel.properties) + added;
+    if length <= frame_max {
+        return Ok((parcel, headers_left_out));
+    }
+    let text = format!(
+        "its headers take {length} bytes with what the server adds to them, and a frame {frame_max}; shorten them, or raise the server's frame_max"
+    );
+    Err(letter.error(Fault::TooLarge, &text))
 }
