@@ -92,11 +92,11 @@ pub struct DeadLetter {
     pub kind: Option<String>,
     /// Where it came from.
     pub origin: Option<String>,
-    /// Who gave it up.
+    /// Who gave it up; nobody of ours where the broker did.
     pub consumer: Option<String>,
     /// When it was first delivered.
     pub first_seen: Option<SystemTime>,
-    /// When it became a dead letter.
+    /// When it became a dead letter; in whole seconds where the broker made it one.
     pub dead_at: Option<SystemTime>,
     /// The content type.
     pub content_type: Option<String>,
@@ -410,19 +410,24 @@ impl DeadLetter {
         let header = |name: &str| {
             headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
         };
-        let ours = header(wire::REASON).and_then(|reason| Reason::parse(&reason));
+        // What the broker did came last: our own copies carry nothing of it, and our headers could be anybody's.
+        let theirs = envelope.broker_reason().and_then(Reason::parse);
+        let ours = |name: &str| header(name).filter(|_| theirs.is_none());
         Self {
             id: carried.id.as_deref().or_else(|| envelope.id()).map(str::to_owned),
-            reason: ours.or_else(|| envelope.broker_reason().and_then(Reason::parse)),
+            reason: theirs.or_else(|| ours(wire::REASON).as_deref().and_then(Reason::parse)),
             error: header(wire::ERROR),
             error_class: header(wire::ERROR_CLASS),
             attempts: carried.attempts,
             generation: carried.generation,
             kind: envelope.kind().map(str::to_owned),
             origin: carried.origin.map(Into::into),
-            consumer: header(wire::CONSUMER),
+            consumer: ours(wire::CONSUMER),
             first_seen: carried.first_seen,
-            dead_at: header(wire::DEAD_AT).as_deref().and_then(wire::parse_time),
+            dead_at: match theirs {
+                Some(_) => envelope.broker_dead_at(),
+                None => ours(wire::DEAD_AT).as_deref().and_then(wire::parse_time),
+            },
             content_type: envelope.content_type().map(str::to_owned),
             body: Bytes::copy_from_slice(envelope.body()),
             headers,

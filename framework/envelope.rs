@@ -34,7 +34,8 @@ use std::time::{Duration, SystemTime};
 /// let line = Line { place: String::from("orders.txt/7"), text: String::from("2 shirts") };
 /// assert_eq!(line.id(), Some("orders.txt/7"));
 /// // What it does not know is left at what makes no promise.
-/// assert!(!line.is_tombstone() && line.time_to_live().is_none() && line.broker_reason().is_none());
+/// assert!(!line.is_tombstone() && line.time_to_live().is_none());
+/// assert!(line.broker_reason().is_none() && line.broker_dead_at().is_none());
 /// ```
 pub trait Envelope: Send + Sync + 'static {
     /// The payload.
@@ -85,8 +86,14 @@ pub trait Envelope: Send + Sync + 'static {
     fn origin(&self) -> String;
 
     /// Why the broker itself dead-lettered it (its `x-death`), in the words of
-    /// [`Reason`](crate::Reason).
+    /// [`Reason`](crate::Reason). Asked of what lies in the dead letters; it counts more than any header of ours,
+    /// which a publisher can write too.
     fn broker_reason(&self) -> Option<&'static str> {
+        None
+    }
+
+    /// When the broker itself dead-lettered it.
+    fn broker_dead_at(&self) -> Option<SystemTime> {
         None
     }
 

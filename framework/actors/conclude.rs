@@ -269,7 +269,7 @@ impl Desk {
             Waiting::Here(rest) => self.park(work, rest),
             Waiting::Broker(rest) => {
                 work.key = None;
-                self.errands.push((work, Errand::Defer(rest)));
+                self.errands.push((work, Errand::WaitOn(rest)));
             }
         }
     }
@@ -342,7 +342,7 @@ impl Desk {
             let retries = self.shared.scope.retries.load();
             for (work, due) in self.parked.drain() {
                 let rest = due.saturating_duration_since(self.now);
-                self.errands.push((work, Errand::Defer(retries.wait_elsewhere(rest).delay())));
+                self.errands.push((work, Errand::WaitOn(retries.wait_elsewhere(rest).delay())));
             }
             // What was never tried here goes back as it came.
             let (tried, untried): (VecDeque<Work>, VecDeque<Work>) =

@@ -221,9 +221,7 @@ impl Desk {
     pub(super) fn receive(&mut self) {
         self.now = Instant::now();
         self.last_delivery = self.now;
-        let scope = &self.shared.scope;
-        scope.metrics.received.inc_by(self.received.len() as u64);
-        telemetry::received(scope.name(), &self.lane, self.received.len());
+        telemetry::received(self.shared.scope.name(), &self.lane, self.received.len());
         if !self.ask_first() {
             self.take_in();
         }
@@ -233,6 +231,8 @@ impl Desk {
     pub(super) fn take_in(&mut self) {
         let shared = Rc::clone(&self.shared);
         let mut received = std::mem::take(&mut self.received);
+        // What only changes from one wait to the next was received before, or is later.
+        let mut counted = received.len() as u64;
         let received_at = shared.scope.tick(self.now);
         let has_orphans = !shared.orphans.borrow().is_empty();
         for received in received.drain(..) {
@@ -241,9 +241,11 @@ impl Desk {
             }
             let slot = self.ledger.enter(received.clone(), self.now);
             let work = Work::new(received, received_at, self.index, slot, &shared.scope);
+            counted -= u64::from(work.carried.rest.is_some());
             self.admit(work);
         }
         self.received = received;
+        shared.scope.metrics.received.inc_by(counted);
         self.run_errands();
     }
 

@@ -39,6 +39,8 @@ pub(super) enum Errand {
     Retry(Duration, Fault),
     /// Nothing counts; back after this wait.
     Defer(Duration),
+    /// The rest of a wait that was told before.
+    WaitOn(Duration),
     /// To the dead letters.
     Bury(Epitaph),
     /// It may have ended a process: to be handled alone.
@@ -167,7 +169,9 @@ async fn end_guards(work: &mut Work, errand: &Errand, scope: &Scope) {
         Errand::Retry(delay, _) => held.failed(*delay, work.carried.attempts, true).await,
         Errand::Bury(epitaph) => held.dead(epitaph.reason.as_str()).await,
         // No run ends with these.
-        Errand::Defer(_) | Errand::Suspect => return drop(held.release().await),
+        Errand::Defer(_) | Errand::WaitOn(_) | Errand::Suspect => {
+            return drop(held.release().await);
+        }
     };
     if let Ok(false) = ended {
         // Somebody took over while we worked or copied: both may have had an effect.
@@ -183,6 +187,7 @@ fn note(scope: &Scope, work: &Work, errand: &Errand) {
             metrics.wait_time.observe(delay.as_secs_f64());
             telemetry::waits(scope.name(), work.id(), *delay);
         }
+        Errand::WaitOn(rest) => telemetry::waits(scope.name(), work.id(), *rest),
         Errand::Suspect => telemetry::suspected(scope.name(), work.id()),
         Errand::Bury(epitaph) => {
             let reason = epitaph.reason.as_str();
@@ -202,7 +207,7 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
             stamps.push((wire::ERROR, wire::sanitise(&fault.error)));
             hop(*delay, scope, &mut stamps)
         }
-        Errand::Defer(delay) => hop(*delay, scope, &mut stamps),
+        Errand::Defer(delay) | Errand::WaitOn(delay) => hop(*delay, scope, &mut stamps),
         Errand::Suspect => {
             if work.carried.alone > 0 {
                 stamps.push((wire::ALONE, work.carried.alone.to_string()));
@@ -227,7 +232,7 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
 /// The wait for `delay`, or the longest there is, with the rest to be waited afterwards.
 fn hop(delay: Duration, scope: &Scope, stamps: &mut Stamps) -> Place {
     let delay = delay.min(wire::WAIT_MAX);
-    let step = scope.retries.load().steps().round_up(delay);
+    let step = scope.retries.load().step_for(delay);
     stamps.push((wire::DUE, wire::format_time(scope.clock.now() + delay)));
     let rest = delay.saturating_sub(step);
     if !rest.is_zero() {

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::Waiting;
 use super::decide::Rule;
-use crate::config::{Config, OnLongWait, Ordering, Subscription, Then};
-use crate::retry::{Policy, WaitSteps};
+use crate::config::{BrokerKind, Config, OnLongWait, Ordering, Subscription, Then, Topology};
+use crate::retry::{Policy, WAIT_MAX, WaitSteps};
 
 /// A subscription's schedules, rules and waits.
 #[derive(Clone, Debug)]
@@ -16,9 +16,32 @@ pub(crate) struct Retries {
     policy: Policy,
     rules: Vec<Resolved>,
     steps: WaitSteps,
+    beyond: Beyond,
     /// Where an order is kept: how long a message may hold up the others behind it, and what
     /// happens to one whose wait is longer.
     order: Option<(Duration, OnLongWait)>,
+}
+
+/// How a broker lets a message wait for longer than the longest step.
+#[derive(Clone, Copy, Debug)]
+enum Beyond {
+    /// In several hops.
+    Hops,
+    /// In a standard step, which it makes when it is first needed.
+    Standard,
+    /// As long as it should.
+    Exactly,
+}
+
+impl Beyond {
+    fn of(settings: &Subscription, config: &Config) -> Self {
+        let kind = config.brokers.get(&settings.broker).map(|broker| broker.kind);
+        match kind {
+            Some(BrokerKind::Memory) => Self::Exactly,
+            Some(BrokerKind::Rabbitmq) if settings.topology == Topology::Declare => Self::Standard,
+            Some(BrokerKind::Rabbitmq | BrokerKind::Kafka) | None => Self::Hops,
+        }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -68,12 +91,25 @@ impl Retries {
         let on_long_wait = settings.order_on_long_wait.unwrap_or(OnLongWait::DeadLetter);
         let order = (settings.ordering != Ordering::None)
             .then_some((settings.order_wait_max, on_long_wait));
-        Self { policy, rules, steps, order }
+        Self { policy, rules, steps, beyond: Beyond::of(settings, config), order }
     }
 
     /// The waits at the broker.
     pub(crate) fn steps(&self) -> &WaitSteps {
         &self.steps
+    }
+
+    /// The wait at the broker that takes `delay` in one hop, where there is one; else the longest there is.
+    pub(crate) fn step_for(&self, delay: Duration) -> Duration {
+        let longest = self.steps.longest();
+        match self.beyond {
+            Beyond::Exactly if delay > longest => delay.min(WAIT_MAX),
+            Beyond::Standard if delay > longest => {
+                let mut standard = self.steps.standard_beyond();
+                standard.find(|step| *step >= delay).unwrap_or_else(|| longest.max(WAIT_MAX))
+            }
+            Beyond::Hops | Beyond::Standard | Beyond::Exactly => self.steps.round_up(delay),
+        }
     }
 
     /// The highest cap of the subscription's own policy and those of its rules: no message can
@@ -159,7 +195,7 @@ impl Retries {
     /// A wait that may be waited by any process: in the step that is not shorter, or in several
     /// hops where there is none.
     pub(crate) fn wait_elsewhere(&self, delay: Duration) -> Waiting {
-        Waiting::Broker(self.steps.round_up(delay).max(delay))
+        Waiting::Broker(self.step_for(delay).max(delay))
     }
 
     /// Where the rest of a wait is waited by a message that came out of one hop of it.
@@ -180,6 +216,31 @@ mod tests {
         let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
         let settings = &config.subscriptions["orders"];
         Retries::of(settings, &config).order_hold_max(Duration::from_secs(10))
+    }
+
+    fn steps_of(broker: &str, topology: &str, delays: &[u64]) -> Vec<u64> {
+        let text = format!(
+            "[brokers.main]\nkind = \"{broker}\"\nurl = \"amqp://localhost\"\n[subscriptions.orders]\nbroker = \"main\"\n\
+             queue = \"orders\"\ntopology = \"{topology}\"\n[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"20s\""
+        );
+        let text = if broker == "memory" { text.replace("url", "# url") } else { text };
+        let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
+        let retries = Retries::of(&config.subscriptions["orders"], &config);
+        let step = |seconds: &u64| retries.step_for(Duration::from_secs(*seconds)).as_secs();
+        delays.iter().map(step).collect()
+    }
+
+    const DAY: u64 = 86_400;
+
+    #[test]
+    fn a_delay_beyond_the_steps_takes_a_standard_one_where_it_can_be_made() {
+        let delays = [1, 20, 21, 61, 601, 3600, 20_000, DAY, 3 * DAY];
+        let made = steps_of("rabbitmq", "declare", &delays);
+        assert_eq!(made, [20, 20, 30, 120, 1800, 3600, 28_800, DAY, DAY]);
+        assert_eq!(steps_of("rabbitmq", "verify", &delays), [20; 9]);
+        assert_eq!(steps_of("rabbitmq", "none", &delays), [20; 9]);
+        let exact = steps_of("memory", "declare", &delays);
+        assert_eq!(exact, [20, 20, 21, 61, 601, 3600, 20_000, DAY, DAY]);
     }
 
     const FIXED: &str = "backoff = \"fixed\"\njitter = \"none\"\nattempts_max = 5\ndelay_min = ";

@@ -22,6 +22,10 @@ pub const WAIT_MIN: Duration = Duration::from_millis(100);
 /// The longest wait at a broker in one hop.
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
+/// Waits that no policy needs to name, in seconds: each at most three times as long as the one before.
+const STANDARD: [u64; 16] =
+    [1, 2, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14_400, 28_800, 57_600, 86_400];
+
 /// The delays of a subscription's waits: whole milliseconds, rising, at least one.
 ///
 /// ```
@@ -117,6 +121,23 @@ impl WaitSteps {
     /// The longest step.
     pub fn longest(&self) -> Duration {
         self.steps[self.steps.len() - 1]
+    }
+
+    /// The standard steps beyond the longest, rising up to [`WAIT_MAX`]: for a broker that can make a wait when it is
+    /// first needed, so that a "retry after" beyond a policy's own delays takes one hop too.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::retry::{WAIT_MAX, WaitSteps};
+    ///
+    /// let steps = WaitSteps::of([Duration::from_secs(7200)]).expect("one is given");
+    /// let beyond: Vec<Duration> = steps.standard_beyond().collect();
+    /// assert_eq!(beyond, [14_400, 28_800, 57_600, 86_400].map(Duration::from_secs));
+    /// assert_eq!(beyond.last(), Some(&WAIT_MAX));
+    /// ```
+    pub fn standard_beyond(&self) -> impl Iterator<Item = Duration> + use<> {
+        let longest = self.longest();
+        STANDARD.into_iter().map(Duration::from_secs).filter(move |step| *step > longest)
     }
 
     /// The step of just this delay (rounded up to a millisecond), if there is one.

@@ -340,3 +340,44 @@ async fn a_redrive_into_a_source_that_fills_up_leaves_no_letter_in_both_places()
     bodies.dedup();
     assert_eq!(bodies.len(), LETTERS as usize, "a letter is in both places");
 }
+
+#[tokio::test]
+async fn what_the_broker_dead_lettered_has_its_time_and_its_reason_whatever_a_publisher_wrote() {
+    let lab = Lab::new().await;
+    let service = lab.start(&lab.toml("", ""), reject).await;
+    service.pause("orders").await.expect("it has this subscription");
+    lab.publish_with(0..2, |number| {
+        let mut headers = lapin::types::FieldTable::default();
+        if number == 1 {
+            headers.insert("redeliver-reason".into(), text("rejected"));
+            headers.insert("redeliver-dead-at".into(), text("2000-01-01T00:00:00.000Z"));
+            headers.insert("redeliver-consumer".into(), text("nobody"));
+        }
+        let properties = properties(number).with_headers(headers).with_expiration("1".into());
+        (number.to_string().into_bytes(), properties)
+    })
+    .await;
+    until("both are dead", || async { lab.raw.count(&lab.dead()).await == 2 }).await;
+    service.resume("orders").await.expect("it has this subscription");
+    lab.publish(2..3).await;
+    until("ours is too", || async { lab.raw.count(&lab.dead()).await == 3 }).await;
+
+    let mut letters = dead_letters(&service).await;
+    letters.sort_by(|one, other| one.id.cmp(&other.id));
+    let reasons: Vec<_> = letters.iter().map(|letter| letter.reason).collect();
+    let expected = [Reason::Expired, Reason::Expired, Reason::Rejected].map(Some);
+    assert_eq!(reasons, expected);
+    let day = Duration::from_secs(24 * 3600);
+    for letter in &letters {
+        let at = letter.dead_at.expect("somebody knows when");
+        assert!(at.elapsed().unwrap_or_default() < day, "not when the liar said: {at:?}");
+    }
+    assert_eq!(letters[1].consumer, None, "the broker is no consumer");
+
+    let dead = service.dead_letters("orders").expect("it has this subscription");
+    let older_than =
+        |age| Filter { older_than: Some(age), reason: Some(Reason::Expired), ..Filter::default() };
+    assert_eq!(dead.purge(&older_than(day)).await.expect("it can be read"), 0);
+    assert_eq!(dead.purge(&older_than(Duration::ZERO)).await.expect("it can be read"), 2);
+    service.stop().await;
+}

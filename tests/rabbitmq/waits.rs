@@ -8,7 +8,7 @@ use redeliver::broker::HeaderValue;
 use redeliver::{Delivery, Failure};
 use tokio::time::Instant;
 
-use crate::lab::{Lab, SHORT_WAITS, Seen, drained, properties, sample, until};
+use crate::lab::{Lab, SHORT_WAITS, Seen, drained, metric, properties, sample, until};
 use crate::process::{Role, Stage};
 
 /// All fail here at first, and that is not what a breaker should find.
@@ -64,6 +64,9 @@ attempts_max = 5
 async fn retry_after_is_never_early_however_long_or_short_the_steps_are() {
     let lab = Lab::new().await;
     let after = [150, 700, 2000, 2900].map(Duration::from_millis);
+    for wait in [2000, 5000] {
+        lab.beside(&format!("wait.{wait}"));
+    }
     let policy = r#"
 [retry.standard]
 backoff = "list"
@@ -256,4 +259,85 @@ async fn waiting_messages_hold_no_memory_in_the_process() {
     let held = u64::from(total) * BODY as u64;
     assert!(grown < held / 4, "{grown} bytes more, of {held} that wait at the broker");
     assert!(child.terminate().await.success());
+}
+
+#[tokio::test]
+async fn a_retry_after_beyond_the_policy_takes_one_hop_through_a_wait_made_for_it() {
+    let lab = Lab::new().await;
+    let policy = r#"
+[retry.standard]
+backoff = "fixed"
+jitter = "none"
+delay_min = "100ms"
+in_process_max = "0s"
+"#;
+    for wait in ["2000", "86400000"] {
+        lab.beside(&format!("wait.{wait}"));
+    }
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let toml = lab.toml(UNBROKEN, policy);
+    let start = || {
+        let handler = handler.clone();
+        lab.start(&toml, move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move {
+                match (delivery.payload, delivery.attempt()) {
+                    (0, 1) => Err(Failure::retry_after(Duration::from_millis(1500), "busy")),
+                    (1, _) => Err(Failure::retry_after(Duration::from_secs(86_000), "tomorrow")),
+                    _ => Ok(()),
+                }
+            }
+        })
+    };
+    let service = start().await;
+    lab.publish(0..2).await;
+    until("one is handled and one waits", || async {
+        let depth = service.depth("orders").await.expect("the server answers");
+        seen.count() == 3 && depth.waiting == Some(1)
+    })
+    .await;
+    assert!(gaps(&seen)[&0][0] >= Duration::from_millis(1500));
+    assert_eq!(metric(&service, "received_total").await, 3.0, "a delivery for each run");
+    assert_eq!(metric(&service, "wait_seconds_count").await, 2.0, "a wait for each failure");
+    service.stop().await;
+    // Another process, which declared none of them, finds what waits.
+    let service = start().await;
+    assert_eq!(service.depth("orders").await.expect("the server answers").waiting, Some(1));
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn the_hops_of_one_wait_are_no_deliveries_and_no_waits() {
+    let lab = Lab::new().await;
+    let policy = r#"
+[retry.standard]
+backoff = "fixed"
+jitter = "none"
+delay_min = "100ms"
+in_process_max = "0s"
+"#;
+    lab.prepare(&lab.toml("", policy)).await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    // Nothing may be declared, so that the longest step that is there is taken again and again.
+    let toml = lab.toml(&format!("topology = \"verify\"\n{UNBROKEN}"), policy);
+    let service = lab
+        .start(&toml, move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move {
+                match delivery.attempt() {
+                    1 => Err(Failure::retry_after(Duration::from_secs(1), "busy")),
+                    _ => Ok(()),
+                }
+            }
+        })
+        .await;
+    lab.publish(0..1).await;
+    until("it is handled", || async { seen.count() == 2 }).await;
+    drained(&service).await;
+    assert!(gaps(&seen)[&0][0] >= Duration::from_secs(1));
+    assert_eq!(metric(&service, "received_total").await, 2.0);
+    assert_eq!(metric(&service, "wait_seconds_count").await, 1.0);
+    service.stop().await;
 }

@@ -5,7 +5,7 @@
 //! old one, no acknowledgement above all, can ever reach a new delivery.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -15,7 +15,7 @@ use lapin::tcp::AMQPUriTcpExt;
 use lapin::uri::{AMQPScheme, AMQPUri};
 use lapin::{Channel, Connection, ConnectionProperties, Event};
 use tokio::runtime::{Builder, Handle, Runtime};
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -143,6 +143,10 @@ pub(super) struct Link {
     label: String,
     live: ArcSwapOption<Live>,
     healing: Mutex<Healing>,
+    /// The other connection to the same server: where one can connect, the other should not wait.
+    other: OnceLock<Weak<Self>>,
+    /// The other one was made.
+    news: Notify,
     /// Ends every attempt to connect, and every wait for the next.
     closed: watch::Sender<bool>,
     last_failure: Arc<std::sync::Mutex<String>>,
@@ -159,6 +163,24 @@ pub(super) struct Live {
 struct Healing {
     schedule: Schedule,
     not_before: Option<Instant>,
+    /// The last attempt made no connection at all. A server that takes connections and drops them is not met more
+    /// often for having taken another one.
+    was_refused: bool,
+}
+
+impl Healing {
+    fn new() -> Self {
+        Self { schedule: Schedule::default(), not_before: None, was_refused: false }
+    }
+
+    /// Until it is time for the next attempt, or there is `news` that one may work now.
+    async fn wait(&self, news: &Notify) {
+        let Some(not_before) = self.not_before else { return };
+        tokio::select! {
+            () = sleep_until(not_before) => {}
+            () = news.notified(), if self.was_refused => {}
+        }
+    }
 }
 
 impl Link {
@@ -169,10 +191,19 @@ impl Link {
             address,
             label,
             live: ArcSwapOption::empty(),
-            healing: Mutex::new(Healing { schedule: Schedule::default(), not_before: None }),
+            healing: Mutex::new(Healing::new()),
+            other: OnceLock::new(),
+            news: Notify::new(),
             closed: watch::Sender::new(false),
             last_failure: Arc::new(std::sync::Mutex::new("not connected yet".to_owned())),
         })
+    }
+
+    /// Tells both, whenever one of them is connected again, that the other may be too.
+    pub(super) fn pair(one: &Arc<Self>, other: &Arc<Self>) {
+        // They are paired once, where they are made.
+        let _ = one.other.set(Arc::downgrade(other));
+        let _ = other.other.set(Arc::downgrade(one));
     }
 
     /// The connection, made now if there is none.
@@ -201,14 +232,14 @@ impl Link {
             healing.schedule.restart();
             healing.not_before = None;
         }
-        if let Some(not_before) = healing.not_before {
-            sleep_until(not_before).await;
-        }
+        healing.wait(&self.news).await;
         // Set beforehand: whoever is cancelled on the way still counts as an attempt.
         healing.not_before = Some(Instant::now() + healing.schedule.next_delay());
         let made = self.connect().await;
-        if let Err(error) = &made {
-            self.note_failure(error.text.clone());
+        healing.was_refused = made.is_err();
+        match &made {
+            Ok(_) => self.tell_other(),
+            Err(error) => self.note_failure(error.text.clone()),
         }
         // Whoever closed may have looked before it was there.
         if *self.closed.borrow() {
@@ -216,6 +247,12 @@ impl Link {
             return Err(self.closed_by_us());
         }
         made
+    }
+
+    fn tell_other(&self) {
+        if let Some(other) = self.other.get().and_then(Weak::upgrade) {
+            other.news.notify_one();
+        }
     }
 
     fn closed_by_us(&self) -> BrokerError {
@@ -385,16 +422,40 @@ impl Live {
 mod tests {
     use super::*;
 
+    fn link_to(url: String) -> Arc<Link> {
+        let settings =
+            config::Broker { url: Some(config::Url::new(url)), ..config::Broker::default() };
+        let address = Address::read("main", &settings).expect("the url can be read");
+        let engine = Engine::start().expect("a thread can be started");
+        Link::new(engine, address, String::from("test"))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_connection_that_was_refused_is_tried_again_as_soon_as_the_other_is_made() {
+        let healing = |was_refused| Healing {
+            not_before: Some(Instant::now() + Duration::from_secs(30)),
+            was_refused,
+            ..Healing::new()
+        };
+        let (one, other) =
+            (link_to("amqp://127.0.0.1:9".into()), link_to("amqp://127.0.0.1:9".into()));
+        Link::pair(&one, &other);
+        let began = Instant::now();
+        one.tell_other();
+        healing(true).wait(&other.news).await;
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        // A server that drops what it took is met no more often for that.
+        one.tell_other();
+        healing(false).wait(&other.news).await;
+        assert_eq!(began.elapsed(), Duration::from_secs(30));
+    }
+
     #[tokio::test(start_paused = true)]
     async fn closing_waits_for_no_attempt_to_connect() {
         // It takes the connection and never says a word.
         let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
         let url = format!("amqp://{}/%2f", silent.local_addr().expect("it listens"));
-        let url = Some(config::Url::new(url));
-        let settings = config::Broker { url, ..config::Broker::default() };
-        let address = Address::read("main", &settings).expect("the url can be read");
-        let engine = Engine::start().expect("a thread can be started");
-        let link = Link::new(engine, address, String::from("test"));
+        let link = link_to(url);
         let connecting = tokio::spawn({
             let link = link.clone();
             async move { link.live().await.map(drop) }

@@ -98,7 +98,15 @@ impl Envelope for AmqpEnvelope {
     }
 
     fn broker_reason(&self) -> Option<&'static str> {
-        reason_of_broker(self)
+        reason_of(latest_death(self)?)
+    }
+
+    fn broker_dead_at(&self) -> Option<SystemTime> {
+        let death = latest_death(self)?;
+        // Whole seconds, by the server's clock.
+        let AMQPValue::Timestamp(seconds) = death.inner().get("time")? else { return None };
+        reason_of(death)?;
+        SystemTime::UNIX_EPOCH.checked_add(Duration::from_secs(*seconds))
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -106,19 +114,26 @@ impl Envelope for AmqpEnvelope {
     }
 }
 
-/// Why the broker itself made a dead letter of this message, in our words for reasons; `None` if it did not.
+/// The last move of a dead letter by the broker, if that is what brought it here. `x-death` holds the latest first.
 ///
-/// Read for a dead letter that carries no reason of ours. `x-death` holds the latest move first: a time to
-/// live that ran out reads `expired`; a delivery limit that was reached, `poison`; a rejection without
-/// requeueing, `rejected`; a queue that was over its length, `too-large`.
+/// Copies of ours carry none, so where there is one the broker moved the message after we last touched it, and
+/// whatever headers of ours it has say nothing about its end. What was moved out of the very queue that it lies in was
+/// brought back by somebody.
 ///
 /// A message that came back from one of our waits carries `x-death` too, so only its place tells that it is a
 /// dead letter.
-fn reason_of_broker(envelope: &dyn Envelope) -> Option<&'static str> {
-    let envelope = envelope.as_any().downcast_ref::<AmqpEnvelope>()?;
+fn latest_death(envelope: &AmqpEnvelope) -> Option<&FieldTable> {
     let AMQPValue::FieldArray(deaths) = envelope.value(DEATHS)? else { return None };
     let AMQPValue::FieldTable(latest) = deaths.as_slice().first()? else { return None };
-    let HeaderValue::Text(reason) = read(latest.inner().get("reason")?) else { return None };
+    let from = latest.inner().get("queue").map(read);
+    (from != Some(HeaderValue::Text(&envelope.queue))).then_some(latest)
+}
+
+/// Why the broker moved a message, in our words for reasons: a time to live that ran out reads `expired`; a delivery
+/// limit that was reached, `poison`; a rejection without requeueing, `rejected`; a queue that was over its length,
+/// `too-large`.
+fn reason_of(death: &FieldTable) -> Option<&'static str> {
+    let HeaderValue::Text(reason) = read(death.inner().get("reason")?) else { return None };
     match reason {
         "expired" => Some("expired"),
         "delivery_limit" => Some("poison"),
@@ -226,27 +241,45 @@ mod tests {
         assert_eq!(envelope(&[]).returns(), 0);
     }
 
+    fn deaths(from: &str, reason: &str, time: AMQPValue) -> AMQPValue {
+        let mut death = FieldTable::default();
+        death.insert("queue".into(), AMQPValue::LongString(from.into()));
+        death.insert("reason".into(), AMQPValue::LongString(reason.into()));
+        death.insert("time".into(), time);
+        AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into())
+    }
+
+    /// What is read of a dead letter with this `x-death`: why, and how many seconds after 1970.
+    fn end(deaths: AMQPValue) -> (Option<&'static str>, Option<u64>) {
+        let envelope = envelope(&[(DEATHS, deaths)]);
+        let seconds = envelope
+            .broker_dead_at()
+            .map(|at| at.duration_since(SystemTime::UNIX_EPOCH).expect("it is later").as_secs());
+        (envelope.broker_reason(), seconds)
+    }
+
     #[test]
-    fn what_the_broker_dead_lettered_has_its_reason() {
-        let death = |reason: &str| {
-            let mut death = FieldTable::default();
-            death.insert("reason".into(), AMQPValue::LongString(reason.into()));
-            AMQPValue::FieldArray(vec![AMQPValue::FieldTable(death)].into())
-        };
+    fn what_the_broker_dead_lettered_has_its_reason_and_its_time() {
         for (theirs, ours) in [
             ("expired", Some("expired")),
             ("delivery_limit", Some("poison")),
             ("rejected", Some("rejected")),
             ("maxlen", Some("too-large")),
-            ("made up", None),
         ] {
-            assert_eq!(reason_of_broker(&envelope(&[(DEATHS, death(theirs))])), ours);
+            assert_eq!(end(deaths("shop", theirs, AMQPValue::Timestamp(7))), (ours, Some(7)));
         }
-        assert_eq!(
-            reason_of_broker(&envelope(&[(DEATHS, AMQPValue::LongString("expired".into()))])),
-            None
-        );
-        assert_eq!(reason_of_broker(&envelope(&[])), None);
+        assert_eq!(end(deaths("shop", "made up", AMQPValue::Timestamp(7))), (None, None));
+        for time in [AMQPValue::Timestamp(u64::MAX), AMQPValue::LongString("now".into())] {
+            assert_eq!(end(deaths("shop", "expired", time)), (Some("expired"), None));
+        }
+        assert_eq!(end(AMQPValue::LongString("expired".into())), (None, None));
+        assert_eq!(envelope(&[]).broker_reason(), None);
+    }
+
+    #[test]
+    fn what_was_moved_out_of_the_queue_that_it_lies_in_was_brought_back_by_somebody() {
+        let time = AMQPValue::Timestamp(7);
+        assert_eq!(end(deaths("orders", "expired", time)), (None, None));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //!
 //! Runs against 3.10 and later. What a server of that range does differently is written where it matters.
 
+mod beyond;
 mod connection;
 mod copies;
 mod dead_letters;
@@ -25,6 +26,7 @@ use std::{env, fs, process};
 
 use async_trait::async_trait;
 
+use self::beyond::Beyond;
 use self::connection::{Address, Engine, Link};
 use self::lane::{Generations, Tallies, Tally};
 use self::lanes::RabbitLanes;
@@ -65,6 +67,7 @@ pub struct RabbitBroker {
     publisher: Arc<RabbitPublisher>,
     generations: Generations,
     tallies: Tallies,
+    beyond: Arc<Beyond>,
 }
 
 impl RabbitBroker {
@@ -79,11 +82,14 @@ impl RabbitBroker {
             let label = format!("{} {purpose}", label(service));
             Link::new(engine.clone(), address.clone(), label)
         };
-        let publishing = link("publish");
+        let (consuming, publishing) = (link("consume"), link("publish"));
+        Link::pair(&consuming, &publishing);
+        let beyond = Arc::<Beyond>::default();
         Ok(Self {
-            consuming: link("consume"),
-            publisher: Arc::new(RabbitPublisher::new(publishing.clone())),
+            consuming,
+            publisher: Arc::new(RabbitPublisher::new(publishing.clone(), beyond.clone())),
             publishing,
+            beyond,
             generations: Generations::default(),
             tallies: Tallies::default(),
         })
@@ -132,14 +138,11 @@ impl Broker for RabbitBroker {
     }
 
     async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
-        topology::depth(&self.consuming, source, &self.tally(source)).await
+        topology::depth(&self.consuming, source, &self.tally(source), &self.beyond).await
     }
 
     fn state(&self) -> BrokerState {
-        match self.consuming.state() {
-            BrokerState::Connected => self.publishing.state(),
-            other => other,
-        }
+        state_of_both(self.consuming.state(), self.publishing.state())
     }
 
     async fn close(&self) {
@@ -151,9 +154,48 @@ impl Broker for RabbitBroker {
     }
 }
 
+/// What is wrong with either connection, and with which.
+fn state_of_both(consuming: BrokerState, publishing: BrokerState) -> BrokerState {
+    use BrokerState::{Blocked, Connected, Disconnected};
+    match (consuming, publishing) {
+        (Connected, Connected) => Connected,
+        (Disconnected(why), Disconnected(_)) => Disconnected(why),
+        (Disconnected(why), Connected | Blocked(_)) => {
+            Disconnected(format!("the connection that consumes: {why}"))
+        }
+        (Connected | Blocked(_), Disconnected(why)) => {
+            Disconnected(format!("the connection that publishes: {why}"))
+        }
+        (Blocked(why), Connected | Blocked(_)) | (Connected, Blocked(why)) => Blocked(why),
+    }
+}
+
 /// Who we are, for whoever looks at the server: service, host and process.
 fn label(service: &str) -> String {
     let host = env::var("HOSTNAME").ok().filter(|host| !host.is_empty());
     let host = host.or_else(|| fs::read_to_string("/etc/hostname").ok());
     format!("{service}.{}.{}", host.as_deref().map_or("localhost", str::trim), process::id())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_tells_which_of_the_two_connections_is_down() {
+        let down = || BrokerState::Disconnected("refused".to_owned());
+        let blocked = || BrokerState::Blocked("low on memory".to_owned());
+        for (consuming, publishing, said) in [
+            (BrokerState::Connected, down(), "the connection that publishes: refused"),
+            (blocked(), down(), "the connection that publishes: refused"),
+            (down(), BrokerState::Connected, "the connection that consumes: refused"),
+            (down(), down(), "refused"),
+        ] {
+            let state = state_of_both(consuming, publishing);
+            assert_eq!(state, BrokerState::Disconnected(said.to_owned()));
+        }
+        assert_eq!(state_of_both(BrokerState::Connected, blocked()), blocked());
+        let both = state_of_both(BrokerState::Connected, BrokerState::Connected);
+        assert_eq!(both, BrokerState::Connected);
+    }
 }

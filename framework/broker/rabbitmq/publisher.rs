@@ -14,6 +14,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
+use super::beyond::Beyond;
 use super::connection::{Link, Live, answer};
 use super::envelope::AmqpEnvelope;
 use super::letter::{Letter, Parcel};
@@ -34,6 +35,7 @@ const CONFIRM_MAX: Duration = Duration::from_secs(30);
 /// Publishes over one connection.
 pub(super) struct RabbitPublisher {
     link: Arc<Link>,
+    beyond: Arc<Beyond>,
     permits: Semaphore,
     outlets: Mutex<Vec<(Company, Arc<Outlet>)>>,
     /// Whose turn it is to open a channel, so that a burst opens one and not one each.
@@ -77,9 +79,10 @@ impl Company {
 }
 
 impl RabbitPublisher {
-    pub(super) fn new(link: Arc<Link>) -> Self {
+    pub(super) fn new(link: Arc<Link>, beyond: Arc<Beyond>) -> Self {
         let permits = Semaphore::new(IN_FLIGHT_MAX);
-        Self { link, permits, outlets: Mutex::default(), opening: tokio::sync::Mutex::default() }
+        let (outlets, opening) = (Mutex::default(), tokio::sync::Mutex::default());
+        Self { link, beyond, permits, outlets, opening }
     }
 
     /// Waits until nothing is in flight, and lets nothing more in.
@@ -199,6 +202,18 @@ impl RabbitPublisher {
         last
     }
 
+    /// Declares what a copy found missing.
+    async fn declare_for(&self, copy: &Copy) -> Result<(), BrokerError> {
+        match copy.place {
+            Place::Wait(wait) if !copy.source.waits.contains(&wait) => {
+                topology::declare_wait(&self.link, &copy.source, wait).await
+            }
+            Place::Wait(_) | Place::Dead | Place::Source | Place::Suspects => {
+                topology::prepare(&self.link, &copy.source).await.map(drop)
+            }
+        }
+    }
+
     async fn copy_to(
         &self,
         copy: &Copy,
@@ -234,17 +249,21 @@ impl Publisher for RabbitPublisher {
             );
             return Err(BrokerError::new(Fault::Other, text));
         };
-        match self.copy_to_any(copy, original).await {
-            // Deleted by somebody. Where declaring is ours to do, it comes back.
+        let copied = match self.copy_to_any(copy, original).await {
+            // Never there, or deleted by somebody. Where declaring is ours to do, it comes.
             Err(error)
                 if error.fault == Fault::Unroutable
                     && copy.source.settings.topology == Topology::Declare =>
             {
-                topology::prepare(&self.link, &copy.source).await?;
+                self.declare_for(copy).await?;
                 self.copy_to_any(copy, original).await
             }
             copied => copied,
+        }?;
+        if let Place::Wait(wait) = copy.place {
+            self.beyond.note(&copy.source, wait);
         }
+        Ok(copied)
     }
 }
 

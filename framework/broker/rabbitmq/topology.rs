@@ -12,6 +12,7 @@ use lapin::ExchangeKind;
 use lapin::options::{ExchangeDeclareOptions, QueueBindOptions, QueueDeclareOptions};
 use lapin::types::{AMQPValue, FieldArray, FieldTable, ShortString};
 
+use super::beyond::Beyond;
 use super::connection::{Link, answer};
 use super::lane::Tally;
 use crate::broker::{BrokerError, Depth, Fault, Source};
@@ -330,6 +331,15 @@ fn advise(fault: Fault, advice: &str) -> impl Fn(BrokerError) -> BrokerError {
     }
 }
 
+/// Declares one wait more, which no policy names.
+pub(super) async fn declare_wait(
+    link: &Link,
+    source: &Source,
+    wait: Duration,
+) -> Result<(), BrokerError> {
+    declare(link, source, &wait_queue(&source.settings, wait)).await
+}
+
 /// On a channel of its own: the server's refusal closes the channel.
 async fn declare(link: &Link, source: &Source, queue: &Queue) -> Result<(), BrokerError> {
     let attempt = format!("subscription `{}`: declaring {queue}", source.name);
@@ -428,10 +438,11 @@ pub(super) async fn depth(
     link: &Link,
     source: &Source,
     tally: &Tally,
+    beyond: &Beyond,
 ) -> Result<Depth, BrokerError> {
     let settings = &source.settings;
     let mut waiting = 0;
-    for wait in &source.waits {
+    for wait in source.waits.iter().chain(&beyond.known(link, source).await?) {
         waiting += count_if_there(link, &wait_name(settings, *wait)).await?.0;
     }
     let (ready, consumers) = count(link, queue_name(settings)).await?;
