@@ -80,10 +80,11 @@ impl Fitting {
         let excess = self.excess();
         let Some(AMQPValue::LongString(text)) = self.headers.get_mut(name) else { return };
         let text_before = String::from_utf8_lossy(text.as_bytes()).into_owned();
-        let end = text_before.len().saturating_sub(excess).max(kept);
-        if end < text_before.len() {
-            *text = text_before[..text_before.floor_char_boundary(end)].into();
+        let mut end = text_before.len().saturating_sub(excess).max(kept).min(text_before.len());
+        while !text_before.is_char_boundary(end) {
+            end -= 1;
         }
+        *text = text_before[..end].into();
     }
 
     fn remove(&mut self, names: &[&str]) {
