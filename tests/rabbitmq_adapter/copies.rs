@@ -20,7 +20,7 @@ async fn copy(
 ) -> Result<(), redeliver::broker::BrokerError> {
     let stamps = vec![(wire::REASON, "rejected".to_owned())];
     let copy = Copy { source: source.clone(), envelope: original.envelope.clone(), place, stamps };
-    lab.broker.publisher().copy(&copy).await
+    lab.broker.publisher().copy(&copy).await.map(drop)
 }
 
 async fn dead_letters(lab: &Lab, source: &std::sync::Arc<Source>) -> Vec<Received> {
