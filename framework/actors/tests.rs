@@ -166,7 +166,7 @@ impl Publisher for FragilePublisher {
         self.memory.send(message).await
     }
 
-    async fn copy(&self, copy: &broker::Copy) -> Result<(), BrokerError> {
+    async fn copy(&self, copy: &broker::Copy) -> Result<broker::Copied, BrokerError> {
         let bad = &self.control.bad_copies;
         let takes_one = |left: usize| left.checked_sub(1);
         let is_bad = bad.fetch_update(Ordering::SeqCst, Ordering::SeqCst, takes_one).is_ok();
