@@ -68,6 +68,9 @@ impl Error {
     }
 
     pub(crate) fn starting(subscription: &str, error: &BrokerError) -> Self {
-        Self::Broker(format!("subscription `{subscription}`: {error}"))
+        let (subject, error) = (format!("subscription `{subscription}`: "), error.to_string());
+        // What an adapter attempted may be said with its subject.
+        let subject = if error.contains(&subject) { "" } else { &subject };
+        Self::Broker(format!("{subject}{error}"))
     }
 }

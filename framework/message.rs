@@ -428,7 +428,8 @@ pub(crate) fn message_id<'a>(
 
 /// What a handler answers when it did not work.
 ///
-/// Any error converts into "try again" with `?`:
+/// Any type that implements [`std::error::Error`] converts into "try again" with `?` (what does not, such as
+/// `Box<dyn Error>`, `anyhow::Error` or a `String`, does so by [`or_retry`](OrFailure::or_retry)):
 ///
 /// ```
 /// use redeliver::{Failure, Handled};

@@ -34,9 +34,12 @@ pub use build::ServiceBuilder;
 /// How long the connections may take to close, after the subscriptions have stopped.
 const CLOSE_MAX: Duration = Duration::from_secs(20);
 
-/// A running service. Cheap to clone; usable from any thread and runtime.
+/// A running service. Cheap to clone; usable from any thread.
 ///
-/// It runs on threads of its own until it is stopped, whether or not a handle is kept.
+/// It runs on threads of its own until it is stopped, whether or not a handle is kept. Its async methods, and those of its
+/// publishers, need Tokio's context, which `#[tokio::main]` and `#[actix::main]` give; a thread without one, such as that of a
+/// [`blocking`](crate::blocking) handler, waits for them with [`Handle::block_on`](tokio::runtime::Handle::block_on) of the
+/// program's runtime.
 ///
 /// ```
 /// # actix::System::new().block_on(async {

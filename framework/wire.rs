@@ -62,6 +62,9 @@ pub const TEXT_LENGTH_MAX: usize = 512;
 /// time never overflows.
 pub const WAIT_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 
+/// More hops than this are no count of ours: `hops_max` ends a message long before.
+const HOPS_POSSIBLE_MAX: u32 = 1_000_000;
+
 /// Our own headers on their way out, in the order in which they were set.
 ///
 /// ```
@@ -176,7 +179,7 @@ impl Carried {
             ATTEMPT => self.attempts = self.clamped(value),
             GENERATION => self.generation = self.count(value),
             FORCED => self.is_forced = self.count(value) > 0,
-            HOPS => self.hops = self.count(value),
+            HOPS => self.hops = self.hops(value),
             DELAY => self.delay = self.milliseconds(value),
             DUE => self.due = self.instant(value),
             ALONE => self.alone = self.count(value),
@@ -194,6 +197,14 @@ impl Carried {
         let count = number(value).and_then(|number| u32::try_from(number).ok());
         self.malformed += u32::from(count.is_none());
         count.unwrap_or(0)
+    }
+
+    /// How often it was sent on, unless nobody could have sent it on so often: that is no reason to give it up.
+    fn hops(&mut self, value: HeaderValue<'_>) -> u32 {
+        let hops = self.count(value);
+        let is_possible = hops <= HOPS_POSSIBLE_MAX;
+        self.malformed += u32::from(!is_possible);
+        if is_possible { hops } else { 0 }
     }
 
     /// A count, or the nearest one to a number that is too small or too large.
@@ -317,6 +328,15 @@ mod tests {
         ] {
             let carried = carried(&[(ATTEMPT, value)]);
             assert_eq!((carried.attempts, carried.malformed), (read, 1), "{value:?}");
+        }
+    }
+
+    #[test]
+    fn hops_that_nobody_can_have_made_are_ignored_and_counted() {
+        for (hops, read, malformed) in [(7, 7, 0), (1_000_000, 1_000_000, 0), (4_294_967_295, 0, 1)]
+        {
+            let carried = carried(&[(HOPS, HeaderValue::Number(hops))]);
+            assert_eq!((carried.hops, carried.malformed), (read, malformed));
         }
     }
 

@@ -272,6 +272,45 @@ fn a_subscription_that_contradicts_itself_is_refused() {
 }
 
 #[test]
+fn what_nothing_reads_is_refused() {
+    line_refused("key = \"/a\"", "key", &["where order is kept"]);
+    line_refused("order_wait_max = \"10s\"", "order_wait_max", &["where order is kept"]);
+    line_refused("order_scope = \"process\"", "order_scope", &["where order is kept"]);
+    policy_refused("backoff = \"fixed\"\nmultiplier = 3.0", ".multiplier", &["\"exponential\""]);
+    policy_refused("backoff = \"none\"\ndelay_min = \"5s\"", ".delay_min", &["never waits"]);
+    policy_refused("backoff = \"none\"\njitter = \"equal\"", ".jitter", &["never waits"]);
+    let queue_type = "arguments = { x-queue-type = \"classic\" }";
+    line_refused(queue_type, "arguments.x-queue-type", &["queue_type"]);
+}
+
+#[test]
+fn dead_letters_must_not_lead_back_to_where_messages_come_from() {
+    for dead in ["{queue}", "orders", "{queue}.suspects"] {
+        line_refused(&format!("dead = \"{dead}\""), "dead", &["for ever", "name another place"]);
+    }
+    for dead in ["{topic}", "{topic}.{group}.redrive", "{topic}.{group}.suspects"] {
+        let kafka = kafka_with(&format!("topics = [\"orders\"]\ngroup = \"g\"\ndead = \"{dead}\""));
+        refused(&kafka, "subscriptions.orders.dead", &["for ever"]);
+    }
+}
+
+#[test]
+fn two_subscriptions_never_share_what_they_consume() {
+    let second = |broker: &str, source: &str| {
+        format!("[subscriptions.other]\nbroker = \"{broker}\"\n{source}")
+    };
+    let shared = orders_with(&second("main", "queue = \"orders\""));
+    refused(&shared, "subscriptions.other.queue", &["subscriptions.orders", "a queue of its own"]);
+    assert!(Config::from_toml(&orders_with(&second("main", "queue = \"others\""))).is_ok());
+    let topics = |group: &str| {
+        let other = second("main", &format!("topics = [\"orders\"]\ngroup = \"{group}\""));
+        kafka_with(&format!("topics = [\"orders\"]\ngroup = \"g\"\n{other}"))
+    };
+    refused(&topics("g"), "subscriptions.other.topics", &["a group of its own"]);
+    assert!(Config::from_toml(&topics("h")).is_ok(), "each group gets all messages");
+}
+
+#[test]
 fn a_lease_must_outlast_a_few_late_answers_of_its_store() {
     let redis = |lease: &str| {
         let guards = format!(

@@ -1,11 +1,16 @@
 //! What `--idempotent` and `--lock` put into the configuration.
 
+use std::time::Duration;
+
 use redeliver::config::{Config, Idempotency, Lock, OnDuplicate, Store, StoreKind, Url};
 
 use crate::options::SUBSCRIPTION;
 
 /// The store's name in the configuration.
 const STORE: &str = "guards";
+
+/// How long the messages of a process that was killed are held back.
+const LEASE: Duration = Duration::from_secs(5);
 
 /// The guards that were asked for.
 pub(crate) struct Guards {
@@ -23,12 +28,13 @@ impl Guards {
                 store,
                 // An id that another process, or an earlier run, handled is accounted for too.
                 on_duplicate: OnDuplicate::Call,
+                lease: LEASE,
                 ..Idempotency::default()
             });
         }
         if self.lock {
             let (store, key) = (STORE.to_owned(), "/repository".parse().expect("a pointer"));
-            subscription.lock = Some(Lock { store, key, ..Lock::default() });
+            subscription.lock = Some(Lock { store, key, lease: LEASE, ..Lock::default() });
         }
         if self.idempotent || self.lock {
             config.stores.insert(STORE.to_owned(), store(self.redis, is_in_memory));

@@ -39,7 +39,7 @@ pub(crate) struct Options {
     #[arg(long, value_name = "FILE.jsonl")]
     input: Option<PathBuf>,
     /// How often to publish each delivery.
-    #[arg(long, value_name = "N", default_value_t = 1)]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
     /// How many percent of the ids fail on their first attempt.
     #[arg(long, value_name = "P", default_value_t = 20.0)]

@@ -105,7 +105,7 @@ fn refuse(broker: &Broker, part: Part) -> Result<(), Error> {
         );
     }
     match broker.url {
-        Some(_) => Err("the memory broker has no --url; add --broker rabbitmq or kafka".into()),
+        Some(_) => Err("the memory broker has no url; add --broker rabbitmq or kafka, or take --url (or the url of --config) away".into()),
         None => Ok(()),
     }
 }

@@ -4,6 +4,7 @@
 //! blocking actor on threads. Never an address: a handler that panicked is made anew, so what is
 //! kept is how to make it.
 
+use std::collections::BTreeSet;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::task::Context as TaskContext;
@@ -219,7 +220,8 @@ where
 /// An actor on `threads` threads of its own (actix's `SyncArbiter`), for drivers that block.
 ///
 /// A blocking handler cannot be aborted: one that exceeds its `timeout` is logged, keeps its
-/// permit until it returns, and what it returns then counts.
+/// permit until it returns, and what it returns then counts. What it wants from async code, such as sending a message on, it
+/// waits for with the `block_on` of a [`tokio::runtime::Handle`] that the program took where it started.
 ///
 /// ```
 /// use actix::prelude::*;
@@ -298,6 +300,17 @@ impl Handlers {
     pub fn otherwise<M>(mut self, handlers: impl IntoHandlers<M>) -> Self {
         self.routes.extend(handlers.into_handlers().routes);
         self
+    }
+
+    /// What has more than one handler, of which only one could ever be called.
+    pub(crate) fn repeated(&self) -> BTreeSet<String> {
+        let kinds = || self.routes.iter().map(|route| route.kind.as_deref());
+        let repeated = kinds().filter(|kind| kinds().filter(|other| other == kind).count() > 1);
+        let named = repeated.map(|kind| match kind {
+            Some(kind) => format!("type `{kind}`"),
+            None => String::from("every other type"),
+        });
+        named.collect()
     }
 }
 

@@ -211,7 +211,7 @@ mod tests {
     fn held(ordering: &str, retry: &str) -> Duration {
         let text = format!(
             "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"\n\
-             {ordering}\norder_on_long_wait = \"reorder\"\n[retry.standard]\n{retry}"
+             {ordering}\n[retry.standard]\n{retry}"
         );
         let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
         let settings = &config.subscriptions["orders"];
@@ -247,7 +247,7 @@ mod tests {
 
     #[test]
     fn an_order_is_held_up_by_every_wait_and_every_attempt_but_the_last() {
-        let lane = "ordering = \"lane\"";
+        let lane = "ordering = \"lane\"\norder_on_long_wait = \"reorder\"";
         assert_eq!(held("", &format!("{FIXED}\"20s\"")), Duration::ZERO);
         assert_eq!(held(lane, &format!("{FIXED}\"20s\"")), Duration::from_secs(4 * (20 + 10)));
         // Longer waits are not waited in the order.

@@ -41,7 +41,9 @@ pub(super) async fn connect_all(
                     BrokerState::Disconnected(why) => why,
                     BrokerState::Connected | BrokerState::Blocked(_) => String::from("no answer"),
                 };
-                Some(format!("not reached within service.startup_max ({patience:?}): {last}"))
+                Some(format!(
+                    "not reached within service.startup_max ({patience:?}): {last}; start it, correct brokers.{name}.url, or wait longer by service.startup_max"
+                ))
             }
         };
         if let Some(failed) = failed {

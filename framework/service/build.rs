@@ -44,6 +44,8 @@ pub struct ServiceBuilder {
     handlers: BTreeMap<String, Handlers>,
     /// Subscriptions that are prepared and not consumed.
     unhandled: BTreeSet<String>,
+    /// Subscriptions that were given handlers more than once.
+    repeated: BTreeSet<String>,
     signals: bool,
     watch: bool,
     files: Vec<PathBuf>,
@@ -60,6 +62,7 @@ impl ServiceBuilder {
             config,
             handlers: BTreeMap::new(),
             unhandled: BTreeSet::new(),
+            repeated: BTreeSet::new(),
             signals: true,
             watch: false,
             files,
@@ -90,7 +93,10 @@ impl ServiceBuilder {
         subscription: impl Into<String>,
         handlers: impl IntoHandlers<M>,
     ) -> Self {
-        self.handlers.insert(subscription.into(), handlers.into_handlers());
+        let subscription = subscription.into();
+        if self.handlers.insert(subscription.clone(), handlers.into_handlers()).is_some() {
+            self.repeated.insert(subscription);
+        }
         self
     }
 
@@ -148,8 +154,11 @@ impl ServiceBuilder {
     /// Starts it: connects, declares or verifies what is needed, and consumes. Returns when every
     /// subscription is on its way.
     ///
+    /// # Cancel safety
+    /// A service whose `start` was dropped on the way stops by itself as soon as it has started.
+    ///
     /// # Errors
-    /// Every subscription without a handler and every handler without a subscription; files that
+    /// Every subscription without a handler or with more than one, and every handler without a subscription; files that
     /// are to be [watched](Self::watch) and cannot be; brokers that
     /// refuse, or cannot be reached within `service.startup_max`; every source that is missing or
     /// different.
@@ -161,7 +170,9 @@ impl ServiceBuilder {
             System::new().block_on(async move {
                 match self.boot().await {
                     Ok((service, life)) => {
-                        let _ = started.send(Ok(service));
+                        if let Err(Ok(nobodys)) = started.send(Ok(service)) {
+                            nobodys.inner.stop.send_replace(true);
+                        }
                         life.await;
                     }
                     Err(error) => {
@@ -303,7 +314,20 @@ impl ServiceBuilder {
                  configuration or remove it from the builder"
             )
         });
-        let problems: Vec<String> = missing.chain(unknown).collect();
+        let both = self.unhandled.iter().filter(|name| self.handlers.contains_key(*name));
+        let both = both.map(|name| {
+            format!("subscription `{name}` has a handler, and .without_handler(\"{name}\") too; remove one of them")
+        });
+        let repeated = self.repeated.iter().map(|name| {
+            format!("subscription `{name}` was given a handler more than once; by_type() gives it several, each for a type")
+        });
+        let kinds = self.handlers.iter().flat_map(|(name, handlers)| {
+            handlers.repeated().into_iter().map(move |what| {
+                format!("subscription `{name}` has more than one handler for {what}; keep one")
+            })
+        });
+        let problems: Vec<String> =
+            missing.chain(unknown).chain(both).chain(repeated).chain(kinds).collect();
         if problems.is_empty() { Ok(()) } else { Err(Error::Mismatch(problems.join("\n"))) }
     }
 }

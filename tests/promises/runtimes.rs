@@ -1,8 +1,10 @@
 //! The same service inside actix, inside tokio, and beside an HTTP server.
 
+use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use redeliver::{Delivery, Handled, Message, Service};
+use redeliver::{Delivery, Handled, Message, Service, ServiceBuilder, by_type};
 
 use crate::bench::{THRICE, config};
 
@@ -59,6 +61,52 @@ async fn a_hundred_are_handled() {
     );
     assert!(metrics.contains("redeliver_retried_total{subscription=\"orders\"} 34\n"), "{metrics}");
     assert_eq!(service.stop().await.left, 0);
+}
+
+async fn refused(builder: ServiceBuilder, words: &[&str]) {
+    let Err(error) = builder.start().await else { panic!("it started") };
+    for word in words {
+        assert!(error.to_string().contains(word), "{word} is missing in: {error}");
+    }
+}
+
+#[actix::test]
+async fn handlers_that_could_never_be_called_are_refused() {
+    let builder = || Service::builder(config("", THRICE)).subscribe("orders", ship).signals(false);
+    refused(builder().subscribe("orders", ship), &["`orders`", "more than once", "by_type()"])
+        .await;
+    refused(builder().without_handler("orders"), &["`orders`", "without_handler"]).await;
+    let types = by_type().on("paid", ship).on("paid", ship).otherwise(ship).otherwise(ship);
+    let builder = Service::builder(config("", THRICE)).subscribe("orders", types);
+    refused(builder, &["type `paid`", "every other type"]).await;
+}
+
+#[actix::test]
+async fn a_service_whose_start_nobody_waits_for_stops_by_itself() {
+    let life = Arc::new(());
+    let (seen, held) = (Arc::downgrade(&life), life);
+    let mut builder = Some(move || {
+        let held = Arc::clone(&held);
+        let handler = move |_: Delivery<u32>| {
+            // What the handler holds goes with its service.
+            let _held = &held;
+            async { Handled::Ok(()) }
+        };
+        Service::builder(config("", THRICE)).subscribe("orders", handler).signals(false)
+    });
+    loop {
+        let mut start = Box::pin(builder.as_ref().expect("it is dropped below")().start());
+        // Dropped on the way; on a busy machine it may be there before it is looked at.
+        let Poll::Ready(started) = futures_util::poll!(&mut start) else { break };
+        started.expect("it starts").stop().await;
+    }
+    builder.take();
+    let gone = async {
+        while seen.strong_count() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), gone).await.expect("it stops");
 }
 
 #[actix::test]

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use actix::prelude::*;
 use redeliver::broker::Fault;
-use redeliver::{Delivery, Message, Service};
+use redeliver::{Delivery, Handled, Message, Service, blocking};
 
 use crate::common::rabbitmq::unique;
 use crate::lab::{Lab, until};
@@ -36,6 +37,42 @@ async fn a_message_that_no_queue_takes_is_an_error_that_names_it() {
     assert_eq!(id.as_str().len(), 36, "a UUID was made for it");
     until("it is there", || async { lab.ready().await == 1 }).await;
     service.stop().await;
+}
+
+/// Sends what it is given on, from a thread that knows nothing of Tokio.
+struct Forwarder {
+    runtime: tokio::runtime::Handle,
+    target: String,
+}
+
+impl Actor for Forwarder {
+    type Context = SyncContext<Self>;
+}
+
+impl Handler<Delivery<u32>> for Forwarder {
+    type Result = Handled;
+
+    fn handle(&mut self, delivery: Delivery<u32>, _: &mut SyncContext<Self>) -> Handled {
+        let message = Message::json(&delivery.payload)?.to_queue(&self.target);
+        self.runtime.block_on(delivery.publisher().send(message))?;
+        Ok(())
+    }
+}
+
+#[tokio::test]
+async fn a_blocking_handler_sends_on_through_the_runtime_of_its_program() {
+    let lab = Lab::new().await;
+    let target = lab.beside("next");
+    lab.raw.declare(&target, &[]).await;
+    let forwarder = {
+        let (runtime, target) = (tokio::runtime::Handle::current(), target.clone());
+        move || Forwarder { runtime: runtime.clone(), target: target.clone() }
+    };
+    let service = lab.start(&lab.toml("", ""), blocking(2, forwarder)).await;
+    lab.publish(0..20).await;
+    until("all were sent on", || async { lab.raw.count(&target).await == 20 }).await;
+    service.stop().await;
+    assert_eq!(lab.ready().await, 0);
 }
 
 #[tokio::test]

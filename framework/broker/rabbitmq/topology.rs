@@ -16,7 +16,9 @@ use super::beyond::Beyond;
 use super::connection::{Link, answer};
 use super::lane::Tally;
 use crate::broker::{BrokerError, Depth, Fault, Source};
-use crate::config::{Binding, BrokerKind, OrderScope, Ordering, QueueType, Subscription, Topology};
+use crate::config::{
+    Binding, BrokerKind, OnExpired, OrderScope, Ordering, QueueType, Subscription, Topology,
+};
 
 /// How often a message may come back to a quorum queue before the server moves or drops it.
 ///
@@ -524,6 +526,9 @@ fn warnings(settings: &Subscription) -> Vec<String> {
         .is_none_or(|overflow| overflow.starts_with("reject-publish"));
     if bounded && !rejects {
         warnings.push("x-overflow drops the oldest messages of a full queue: a message that comes out of its wait may push out another; use reject-publish".to_owned());
+    }
+    if settings.on_expired == OnExpired::Drop {
+        warnings.push("on_expired = \"drop\": a message whose expiration passes in the queue is dead-lettered by the server all the same; what is dropped is what is delivered too late".to_owned());
     }
     warnings.extend(timeout_warning(settings));
     warnings

@@ -3,6 +3,7 @@
 //! Pure: sees the configuration and which keys were written, opens nothing.
 
 mod connection;
+mod places;
 mod retry;
 mod subscription;
 
@@ -21,6 +22,7 @@ pub(super) fn all(config: &Config, layers: &Layers) -> Vec<Problem> {
     service(&mut check);
     connection::check(&mut check);
     subscription::check(&mut check);
+    places::check(&mut check);
     retry::check(&mut check);
     check.problems
 }

@@ -12,6 +12,7 @@ pub(super) fn check(check: &mut Check<'_>) {
     for (name, policy) in &config.retry {
         let table = format!("retry.{name}");
         delays(check, &table, policy);
+        unread(check, &table, policy);
         list(check, &table, policy);
         counts(check, &table, policy);
         rules(check, &table, policy);
@@ -42,6 +43,30 @@ fn delays(check: &mut Check<'_>, table: &str, policy: &Retry) {
     {
         let text = "is \"decorrelated\", which draws from delay_min and the delay before and would ignore this backoff; use another";
         check.say(table, "jitter", &["backoff"], text);
+    }
+}
+
+/// What the kind of backoff does not read, and is not as it is by default.
+fn unread(check: &mut Check<'_>, table: &str, policy: &Retry) {
+    let default = Retry::default();
+    let has_multiplier = policy.multiplier.is_finite() && policy.multiplier >= 1.0;
+    if policy.backoff != Backoff::Exponential
+        && has_multiplier
+        && policy.multiplier != default.multiplier
+    {
+        let text = "is only read with backoff = \"exponential\"; use that or remove it";
+        check.say(table, "multiplier", &["backoff"], text);
+    }
+    let never = [
+        ("delay_min", policy.delay_min != default.delay_min),
+        ("delay_max", policy.delay_max != default.delay_max),
+        ("jitter", !matches!(policy.jitter, Jitter::None | Jitter::Full | Jitter::Decorrelated)),
+    ];
+    for (key, _) in never.iter().filter(|(_, is_changed)| *is_changed) {
+        if policy.backoff == Backoff::None {
+            let text = "is not read with backoff = \"none\", which never waits; use another backoff or remove it";
+            check.say(table, key, &["backoff"], text);
+        }
     }
 }
 

@@ -75,6 +75,10 @@ fn rabbitmq(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
     if subscription.queue.as_deref().unwrap_or_default().is_empty() {
         check.say(table, "queue", &["broker"], "is missing; add queue = \"NAME\"");
     }
+    if subscription.arguments.contains_key("x-queue-type") {
+        let text = "is what queue_type says; use that, and remove it";
+        check.say(&format!("{table}.arguments"), "x-queue-type", &[], text);
+    }
     for (at, binding) in subscription.bindings.iter().enumerate() {
         if binding.exchange.is_empty() {
             let text =
@@ -114,6 +118,9 @@ fn kafka(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
 }
 
 fn order(check: &mut Check<'_>, table: &str, subscription: &Subscription, kind: BrokerKind) {
+    if subscription.ordering == Ordering::None {
+        return unordered(check, table, subscription);
+    }
     if subscription.ordering == Ordering::Key && subscription.key_source(kind).is_none() {
         check.say(table, "key", &["ordering", "broker"], "is missing, but ordering = \"key\" needs it; add key = \"/JSON/POINTER\", \"header:NAME\" or \"routing-key\"");
     }
@@ -135,6 +142,21 @@ fn order(check: &mut Check<'_>, table: &str, subscription: &Subscription, kind: 
             subscription.consumers
         );
         check.say(table, "consumers", &["ordering", "order_scope"], text);
+    }
+}
+
+/// What only order would read.
+fn unordered(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
+    let default = Subscription::default();
+    let changed = [
+        ("key", subscription.key != default.key),
+        ("order_wait_max", subscription.order_wait_max != default.order_wait_max),
+        ("order_scope", subscription.order_scope != default.order_scope),
+    ];
+    for (key, _) in changed.iter().filter(|(_, is_changed)| *is_changed) {
+        let text =
+            "is only read where order is kept; add ordering = \"key\" or \"lane\", or remove it";
+        check.say(table, key, &["ordering", "broker"], text);
     }
 }
 

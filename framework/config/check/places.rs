@@ -1,0 +1,85 @@
+//! Places that must not be one: a source and its dead letters, the sources of two subscriptions.
+
+use super::super::{BrokerKind, Subscription};
+use super::Check;
+
+pub(super) fn check(check: &mut Check<'_>) {
+    let config = check.config;
+    let mut before: Vec<(&str, &Subscription)> = Vec::new();
+    for (name, subscription) in &config.subscriptions {
+        let table = format!("subscriptions.{name}");
+        let Some(broker) = config.brokers.get(&subscription.broker) else { continue };
+        if !check.kind_known(&format!("brokers.{}", subscription.broker)) {
+            continue;
+        }
+        dead_letters(check, &table, name, subscription, broker.kind);
+        shared(check, &table, (name, subscription), &before, broker.kind);
+        before.push((name, subscription));
+    }
+}
+
+/// Dead letters that go where messages come from would be handled, and be dead letters, for ever.
+fn dead_letters(
+    check: &mut Check<'_>,
+    table: &str,
+    name: &str,
+    subscription: &Subscription,
+    kind: BrokerKind,
+) {
+    let group = subscription.group.as_deref().unwrap_or_default();
+    let template = subscription.dead_template(kind);
+    for source in sources(name, subscription, kind) {
+        let dead = template.fill(&[("queue", source), ("topic", source), ("group", group)]);
+        let consumed = match kind {
+            BrokerKind::Memory | BrokerKind::Rabbitmq => {
+                vec![source.to_owned(), format!("{source}.suspects")]
+            }
+            BrokerKind::Kafka => ["suspects", "redrive"]
+                .map(|place| format!("{source}.{group}.{place}"))
+                .into_iter()
+                .chain([source.to_owned()])
+                .collect(),
+        };
+        if consumed.contains(&dead) {
+            let text = format!(
+                "leads to {dead:?}, which this subscription consumes, so that a dead letter would be handled again for ever; name another place"
+            );
+            check.say(table, "dead", &["queue", "topics", "group", "broker"], text);
+        }
+    }
+}
+
+/// Two subscriptions of one source would each get a part of its messages, by chance.
+fn shared(
+    check: &mut Check<'_>,
+    table: &str,
+    (name, subscription): (&str, &Subscription),
+    before: &[(&str, &Subscription)],
+    kind: BrokerKind,
+) {
+    let own = sources(name, subscription, kind);
+    let rival = before.iter().find_map(|(other, settings)| {
+        let is_beside = settings.broker == subscription.broker
+            && (kind != BrokerKind::Kafka || settings.group == subscription.group);
+        let source = sources(other, settings, kind).into_iter().find(|source| own.contains(source));
+        source.filter(|_| is_beside).map(|source| (*other, source))
+    });
+    let Some((other, source)) = rival else { return };
+    let (key, advice) = match kind {
+        BrokerKind::Memory | BrokerKind::Rabbitmq => ("queue", "use a queue of its own"),
+        BrokerKind::Kafka => ("topics", "use a group of its own"),
+    };
+    let text = format!(
+        "has {source:?}, which subscriptions.{other} consumes too: each would get some of the messages; {advice}, or one subscription with a handler for each type"
+    );
+    check.say(table, key, &["broker", "group"], text);
+}
+
+/// The queue or topics; a pattern may fit anything, and is not looked into.
+fn sources<'s>(name: &'s str, subscription: &'s Subscription, kind: BrokerKind) -> Vec<&'s str> {
+    match kind {
+        BrokerKind::Memory => vec![subscription.queue.as_deref().unwrap_or(name)],
+        BrokerKind::Kafka => subscription.topics.iter().map(String::as_str).collect(),
+        BrokerKind::Rabbitmq => subscription.queue.as_deref().into_iter().collect(),
+    }
+}
