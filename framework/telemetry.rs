@@ -15,7 +15,7 @@ use tracing::Span;
 
 #[cfg(feature = "kafka")]
 pub(crate) use kafka::*;
-pub(crate) use metrics::{Metrics, SubscriptionMetrics};
+pub(crate) use metrics::{Counter, Metrics, SubscriptionMetrics};
 pub(crate) use tracing::Instrument;
 
 /// A subscription consumes.

@@ -4,6 +4,7 @@
 //! the stores say. What was had and is dropped without an ending is given back in the background.
 
 mod held;
+mod late;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,8 +15,9 @@ use crate::store::{
     ClaimAnswer, ClaimAsk, ClaimKey, Fingerprint, Guard, Lease, LockAnswer, LockAsk, LockError,
     LockPolicy, Locks, Moment, Owner, Sharing, Store, StoreError, StoreState, Woken,
 };
-use held::{ClaimRenewal, End, HeldClaim, end_in_background};
+use held::{ClaimRenewal, End, HeldClaim, REPEAT_PAUSE, end_in_background};
 pub(crate) use held::{Held, Lost, Recorded};
+pub(crate) use late::LateEnds;
 
 /// The guards of one subscription.
 #[derive(Clone)]
@@ -35,6 +37,8 @@ pub(crate) struct ClaimRules {
     pub(crate) lease: Duration,
     /// How long an id is remembered.
     pub(crate) keep: Duration,
+    /// Ends that are still on their way.
+    pub(crate) late: LateEnds,
 }
 
 /// What is known of a delivery before it is admitted.
@@ -112,6 +116,12 @@ impl Guards {
     pub(crate) async fn admit(&self, request: AdmitRequest<'_>) -> Admission {
         let lock = self.locks.as_ref().zip(request.lock_key);
         let claims = self.claims.as_ref().filter(|_| request.id.is_some());
+        let is_late = |claims: &&ClaimRules| request.id.is_some_and(|id| claims.late.has(id));
+        if let Some(claims) = claims.filter(is_late) {
+            // We ran it ourselves, and the store does not know yet.
+            let woken = claims.store.store().wakes().wait_as(&Owner::new());
+            return Admission::Running { remaining: REPEAT_PAUSE, woken };
+        }
         let admitted = match (claims, lock) {
             (Some(claims), Some(((locks, policy), key))) => {
                 self.admit_both(claims, &locks.sharing(request.sharing), policy, key, &request)
@@ -339,7 +349,8 @@ impl Drop for Asked {
     fn drop(&mut self) {
         if self.is_open {
             let (rules, key, owner) = (&self.rules, self.key.clone(), self.owner.clone());
-            end_in_background(rules, key, owner, End::Release, self.asked_at + rules.lease);
+            let until = self.asked_at + rules.lease;
+            end_in_background(rules, key, owner, End::Release, until, None);
         }
         if let Some((key, owner)) = self.lock.take().filter(|_| self.is_open) {
             let store = self.store();

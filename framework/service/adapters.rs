@@ -13,7 +13,7 @@ use crate::clock::Clock;
 use crate::config::{self, BrokerKind, Config, StoreKind};
 use crate::error::Error;
 use crate::message::DeliveryScope;
-use crate::pipeline::guards::{ClaimRules, Guards};
+use crate::pipeline::guards::{ClaimRules, Guards, LateEnds};
 use crate::pipeline::{Retries, Scope};
 use crate::publisher::Publisher;
 use crate::retry::Schedule;
@@ -21,7 +21,7 @@ use crate::store::memory::MemoryStore;
 #[cfg(feature = "redis")]
 use crate::store::redis::{RedisSettings, RedisStore};
 use crate::store::{LockPolicy, Locks, Store, StoreError};
-use crate::telemetry::{self, Metrics};
+use crate::telemetry::{self, Counter, Metrics};
 
 /// Connects every broker that is configured; each is tried for `service.startup_max`.
 pub(super) async fn connect_all(
@@ -131,9 +131,11 @@ pub(super) fn scope_of(
     let publisher = Publisher::new(broker.publisher());
     let locks = settings.lock.as_ref().and_then(|lock| stores.get(&lock.store)).cloned();
     let claims_of = config.service.claims_of(&name).into();
-    let guards = guards_of(claims_of, &settings, stores);
+    let metrics = metrics.of(&name);
+    let repeats = metrics.possible_duplicates.clone();
+    let guards = guards_of(claims_of, &settings, stores, repeats);
     Scope {
-        metrics: metrics.of(&name),
+        metrics,
         delivery: Arc::new(DeliveryScope {
             subscription: Arc::clone(&name),
             publisher,
@@ -161,10 +163,12 @@ fn guards_of(
     claims_of: Arc<str>,
     settings: &config::Subscription,
     stores: &BTreeMap<String, Locks>,
+    repeats: Counter,
 ) -> Guards {
     let claims = settings.idempotency.as_ref().and_then(|claims| {
         let store = stores.get(&claims.store)?.clone();
-        Some(ClaimRules { store, lease: claims.lease, keep: claims.keep })
+        let late = LateEnds::new(repeats);
+        Some(ClaimRules { store, lease: claims.lease, keep: claims.keep, late })
     });
     let locks = settings.lock.as_ref().and_then(|lock| {
         let policy = LockPolicy {

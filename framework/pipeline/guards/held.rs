@@ -10,13 +10,14 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::ClaimRules;
+use super::late::LateEnd;
 use crate::store::{
     Claim, ClaimKey, ClaimKind, Ending, EndingGuard, Fence, Guard, Lease, Loss, Moment, Owner,
     RESULT_BYTES_MAX, Renew, Renewed, Store, StoreError,
 };
 
 /// The pause of a background end that did not get through.
-const REPEAT_PAUSE: Duration = Duration::from_millis(500);
+pub(super) const REPEAT_PAUSE: Duration = Duration::from_millis(500);
 
 /// What a handler runs under. Dropped without an ending, the claim is abandoned (the next to run
 /// the message is told) and the lock released.
@@ -195,7 +196,7 @@ impl Recorded {
         let Self { rules, key, owner, attempts } = self;
         let end = End::Failed { attempts, due_in: Duration::ZERO, is_copied: false };
         let until = rules.store.store().clock().now() + rules.lease;
-        end_in_background(&rules, key, owner, end, until);
+        end_in_background(&rules, key, owner, end, until, None);
     }
 }
 
@@ -263,26 +264,30 @@ impl Drop for HeldClaim {
             let (rules, key, owner) = (&self.rules, self.key.clone(), self.owner.clone());
             let end = std::mem::replace(&mut self.on_drop, End::Abandon);
             let until = rules.store.store().clock().now() + rules.lease;
-            end_in_background(rules, key, owner, end, until);
+            let late = end.is_of_a_run().then(|| rules.late.begin(Arc::clone(&key)));
+            end_in_background(rules, key, owner, end, until, late);
         }
     }
 }
 
-/// Ends a claim, trying again until somebody else may have it.
+/// Ends a claim, trying again until somebody else may have it. `late`: it is the end of a run, which its message waits for.
 pub(super) fn end_in_background(
     rules: &ClaimRules,
     key: Arc<ClaimKey>,
     owner: Owner,
     end: End,
     until: Moment,
+    late: Option<LateEnd>,
 ) {
     let (store, keep) = (rules.store.store().clone(), rules.keep);
     rules.store.keeper().spawn(async move {
-        while store.end(&key, &owner, &end.ending(), keep).await.is_err() {
-            if store.clock().now() >= until {
-                return;
+        loop {
+            match (store.end(&key, &owner, &end.ending(), keep).await, &late) {
+                (Ok(false), Some(late)) => return late.note_taken_over(),
+                (Ok(_), _) => return,
+                (Err(_), _) if store.clock().now() >= until => return,
+                (Err(_), _) => tokio::time::sleep(REPEAT_PAUSE).await,
             }
-            tokio::time::sleep(REPEAT_PAUSE).await;
         }
     });
 }
@@ -297,6 +302,14 @@ pub(super) enum End {
 }
 
 impl End {
+    /// Whether a handler ran to its end before it.
+    fn is_of_a_run(&self) -> bool {
+        match self {
+            Self::Complete(_) | Self::Failed { .. } | Self::Dead(_) => true,
+            Self::Release | Self::Abandon => false,
+        }
+    }
+
     fn ending(&self) -> Ending<'_> {
         match self {
             Self::Complete(result) => Ending::Complete(result.as_deref()),

@@ -5,6 +5,7 @@ use tokio::time::{Instant, sleep};
 use super::*;
 use crate::store::memory::MemoryStore;
 use crate::store::{ClaimKind, Keeper, LockStore, Loss, RESULT_BYTES_MAX, Scope};
+use crate::telemetry::Counter;
 
 const LEASE: Duration = Duration::from_secs(60);
 
@@ -16,7 +17,10 @@ fn guards(claims: bool, lock_wait: Option<Duration>) -> Guards {
     let policy = |wait| LockPolicy { wait, ..LockPolicy::default() };
     Guards::new(
         "orders".into(),
-        claims.then(|| ClaimRules { store: locks.clone(), lease: LEASE, keep }),
+        claims.then(|| {
+            let late = LateEnds::new(Counter::default());
+            ClaimRules { store: locks.clone(), lease: LEASE, keep, late }
+        }),
         lock_wait.map(|wait| (locks.clone(), policy(wait))),
     )
 }
@@ -274,4 +278,15 @@ async fn what_waits_for_its_copy_to_be_confirmed_keeps_its_claim_and_not_its_loc
     check(&guards, "b", 0, "run").await;
     assert!(held.dead("rejected").await.expect("an answer"));
     check(&guards, "a", 0, "dead").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_done_here_is_not_begun_again_while_its_end_is_on_its_way() {
+    let guards = guards(true, None);
+    let claims = guards.claims.as_ref().expect("it has claims");
+    let late = claims.late.begin(guards.key("a", 0, b"payload"));
+    check(&guards, "a", 0, "running").await;
+    check(&guards, "b", 0, "run").await;
+    drop(late);
+    check(&guards, "a", 0, "run").await;
 }
