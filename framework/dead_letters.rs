@@ -19,6 +19,11 @@ use crate::wire::{self, Carried, Stamps};
 
 /// The dead letters of one subscription.
 ///
+/// Reading them hides them: in memory and on RabbitMQ nobody else sees what open [`Pages`] have read (on RabbitMQ up to 32
+/// more), until they are closed or dropped. So within a process one call at a time reads them: another waits for 5
+/// seconds, and then is an error that says so, never an answer that leaves out what is held. What another **process**
+/// holds no broker tells; there, a redrive or a purge means only what it sees, and can be made again.
+///
 /// ```
 /// # actix::System::new().block_on(async {
 /// # use redeliver::{Delivery, Failure, Handled, Message, Service, config::Config};
@@ -205,7 +210,7 @@ impl DeadLetters {
     /// All dead letters, `size` at a time, in the order of the queue, without consuming them.
     ///
     /// # Errors
-    /// What the broker says.
+    /// What the broker says; others are open in this process and are not closed soon.
     pub async fn pages(&self, size: usize) -> Result<Pages, Error> {
         Ok(Pages { reader: self.reader().await?, size: size.max(1) })
     }
@@ -213,7 +218,7 @@ impl DeadLetters {
     /// The dead letter of this id.
     ///
     /// # Errors
-    /// What the broker says.
+    /// What the broker says; pages are open in this process and are not closed soon.
     pub async fn show(&self, id: &str) -> Result<Option<DeadLetter>, Error> {
         let mut pages = self.pages(64).await?;
         let mut found = None;
@@ -235,7 +240,8 @@ impl DeadLetters {
     /// the middle can be made again: what was moved is not here any more.
     ///
     /// # Errors
-    /// What the broker says, and how many were moved before; the others are still here.
+    /// What the broker says, and how many were moved before; the others are still here. Pages are open in this process
+    /// and are not closed soon: nothing was moved, as nobody knows what they hide.
     ///
     /// # Cancel safety
     /// A cancelled call may have moved one message without having removed it here.
@@ -280,7 +286,8 @@ impl DeadLetters {
     /// Removes dead letters for good; how many.
     ///
     /// # Errors
-    /// What the broker says, and how many were removed before; the others are still here.
+    /// What the broker says, and how many were removed before; the others are still here. Pages are open in this process
+    /// and are not closed soon: nothing was removed.
     pub async fn purge(&self, filter: &Filter) -> Result<usize, Error> {
         let (mut reader, mut count) = (self.reader().await?, 0);
         let removed = self.remove_all(reader.as_mut(), filter, &mut count).await;
@@ -348,7 +355,8 @@ impl DeadLetters {
     }
 }
 
-/// Dead letters page by page; those that were read are held until this is closed or dropped.
+/// Dead letters page by page; those that were read are held until this is closed or dropped, and hidden from everybody
+/// else: close it before anything is redriven, purged or shown.
 ///
 /// ```
 /// # use redeliver::{Delivery, Failure, Handled};

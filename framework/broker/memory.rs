@@ -19,6 +19,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::turn::{Turn, turn};
 use super::{
     Broker, BrokerError, BrokerState, Copied, Copy, DeadLetterReader, Depth, Envelope, Fault,
     HeaderValue, Lane, LaneEnd, LaneEvent, LaneId, Lanes, Outgoing, Place, Publisher, Received,
@@ -77,6 +78,8 @@ struct Queue {
     unsettled: u64,
     waiting: u64,
     arrived: Arc<Notify>,
+    /// Whoever reads it as dead letters.
+    reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 struct Waiting {
@@ -222,8 +225,14 @@ impl Broker for MemoryBroker {
         source: Arc<Source>,
     ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
         let name = dead_queue(&source);
+        let reading = {
+            let mut queues = self.shared.lock();
+            Arc::clone(&queues.by_name.entry(name.clone()).or_default().reading)
+        };
+        let turn = Some(turn(reading, &name).await?);
         Ok(Box::new(MemoryDeadLetters {
             shared: Arc::clone(&self.shared),
+            turn,
             name,
             held: VecDeque::new(),
             next: 0,
@@ -565,6 +574,8 @@ impl Envelope for Message {
 
 struct MemoryDeadLetters {
     shared: Arc<Shared>,
+    /// Until it is closed.
+    turn: Option<Turn>,
     name: String,
     held: VecDeque<(Token, Arc<Message>)>,
     next: u64,
@@ -595,6 +606,7 @@ impl DeadLetterReader for MemoryDeadLetters {
 
     async fn close(&mut self) -> Result<(), BrokerError> {
         self.give_back();
+        self.turn = None;
         Ok(())
     }
 }

@@ -59,6 +59,7 @@ pub mod kafka;
 pub mod memory;
 #[cfg(feature = "rabbitmq")]
 pub mod rabbitmq;
+mod turn;
 
 /// A connection to one broker, shared by every subscription and publisher that names it.
 ///
@@ -828,6 +829,10 @@ pub enum BrokerState {
 ///
 /// What was read is held by the reader until it is removed or the reader is closed or dropped;
 /// then it is back where it was.
+///
+/// Where what is held is hidden from others (memory, RabbitMQ), readers of one process take turns: a second one waits
+/// for a few seconds, and then is an error rather than one that sees too little. What readers of other processes hold,
+/// and up to 32 letters beyond, nobody can see or count.
 ///
 /// ```
 /// # use std::sync::Arc;

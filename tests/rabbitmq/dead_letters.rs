@@ -381,3 +381,40 @@ async fn what_the_broker_dead_lettered_has_its_time_and_its_reason_whatever_a_pu
     assert_eq!(dead.purge(&older_than(Duration::ZERO)).await.expect("it can be read"), 2);
     service.stop().await;
 }
+
+#[tokio::test]
+async fn what_an_open_page_hides_is_counted_and_nobody_says_that_there_is_none() {
+    let lab = Lab::new().await;
+    let service = lab.start(&lab.toml("", ""), reject).await;
+    lab.publish(0..40).await;
+    until("all are dead", || async { lab.raw.count(&lab.dead()).await == 40 }).await;
+    let dead = service.dead_letters("orders").expect("it has this subscription");
+    let mut pages = dead.pages(1).await.expect("they can be read");
+    let first = pages.next().await.expect("it can be read").expect("there is one");
+    assert_eq!(first.len(), 1);
+    until("what it holds is counted", || async {
+        let depth = service.depth("orders").await.expect("the server answers");
+        lab.raw.count(&lab.dead()).await < 40 && depth.dead == Some(40)
+    })
+    .await;
+    let dry = Redrive { dry_run: true, ..Redrive::default() };
+    let said = [
+        dead.redrive(&dry).await.map(drop),
+        dead.purge(&Filter::default()).await.map(drop),
+        dead.show("1").await.map(drop),
+    ];
+    for said in said {
+        let error = said.expect_err("a page is open").to_string();
+        assert!(error.contains("open in another reader"), "{error}");
+    }
+    pages.close().await.expect("it is given back");
+    assert_eq!(dead.redrive(&dry).await.expect("they can be read").matched, 40);
+    // Dropped is as good as closed, once the server knows.
+    drop(dead.pages(1).await.expect("they can be read"));
+    until("they are back", || async {
+        dead.redrive(&dry).await.expect("they can be read").matched == 40
+    })
+    .await;
+    assert_eq!(service.depth("orders").await.expect("the server answers").dead, Some(40));
+    service.stop().await;
+}

@@ -2,9 +2,11 @@
 //!
 //! Owns a channel on which messages are fetched without being acknowledged: the server holds them for it, and
 //! puts them back when it closes: at the head of the queue, but (3.10) no longer in their order if they are
-//! many. Whoever pages through them keeps one reader.
+//! many. Whoever pages through them keeps one reader, and others of this process wait until it is closed.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,8 +25,10 @@ use tokio::time::timeout;
 use super::connection::{Link, Live, answer};
 use super::envelope::AmqpEnvelope;
 use super::fault;
+use super::lane::Tally;
 use super::ledger::Ledger;
 use super::topology::{dead_name, short};
+use crate::broker::turn::{Turn, turn};
 use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, Source, Token};
 
 /// How many fetches are under way at once, so that reading is not one round trip a message.
@@ -42,12 +46,44 @@ pub(super) struct RabbitDeadLetters {
     reached_end: bool,
     ledger: Ledger,
     removed: bool,
+    /// Until it is closed.
+    held: Option<Arc<Held>>,
+}
+
+/// What a reader has of a queue, which nobody else can see: counted for this process, and let go with the reader.
+struct Held {
+    tally: Arc<Tally>,
+    count: AtomicUsize,
+    _turn: Turn,
+}
+
+impl Held {
+    fn add(&self) {
+        self.count.fetch_add(1, Relaxed);
+        self.tally.dead.fetch_add(1, Relaxed);
+    }
+
+    fn remove(&self) {
+        self.count.fetch_sub(1, Relaxed);
+        self.tally.dead.fetch_sub(1, Relaxed);
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.tally.dead.fetch_sub(self.count.load(Relaxed), Relaxed);
+    }
 }
 
 /// Opens a channel for reading the dead letters of `source`.
-pub(super) async fn open(link: &Link, source: &Source) -> Result<RabbitDeadLetters, BrokerError> {
+pub(super) async fn open(
+    link: &Link,
+    source: &Source,
+    tally: Arc<Tally>,
+) -> Result<RabbitDeadLetters, BrokerError> {
+    let queue: Arc<str> = dead_name(&source.settings).into();
+    let turn = turn(Arc::clone(&tally.reading), &queue).await?;
     let (live, channel) = link.channel().await?;
-    let queue = dead_name(&source.settings).into();
     Ok(RabbitDeadLetters {
         _live: live,
         channel,
@@ -56,6 +92,7 @@ pub(super) async fn open(link: &Link, source: &Source) -> Result<RabbitDeadLette
         reached_end: false,
         ledger: Ledger::default(),
         removed: false,
+        held: Some(Arc::new(Held { tally, count: AtomicUsize::new(0), _turn: turn })),
     })
 }
 
@@ -67,9 +104,15 @@ impl RabbitDeadLetters {
     fn fetch(&mut self) -> Result<(), BrokerError> {
         while !self.reached_end && self.fetches.len() < FETCHES_MAX {
             let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
-            self.fetches.push_back(
-                async move { channel.basic_get(queue, BasicGetOptions::default()).await }.boxed(),
-            );
+            let held = self.held.clone();
+            let fetch = async move {
+                let fetched = channel.basic_get(queue, BasicGetOptions::default()).await;
+                if let (Ok(Some(_)), Some(held)) = (&fetched, held) {
+                    held.add();
+                }
+                fetched
+            };
+            self.fetches.push_back(fetch.boxed());
         }
         Ok(())
     }
@@ -129,14 +172,22 @@ impl DeadLetterReader for RabbitDeadLetters {
         }
         self.removed = true;
         let (attempt, channel) = (self.attempt(), self.channel.clone());
-        answer(&attempt, channel.basic_ack(token.0, BasicAckOptions::default())).await
+        answer(&attempt, channel.basic_ack(token.0, BasicAckOptions::default())).await?;
+        if let Some(held) = &self.held {
+            held.remove();
+        }
+        Ok(())
     }
 
     async fn close(&mut self) -> Result<(), BrokerError> {
         let attempt = format!("giving back the dead letters of queue `{}`", self.queue);
         let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
         let closing = wind_down(channel, queue, self.removed);
-        match timeout(CLOSE_MAX, closing).await {
+        let closed = timeout(CLOSE_MAX, closing).await;
+        self.reached_end = true;
+        self.fetches.clear();
+        self.held = None;
+        match closed {
             Ok(wound_down) => wound_down.map_err(|error| fault::fault(&attempt, &error)),
             Err(_) => Err(BrokerError::new(
                 Fault::Unreachable,

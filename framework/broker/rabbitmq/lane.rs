@@ -46,6 +46,10 @@ pub(super) struct Tally {
     pub(super) served_lanes: AtomicUsize,
     pub(super) suspect_lanes: AtomicUsize,
     pub(super) unsettled: AtomicUsize,
+    /// Dead letters that are held by who reads them.
+    pub(super) dead: AtomicUsize,
+    /// Whoever reads its dead letters.
+    pub(super) reading: Arc<tokio::sync::Mutex<()>>,
 }
 
 /// The tallies by queue.

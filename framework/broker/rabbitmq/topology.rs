@@ -448,7 +448,9 @@ pub(super) async fn depth(
         waiting += count_if_there(link, &wait_name(settings, *wait)).await?.0;
     }
     let (ready, consumers) = count(link, queue_name(settings)).await?;
-    let (dead, _) = count_if_there(link, &dead_name(settings)).await?;
+    // What is held here is counted before, so that what comes back meanwhile is counted twice rather than never.
+    let held = tally.dead.load(Relaxed) as u64;
+    let dead = held + count_if_there(link, &dead_name(settings)).await?.0;
     // Suspects are as good as ready.
     let (suspects, their_consumers) = count_if_there(link, &suspects_name(settings)).await?;
     let ready = ready + suspects;
