@@ -67,27 +67,26 @@ impl Publisher {
     /// under the same id, three times in all.
     ///
     /// # Errors
-    /// [`PublishError`] names the message that was not confirmed; it may have arrived.
+    /// [`PublishError`] names the message that was not confirmed, and tells whether it may have arrived all the same.
     ///
     /// # Cancel safety
     /// Not cancel safe: whether a message whose `send` was dropped arrived is unknown.
     pub async fn send(&self, message: Message) -> Result<MessageId, PublishError> {
         let outgoing = self.stamp(message);
-        let mut delay = RESEND_DELAY;
+        let (mut delay, mut may_have_arrived) = (RESEND_DELAY, false);
         for send in 1.. {
             match self.broker.send(&outgoing).await {
                 Ok(()) => break,
                 Err(error) if send < SENDS_MAX && may_pass(error.fault) => {
                     telemetry::resending(&outgoing.target, &error);
+                    may_have_arrived = true;
                     tokio::time::sleep(delay).await;
                     delay *= 2;
                 }
-                Err(error) => {
-                    return Err(PublishError {
-                        id: outgoing.id,
-                        target: outgoing.target.to_string(),
-                        cause: error,
-                    });
+                Err(cause) => {
+                    may_have_arrived |= !is_known_to_be_lost(cause.fault);
+                    let target = outgoing.target.to_string();
+                    return Err(PublishError { id: outgoing.id, target, cause, may_have_arrived });
                 }
             }
         }
@@ -132,7 +131,23 @@ fn may_pass(fault: Fault) -> bool {
         | Fault::Mismatch
         | Fault::Unroutable
         | Fault::TooLarge
+        | Fault::Invalid
+        | Fault::Closed
         | Fault::Other => false,
+    }
+}
+
+/// The broker said no, or was never asked.
+fn is_known_to_be_lost(fault: Fault) -> bool {
+    match fault {
+        Fault::Refused
+        | Fault::Missing
+        | Fault::Mismatch
+        | Fault::Unroutable
+        | Fault::TooLarge
+        | Fault::Invalid
+        | Fault::Closed => true,
+        Fault::Unreachable | Fault::Unconfirmed | Fault::Other => false,
     }
 }
 
@@ -178,19 +193,21 @@ impl std::fmt::Display for MessageId {
 /// let lost = service.publisher("main")?.send(Message::bytes("{}").to_queue("ordres")).await;
 /// let error = lost.expect_err("there is no such queue");
 /// assert_eq!(error.fault(), Fault::Unroutable);
-/// println!("send {} again under its id: {error}", error.id());
+/// match error {
+///     error if error.is_invalid() => println!("refuse whoever wants to send {}: {error}", error.id()),
+///     error if error.may_have_arrived() => println!("send {} again under its id: {error}", error.id()),
+///     error => println!("mend what it says, then send {}: {error}", error.id()),
+/// }
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// # }).unwrap();
 /// ```
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "message `{id}` to {target} was not confirmed: {cause}; it may have arrived: send it again \
-     under the same id"
-)]
+#[error("message `{id}` to {target} was not confirmed: {cause}; {}", self.advice())]
 pub struct PublishError {
     id: String,
     target: String,
     cause: BrokerError,
+    may_have_arrived: bool,
 }
 
 impl PublishError {
@@ -202,6 +219,27 @@ impl PublishError {
     /// What kind of fault it was.
     pub fn fault(&self) -> Fault {
         self.cause.fault
+    }
+
+    /// Whether it may be stored all the same: no answer came. Send it again under the same id, so that whoever handles
+    /// each id once handles it once.
+    pub fn may_have_arrived(&self) -> bool {
+        self.may_have_arrived
+    }
+
+    /// Whether the message itself is at fault (an id, a header or a key that is too long, a target that the broker does
+    /// not know, too large), so that it was not sent and never can be as it is.
+    pub fn is_invalid(&self) -> bool {
+        matches!(self.cause.fault, Fault::Invalid | Fault::TooLarge) && !self.may_have_arrived
+    }
+
+    fn advice(&self) -> &'static str {
+        match self.cause.fault {
+            _ if self.may_have_arrived => "it may have arrived: send it again under the same id",
+            Fault::Invalid | Fault::TooLarge => "it is not stored, and never will be as it is",
+            Fault::Closed => "it was not sent: the service stops, or has stopped",
+            _ => "it is not stored: mend that, then send it again",
+        }
     }
 }
 

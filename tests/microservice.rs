@@ -116,6 +116,8 @@ fn a_webhook_that_is_not_signed_by_the_secret_is_refused_and_not_published() {
     let unnamed = service.agent.post(format!("{}/webhooks", service.address));
     let unnamed = unnamed.header("X-Hub-Signature-256", &right).send(BODY).expect("it answers");
     assert_eq!(unnamed.status(), 400);
+    let long = "x".repeat(300);
+    assert_eq!(service.post(&long, BODY, &right), 422, "no queue will ever take such an id");
     // The first that it speaks of is the first that was signed.
     assert_eq!(service.post("honest", BODY, &right), 202);
     assert_eq!(service.next_line(), "issues in octo-org/octo-repo: honest");

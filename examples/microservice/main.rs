@@ -4,7 +4,7 @@
 //! ```text
 //! WEBHOOK_SECRET=... cargo run --release --example microservice -- --listen 127.0.0.1:8080
 //!
-//! POST /webhooks   202 when the broker has it, 401 for a wrong signature, 503 to try again
+//! POST /webhooks   202 when the broker has it, 401 for a wrong signature, 422 for what no broker takes, 503 to try again
 //! GET  /healthz    200 while the process is worth keeping
 //! GET  /readyz     200 while everything works, 503 with the reasons
 //! GET  /metrics    for Prometheus
@@ -83,6 +83,10 @@ async fn receive(request: HttpRequest, body: Bytes, shared: Data<Shared>) -> Htt
         .kind(event);
     match shared.publisher.send(message).await {
         Ok(_) => HttpResponse::Accepted().finish(),
+        // It would be refused for ever: whoever sent it should not send it again.
+        Err(error) if error.is_invalid() => {
+            HttpResponse::UnprocessableEntity().body(format!("{error}\n"))
+        }
         // Not ours before the broker has it; whoever sent it has it still.
         Err(error) => HttpResponse::ServiceUnavailable().body(format!("{error}\n")),
     }

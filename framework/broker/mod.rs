@@ -952,6 +952,11 @@ pub enum Fault {
     Unconfirmed,
     /// Larger than the broker takes.
     TooLarge,
+    /// The message cannot be sent as it is, wherever and whenever: an id, a name or a key that is too long, a target
+    /// that this broker does not know. Nothing was sent.
+    Invalid,
+    /// This process has closed the connection: the service stops or has stopped. Nothing was sent.
+    Closed,
     /// Anything else.
     Other,
 }

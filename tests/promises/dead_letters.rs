@@ -153,3 +153,22 @@ fn a_purge_removes_what_its_filter_means_and_nothing_else() {
     assert_eq!(purge(&mut test, Filter::default()), 11);
     assert!(test.dead_letters("orders").is_empty());
 }
+
+#[test]
+fn what_an_open_page_hides_is_waited_for_and_never_taken_for_nothing() {
+    let mut test = filled();
+    let service = test.service();
+    test.run(async move {
+        let dead = service.dead_letters("orders").expect("it has this subscription");
+        let mut pages = dead.pages(5).await.expect("they can be read");
+        pages.next().await.expect("it can be read").expect("there is a page");
+        let all = Redrive { dry_run: true, ..Redrive::default() };
+        let error = dead.redrive(&all).await.expect_err("a page is open").to_string();
+        assert!(error.contains("open in another reader"), "{error}");
+        assert!(dead.purge(&Filter::default()).await.is_err());
+        assert!(dead.show("retry-3").await.is_err());
+        let (waited, closed) = futures_util::join!(dead.redrive(&all), pages.close());
+        closed.expect("it is given back");
+        assert_eq!(waited.expect("it was closed in time").matched, 21);
+    });
+}

@@ -134,3 +134,32 @@ async fn what_is_published_is_persistent_stamped_and_as_it_was_given() {
     let tenant = headers.inner().get("tenant").cloned();
     assert_eq!(tenant, Some(lapin::types::AMQPValue::LongString("acme".into())));
 }
+
+#[tokio::test]
+async fn an_error_tells_what_never_can_be_sent_from_what_may_have_arrived() {
+    let lab = Lab::new().await;
+    let service = idle(&lab, &lab.url).await;
+    let publisher = service.publisher("main").expect("there is this broker");
+    let long = "x".repeat(300);
+    let message = || Message::bytes("1").to_queue(&lab.queue).id("order-1");
+    let never = [
+        message().id(&long),
+        message().kind(&long),
+        message().header(&long, "1"),
+        message().header("fat", "x".repeat(200_000)),
+        message().to_queue(&long),
+        message().to_exchange("amq.topic", &long),
+        message().to_topic("orders"),
+    ];
+    for message in never {
+        let error = publisher.send(message).await.expect_err("nobody can send it");
+        assert!(error.is_invalid() && !error.may_have_arrived(), "{error}");
+        assert!(error.to_string().ends_with("never will be as it is"), "{error}");
+    }
+    let error = publisher.send(message().to_queue(unique("nowhere"))).await.expect_err("no queue");
+    assert!(!error.is_invalid() && !error.may_have_arrived(), "{error}");
+    assert!(error.to_string().ends_with("mend that, then send it again"), "{error}");
+    service.stop().await;
+    let error = publisher.send(message()).await.expect_err("it has stopped");
+    assert_eq!((error.fault(), error.may_have_arrived()), (Fault::Closed, false));
+}

@@ -204,7 +204,7 @@ pub(super) fn topic_of(message: &Outgoing) -> Result<&str, BrokerError> {
         Target::Topic(topic) | Target::Queue(topic) => Ok(topic),
         Target::Exchange { .. } => {
             let text = format!("{}: Kafka has no exchanges; use a topic", attempt_of(message));
-            Err(BrokerError::new(Fault::Other, text))
+            Err(BrokerError::new(Fault::Invalid, text))
         }
     }
 }

@@ -257,7 +257,7 @@ impl Link {
 
     fn closed_by_us(&self) -> BrokerError {
         let text = format!("the connection to {} was closed by this process", self.address);
-        BrokerError::new(Fault::Unreachable, text)
+        BrokerError::new(Fault::Closed, text)
     }
 
     /// A new channel.

@@ -10,8 +10,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::FutureExt;
-use futures_util::future::BoxFuture;
 use futures_util::stream::{FuturesOrdered, StreamExt};
 use lapin::Channel;
 use lapin::message::BasicGetMessage;
@@ -20,6 +18,7 @@ use lapin::options::{
     BasicQosOptions,
 };
 use lapin::types::{FieldTable, ShortString};
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 use super::connection::{Link, Live, answer};
@@ -41,7 +40,7 @@ pub(super) struct RabbitDeadLetters {
     _live: Arc<Live>,
     channel: Channel,
     queue: Arc<str>,
-    fetches: FuturesOrdered<BoxFuture<'static, lapin::Result<Option<BasicGetMessage>>>>,
+    fetches: FuturesOrdered<JoinHandle<lapin::Result<Option<BasicGetMessage>>>>,
     /// No more fetches: one of them found the queue empty, and later arrivals are not ours to chase.
     reached_end: bool,
     ledger: Ledger,
@@ -105,14 +104,15 @@ impl RabbitDeadLetters {
         while !self.reached_end && self.fetches.len() < FETCHES_MAX {
             let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
             let held = self.held.clone();
-            let fetch = async move {
+            // A task each, so that it is counted when it comes and not when it is looked at.
+            let fetch = tokio::spawn(async move {
                 let fetched = channel.basic_get(queue, BasicGetOptions::default()).await;
                 if let (Ok(Some(_)), Some(held)) = (&fetched, held) {
                     held.add();
                 }
                 fetched
-            };
-            self.fetches.push_back(fetch.boxed());
+            });
+            self.fetches.push_back(fetch);
         }
         Ok(())
     }
@@ -143,7 +143,14 @@ impl DeadLetterReader for RabbitDeadLetters {
         loop {
             self.fetch()?;
             let attempt = self.attempt();
-            let fetched = async { self.fetches.next().await.unwrap_or(Ok(None)) };
+            let fetched = async {
+                match self.fetches.next().await {
+                    Some(Ok(fetched)) => fetched,
+                    // The runtime ends, and whoever reads with it.
+                    Some(Err(_)) => std::future::pending().await,
+                    None => Ok(None),
+                }
+            };
             match answer(&attempt, fetched).await? {
                 Some(message) => {
                     let tag = message.delivery.delivery_tag;

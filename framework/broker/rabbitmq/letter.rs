@@ -48,12 +48,12 @@ impl AsRef<[u8]> for Body {
 
 impl<'a> Letter<'a> {
     pub(super) fn parcel(self) -> Result<Parcel, BrokerError> {
+        let explain = |error: BrokerError| self.error(Fault::Invalid, &error.text);
         let (exchange, routing_key) = self.address()?;
         let (properties, body) = match self {
             Self::Message(message) => {
                 let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
                 let made = copies::properties_of(message, now.unwrap_or_default().as_secs());
-                let explain = |error: BrokerError| self.error(error.fault, &error.text);
                 (made.map_err(explain)?, Body::Written(message.body.clone()))
             }
             Self::Copy { copy, original, .. } => (
@@ -62,8 +62,8 @@ impl<'a> Letter<'a> {
             ),
         };
         Ok(Parcel {
-            exchange: short(exchange)?,
-            routing_key: short(routing_key)?,
+            exchange: short(exchange).map_err(explain)?,
+            routing_key: short(routing_key).map_err(explain)?,
             properties,
             body,
         })
@@ -73,14 +73,12 @@ impl<'a> Letter<'a> {
     fn address(self) -> Result<(&'a str, &'a str), BrokerError> {
         match self {
             Self::Copy { queue, .. } => Ok(("", queue)),
-            Self::Message(message) => {
-                match &message.target {
-                    Target::Queue(queue) => Ok(("", queue)),
-                    Target::Exchange { exchange, routing_key } => Ok((exchange, routing_key)),
-                    Target::Topic(_) => Err(self
-                        .error(Fault::Other, "RabbitMQ has no topics; use a queue or an exchange")),
-                }
-            }
+            Self::Message(message) => match &message.target {
+                Target::Queue(queue) => Ok(("", queue)),
+                Target::Exchange { exchange, routing_key } => Ok((exchange, routing_key)),
+                Target::Topic(_) => Err(self
+                    .error(Fault::Invalid, "RabbitMQ has no topics; use a queue or an exchange")),
+            },
         }
     }
 

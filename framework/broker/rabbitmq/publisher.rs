@@ -104,7 +104,8 @@ impl RabbitPublisher {
                     BrokerState::Blocked(reason) => {
                         format!("; the server takes no messages: {reason}")
                     }
-                    _ => String::new(),
+                    BrokerState::Disconnected(why) => format!("; not connected: {why}"),
+                    BrokerState::Connected => String::new(),
                 };
                 let seconds = CONFIRM_MAX.as_secs();
                 let text = format!("no confirm within {seconds} s{why}");
@@ -114,8 +115,7 @@ impl RabbitPublisher {
     }
 
     async fn publish_on_time(&self, letter: Letter<'_>) -> Result<Copied, BrokerError> {
-        let closed =
-            |_| letter.error(Fault::Unreachable, "the connection was closed by this process");
+        let closed = |_| letter.error(Fault::Closed, "the connection was closed by this process");
         let _permit = self.permits.acquire().await.map_err(closed)?;
         let company = Company::of(letter);
         let mut delivered = self.deliver(letter, company).await?;
