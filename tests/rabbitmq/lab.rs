@@ -118,6 +118,13 @@ impl Lab {
         format!("{}.dead", self.queue)
     }
 
+    /// Deletes the exchange that tells of waits which no policy names.
+    pub(crate) async fn forget_waits(&self) {
+        let mark = format!("{}.waits", self.queue);
+        let deleted = self.raw.channel.exchange_delete(mark.into(), Default::default());
+        deleted.await.expect("it can be deleted");
+    }
+
     /// Publishes these numbers, each with itself as its id, and waits for all confirms.
     pub(crate) async fn publish(&self, numbers: Range<u32>) {
         self.publish_with(numbers, |number| (number.to_string().into_bytes(), properties(number)))

@@ -95,6 +95,7 @@ in_process_max = "0s"
     until("all are handled", || async { seen.count() == 16 }).await;
     drained(&service).await;
     service.stop().await;
+    lab.forget_waits().await;
     for (number, gaps) in gaps(&seen) {
         let asked = after[number as usize % 4];
         assert!(gaps[0] >= asked, "number {number} was early: {gaps:?} instead of {asked:?}");
@@ -305,6 +306,7 @@ in_process_max = "0s"
     let service = start().await;
     assert_eq!(service.depth("orders").await.expect("the server answers").waiting, Some(1));
     service.stop().await;
+    lab.forget_waits().await;
 }
 
 #[tokio::test]

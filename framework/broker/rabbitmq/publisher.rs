@@ -14,7 +14,7 @@ use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 
-use super::beyond::Beyond;
+use super::beyond::{self, Beyond};
 use super::connection::{Link, Live, answer};
 use super::envelope::AmqpEnvelope;
 use super::letter::{Letter, Parcel};
@@ -206,7 +206,7 @@ impl RabbitPublisher {
     async fn declare_for(&self, copy: &Copy) -> Result<(), BrokerError> {
         match copy.place {
             Place::Wait(wait) if !copy.source.waits.contains(&wait) => {
-                topology::declare_wait(&self.link, &copy.source, wait).await
+                beyond::declare(&self.link, &copy.source, wait).await
             }
             Place::Wait(_) | Place::Dead | Place::Source | Place::Suspects => {
                 topology::prepare(&self.link, &copy.source).await.map(drop)

@@ -177,7 +177,7 @@ fn source_arguments(settings: &Subscription, dead: &str) -> Vec<(String, AMQPVal
     arguments
 }
 
-fn wait_queue(settings: &Subscription, wait: Duration) -> Queue {
+pub(super) fn wait_queue(settings: &Subscription, wait: Duration) -> Queue {
     let mut arguments = vec![
         text("x-queue-type", "quorum"),
         ("x-message-ttl".to_owned(), milliseconds(wait)),
@@ -333,17 +333,12 @@ fn advise(fault: Fault, advice: &str) -> impl Fn(BrokerError) -> BrokerError {
     }
 }
 
-/// Declares one wait more, which no policy names.
-pub(super) async fn declare_wait(
+/// On a channel of its own: the server's refusal closes the channel.
+pub(super) async fn declare(
     link: &Link,
     source: &Source,
-    wait: Duration,
+    queue: &Queue,
 ) -> Result<(), BrokerError> {
-    declare(link, source, &wait_queue(&source.settings, wait)).await
-}
-
-/// On a channel of its own: the server's refusal closes the channel.
-async fn declare(link: &Link, source: &Source, queue: &Queue) -> Result<(), BrokerError> {
     let attempt = format!("subscription `{}`: declaring {queue}", source.name);
     let (_live, channel) = link.channel().await?;
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
