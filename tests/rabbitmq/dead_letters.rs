@@ -415,6 +415,10 @@ async fn what_an_open_page_hides_is_counted_and_nobody_says_that_there_is_none()
         dead.redrive(&dry).await.expect("they can be read").matched == 40
     })
     .await;
-    assert_eq!(service.depth("orders").await.expect("the server answers").dead, Some(40));
+    until("nothing is held any more", || async {
+        service.depth("orders").await.expect("the server answers").dead == Some(40)
+            && lab.raw.count(&lab.dead()).await == 40
+    })
+    .await;
     service.stop().await;
 }
