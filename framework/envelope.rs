@@ -55,6 +55,11 @@ pub trait Envelope: Send + Sync + 'static {
     /// Cheap: false when there is certainly no header at all.
     fn has_headers(&self) -> bool;
 
+    /// Cheap: false when certainly none of its headers is ours, so that nobody looks through them.
+    fn may_be_stamped(&self) -> bool {
+        self.has_headers()
+    }
+
     /// The broker's message id property; where brokers have none, what names the message wherever it lies. Made when
     /// it is asked for.
     fn id(&self) -> Option<&str>;

@@ -170,15 +170,21 @@ impl<T: 'static> actix::Message for Batch<T> {
 #[derive(Clone)]
 pub struct Metadata {
     pub(crate) envelope: Arc<dyn Envelope>,
+    scope: Arc<DeliveryScope>,
+    /// In a box, because most deliveries have none and each is moved several times.
+    known: Option<Box<Known>>,
+    attempt: u32,
+}
+
+/// What is known of a delivery beyond what the broker says.
+#[derive(Clone)]
+pub(crate) struct Known {
     pub(crate) carried: Luggage,
     pub(crate) id: Option<Arc<str>>,
-    pub(crate) attempt: u32,
     pub(crate) claim: Option<Arc<Claim>>,
-    /// In a box, because most deliveries have none and each is moved several times.
-    pub(crate) locks: Option<Box<Locks>>,
+    pub(crate) locks: Option<Locks>,
     /// Of this run alone, where what it publishes is stored with the settlement.
-    pub(crate) outbox: Option<Box<Publisher>>,
-    pub(crate) scope: Arc<DeliveryScope>,
+    pub(crate) outbox: Option<Publisher>,
 }
 
 /// How a message's id was claimed, on subscriptions with `idempotency` or `lock`.
@@ -296,16 +302,36 @@ pub(crate) struct DeliveryScope {
 
 impl DeliveryScope {
     /// The publisher of one run over this message, where what it publishes is stored with the settlement.
-    pub(crate) fn outbox(&self, message: &dyn Envelope) -> Option<Box<Publisher>> {
+    pub(crate) fn outbox(&self, message: &dyn Envelope) -> Option<Publisher> {
         let publisher = self.is_transactional.then(|| self.publisher.within(message));
-        publisher.flatten().map(Box::new)
+        publisher.flatten()
     }
 }
 
 impl Metadata {
+    pub(crate) fn new(
+        envelope: Arc<dyn Envelope>,
+        scope: Arc<DeliveryScope>,
+        attempt: u32,
+        known: Known,
+    ) -> Self {
+        Self { envelope, scope, known: Some(Box::new(known)), attempt }
+    }
+
+    /// Of the first delivery of a message that carries nothing of ours.
+    #[inline]
+    pub(crate) fn bare(envelope: Arc<dyn Envelope>, scope: Arc<DeliveryScope>) -> Self {
+        Self { envelope, scope, known: None, attempt: 1 }
+    }
+
+    fn carried(&self) -> &Carried {
+        self.known.as_ref().map_or(&wire::NOTHING, |known| &known.carried)
+    }
+
     /// The message's id, if it has one: the same at every delivery and every attempt.
     pub fn id(&self) -> Option<&str> {
-        message_id(self.id.as_deref(), &self.carried, self.envelope.as_ref())
+        let found = self.known.as_ref().and_then(|known| known.id.as_deref());
+        message_id(found, self.carried(), self.envelope.as_ref())
     }
 
     /// The how-many-eth execution this is, from 1.
@@ -315,13 +341,13 @@ impl Metadata {
 
     /// How its id was claimed; `None` on subscriptions without guards.
     pub fn claim(&self) -> Option<&Claim> {
-        self.claim.as_deref()
+        self.known.as_ref()?.claim.as_deref()
     }
 
     /// Locks of the store of the subscription's `lock`; asking for the key that this delivery
     /// holds shares it. `None` on subscriptions without `lock`.
     pub fn locks(&self) -> Option<&Locks> {
-        self.locks.as_deref()
+        self.known.as_ref()?.locks.as_ref()
     }
 
     /// The subscription that received it.
@@ -331,17 +357,17 @@ impl Metadata {
 
     /// How often it was redriven from the dead letters.
     pub fn generation(&self) -> u32 {
-        self.carried.generation
+        self.carried().generation
     }
 
     /// How many handlers sent it on before.
     pub fn hops(&self) -> u32 {
-        self.carried.hops
+        self.carried().hops
     }
 
     /// When it was first delivered to this subscription, if this is not the first time.
     pub fn first_seen(&self) -> Option<SystemTime> {
-        self.carried.first_seen
+        self.carried().first_seen
     }
 
     /// The message's type, if its publisher told one as the broker's type property.
@@ -380,10 +406,11 @@ impl Metadata {
     /// Where the subscription's `delivery_guarantee` is `"transactional"`, what it sends is stored together with
     /// this delivery's settlement: once, when the handler has answered `Ok`, and never when it fails.
     pub fn publisher(&self) -> Publisher {
-        let publisher = self.outbox.as_deref().unwrap_or(&self.scope.publisher);
+        let outbox = self.known.as_ref().and_then(|known| known.outbox.as_ref());
+        let publisher = outbox.unwrap_or(&self.scope.publisher);
         publisher.caused_by(Cause {
             id: self.id().map(Into::into),
-            hops: self.carried.hops,
+            hops: self.hops(),
             trace: trace_of(self.envelope.as_ref()),
             tracestate: self.header(TRACESTATE).and_then(text),
         })
@@ -470,8 +497,12 @@ pub(crate) fn message_id<'a>(
 /// ]);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
-pub struct Failure {
-    pub(crate) wish: Wish,
+///
+/// One word long, so that an answer that is none costs nothing to hand on.
+pub struct Failure(Box<Inner>);
+
+struct Inner {
+    wish: Wish,
     class: Option<Cow<'static, str>>,
     error: Box<dyn StdError + Send + Sync>,
 }
@@ -513,24 +544,28 @@ impl Failure {
     }
 
     fn new(wish: Wish, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self { wish, class: None, error: error.into() }
+        Self(Box::new(Inner { wish, class: None, error: error.into() }))
     }
 
     /// Names the kind of error, for the rules of the retry policy and for the dead letter.
     #[must_use]
     pub fn class(mut self, class: impl Into<Cow<'static, str>>) -> Self {
-        self.class = Some(class.into());
+        self.0.class = Some(class.into());
         self
     }
 
+    pub(crate) fn wish(&self) -> Wish {
+        self.0.wish
+    }
+
     pub(crate) fn class_name(&self) -> Option<&str> {
-        self.class.as_deref()
+        self.0.class.as_deref()
     }
 
     /// The error and its sources in one line.
     pub(crate) fn text(&self) -> String {
-        let mut text = self.error.to_string();
-        let mut source = self.error.source();
+        let mut text = self.0.error.to_string();
+        let mut source = self.0.error.source();
         while let Some(error) = source {
             text.push_str(": ");
             text.push_str(&error.to_string());
@@ -543,8 +578,8 @@ impl Failure {
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Failure")
-            .field("wish", &self.wish)
-            .field("class", &self.class)
+            .field("wish", &self.0.wish)
+            .field("class", &self.0.class)
             .field("error", &self.text())
             .finish()
     }

@@ -30,24 +30,8 @@ impl Parts {
     /// For a message as it came from the broker.
     pub fn new(envelope: Arc<dyn Envelope>) -> Self {
         let received = Received { envelope, token: Token(1) };
-        let carried = Luggage::read(received.envelope.as_ref());
-        let work = Work {
-            received,
-            carried,
-            id: None,
-            key: None,
-            lane: 0,
-            slot: 0,
-            claim: None,
-            sharing: None,
-            woken: None,
-            held: None,
-            recorded: None,
-            asks_since: None,
-            received_at: Tick::default(),
-            is_probe: false,
-            doom: None,
-        };
+        let mut work = Work::bare(received, Tick::default(), 0, 0);
+        work.carried = Luggage::read(work.received.envelope.as_ref());
         Self {
             policy: Policy::default(),
             retries: Retries::of(&Subscription::default(), &Config::default()),

@@ -38,6 +38,11 @@ pub(crate) fn traces() -> bool {
     tracing::enabled!(tracing::Level::INFO)
 }
 
+/// Whether anything is told of each message: a span, or an event.
+pub(crate) fn follows() -> bool {
+    traces() || tracing::enabled!(tracing::Level::DEBUG)
+}
+
 /// The span of one message's way through a handler; disabled, and free, when nobody listens.
 pub(crate) fn processing<'a>(
     subscription: &str,

@@ -107,7 +107,7 @@ pub(crate) struct Carried {
 }
 
 /// What a message that carries nothing carries.
-static NOTHING: Carried = Carried {
+pub(crate) static NOTHING: Carried = Carried {
     attempts: 0,
     generation: 0,
     is_forced: false,
@@ -130,6 +130,9 @@ static NOTHING: Carried = Carried {
 pub(crate) struct Luggage(Option<Arc<Carried>>);
 
 impl Luggage {
+    /// What a message has that carries nothing.
+    pub(crate) const EMPTY: Self = Self(None);
+
     /// Reads what `envelope` carries of ours.
     pub(crate) fn read(envelope: &dyn Envelope) -> Self {
         Self(Carried::read_some(envelope).filter(|carried| *carried != NOTHING).map(Arc::new))
@@ -164,7 +167,7 @@ impl Carried {
     /// The same, and nothing where it has no header of ours: most messages have none, and pay for none.
     fn read_some(envelope: &dyn Envelope) -> Option<Self> {
         let mut carried: Option<Self> = None;
-        if envelope.has_headers() {
+        if envelope.may_be_stamped() {
             envelope.visit_headers(&mut |name, value| {
                 if name.starts_with(PREFIX) {
                     carried.get_or_insert_default().take(name, value);

@@ -43,29 +43,34 @@ impl Desk {
         self.now = Instant::now();
         let mut next = letter;
         while let Some(mut letter) = next {
-            self.settle_handled(&mut letter);
-            letter.into_iter().flatten().for_each(|outcome| self.conclude(outcome));
+            if self.settle_handled(&mut letter) < letter.len() {
+                letter.into_iter().flatten().for_each(|outcome| self.conclude(outcome));
+            }
             next = self.outcomes.try_recv().ok();
         }
         self.run_errands();
     }
 
-    /// Settles what was simply handled, counted all at once; leaves the rest in the letter.
+    /// Settles what was simply handled, counted all at once; leaves the rest in the letter. How many there were.
     ///
     /// What [`conclude`](Self::conclude) does, less what does not concern a message that worked: half the cost.
-    fn settle_handled(&mut self, letter: &mut Letter) {
+    fn settle_handled(&mut self, letter: &mut Letter) -> usize {
         let shared = Rc::clone(&self.shared);
         let is_watched = shared.scope.observer.is_some() || shared.store_down_until.get().is_some();
         if self.suspects || shared.alone.get() || is_watched {
-            return;
+            return 0;
         }
         let mut handled = 0;
+        self.settlements.reserve(letter.len());
         for place in letter {
             let Some(Outcome { work, verdict: Verdict::Ack }) = place else { continue };
-            if work.is_probe || self.ledger.is_orphan(work.slot) {
+            if work.is_probe {
                 continue;
             }
-            self.settle(work);
+            // An orphan is concluded otherwise.
+            let Some(token) = self.ledger.settle_held(work.slot) else { continue };
+            self.settlements.push(Settlement::Ack(token));
+            self.next_turn(work);
             *place = None;
             handled += 1;
         }
@@ -74,6 +79,7 @@ impl Desk {
             shared.scope.metrics.handled.inc_by(handled as u64);
             shared.gate.borrow_mut().record_handled(handled, self.now);
         }
+        handled
     }
 
     /// Acts on what came of a message.

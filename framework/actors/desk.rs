@@ -16,7 +16,7 @@ use super::bells::Bells;
 use super::consumer::Down;
 use super::inquiry::{Asking, Inquiry, gone};
 use super::ledger::Ledger;
-use super::letter::Letter;
+use super::letter::{Letter, undecided};
 use super::links::Links;
 use super::parking::Parking;
 use super::retrier::Errand;
@@ -150,7 +150,8 @@ impl Desk {
 
     /// A message is done with here: the next one of its key may begin.
     pub(super) fn next_turn(&self, work: &Work) {
-        if let Some(key) = &work.key
+        if !work.is_bare()
+            && let Some(key) = &work.key
             && self.shared.keys.borrow_mut().leave(key)
         {
             self.shared.changed.notify_waiters();
@@ -230,32 +231,44 @@ impl Desk {
     /// Takes in what was received: a redelivery of what is in hand here goes on where that is.
     pub(super) fn take_in(&mut self) {
         let shared = Rc::clone(&self.shared);
-        let mut received = std::mem::take(&mut self.received);
+        let mut batch = std::mem::take(&mut self.received);
         // What only changes from one wait to the next was received before, or is later.
-        let mut counted = received.len() as u64;
+        let mut counted = batch.len() as u64;
         let received_at = shared.scope.tick(self.now);
         let has_orphans = !shared.orphans.borrow().is_empty();
-        for received in received.drain(..) {
+        // A whole batch of messages that nothing keeps back is put into a letter at once: to let each wait in line for its
+        // permit would be 80 instructions more.
+        let mut letter = Letter::with_capacity(batch.len());
+        let mut goes_straight = self.may_go_straight(batch.len());
+        for received in batch.drain(..) {
             if has_orphans && received.envelope.is_redelivered() && self.adopt(&received) {
                 continue;
             }
             let slot = self.ledger.enter(received.clone(), self.now);
             let work = Work::new(received, received_at, self.index, slot, &shared.scope);
+            // Most messages: nothing is known of them, and nobody is before them.
+            let is_news = work.is_bare() && work.received.envelope.returns() == 0;
+            if is_news && goes_straight {
+                letter.push(undecided(work));
+                continue;
+            }
             counted -= u64::from(work.carried.rest.is_some());
-            self.admit(work);
+            // In the order in which they came.
+            goes_straight = false;
+            self.ready.extend(letter.drain(..).flatten().map(|outcome| outcome.work));
+            match is_news {
+                true => self.ready.push_back(work),
+                false => self.admit(work),
+            }
         }
-        self.received = received;
+        self.received = batch;
         shared.scope.metrics.received.inc_by(counted);
+        self.send_straight(letter);
         self.run_errands();
     }
 
     /// Takes in a message: to the handlers, unless it came back from crashes too often.
     pub(super) fn admit(&mut self, mut work: Work) {
-        let is_news = work.carried.is_empty() && work.received.envelope.returns() == 0;
-        if is_news && work.key.is_none() {
-            // Most messages: nothing is known of them, and nobody is before them.
-            return self.ready.push_back(work);
-        }
         if let Some(rest) = work.carried.rest {
             work.carried.rest = None;
             return self.wait_on(work, rest);
@@ -339,14 +352,8 @@ impl Desk {
         let permits = self.permits().min(self.ready.len());
         let granted = shared.gate.borrow_mut().grant(permits, now);
         self.probing |= granted.is_probe;
-        let mut unknown = Vec::new();
-        for mut work in self.ready.drain(..granted.count) {
-            work.is_probe = granted.is_probe;
-            match self.links.route_of(&work, &shared.scope) {
-                Some(route) => self.links.enqueue(route, work),
-                None => unknown.push(work),
-            }
-        }
+        let works = self.ready.drain(..granted.count);
+        let unknown = self.links.enqueue_all(works, granted.is_probe, &shared.scope);
         self.running += granted.count;
         shared.running.set(shared.running.get() + granted.count);
         self.links.dispatch(&self.outcomes_to, &self.tenure);
@@ -359,7 +366,7 @@ impl Desk {
 
     /// How many may be handed out. Of the permits of all lanes together the lanes that have none get one each
     /// first, in the order in which they came to want one: a lane with much to do would keep them all otherwise.
-    fn permits(&self) -> usize {
+    pub(super) fn permits(&self) -> usize {
         let own = self.settings().in_flight_max.get().saturating_sub(self.running);
         let Some(total) = self.settings().in_flight_total_max else { return own };
         let free = total.get().saturating_sub(self.shared.running.get());

@@ -369,7 +369,7 @@ where
     T: 'static,
 {
     fn call(&mut self, actor: &mut A, ctx: &mut A::Context, delivery: Delivery<T>) -> Running {
-        caught(|| actor.handle(delivery, ctx).into_running(ctx).0).unwrap_or_else(Running::Panicked)
+        actor.handle(delivery, ctx).into_running(ctx).0
     }
 
     fn poll(&mut self, _: &mut A, _: &mut A::Context, _: &mut TaskContext<'_>) {}

@@ -27,6 +27,8 @@ pub(crate) struct Ledger {
 
 struct Entry {
     received: Received,
+    /// How long its payload is: counted once, and taken off again without asking the broker's message.
+    size: usize,
     generation: u64,
     received_at: Instant,
     /// Of one whose lane is gone, which orphan it became; of one that the lane delivered, which one it waits for.
@@ -68,9 +70,10 @@ impl Ledger {
         received_at: Instant,
         orphan: Option<OrphanId>,
     ) -> Slot {
-        self.bytes += received.envelope.body().len();
+        let size = received.envelope.body().len();
+        self.bytes += size;
         let generation = self.generation;
-        let entry = Some(Entry { received, generation, received_at, orphan });
+        let entry = Some(Entry { received, size, generation, received_at, orphan });
         match self.free.pop() {
             Some(slot) => {
                 self.entries[slot as usize] = entry;
@@ -85,8 +88,22 @@ impl Ledger {
 
     /// Takes a message out because it is done with; its token, if its lane still knows it.
     pub(crate) fn settle(&mut self, slot: Slot) -> Option<Token> {
-        let entry = self.remove(slot)?;
-        (entry.generation == self.generation).then_some(entry.received.token)
+        self.settle_held(slot).or_else(|| {
+            self.remove(slot);
+            None
+        })
+    }
+
+    /// The same, and nothing at all where its lane is gone.
+    #[inline]
+    pub(super) fn settle_held(&mut self, slot: Slot) -> Option<Token> {
+        let place = self.entries.get_mut(slot as usize)?;
+        let entry = place.as_ref().filter(|entry| entry.generation == self.generation)?;
+        let token = entry.received.token;
+        self.bytes -= entry.size;
+        self.free.push(slot);
+        *place = None;
+        Some(token)
     }
 
     /// Whether the message's lane is gone.
@@ -163,7 +180,7 @@ impl Ledger {
         let entry = self.entries.get_mut(slot as usize)?.take()?;
         self.free.push(slot);
         if entry.generation == self.generation {
-            self.bytes -= entry.received.envelope.body().len();
+            self.bytes -= entry.size;
         }
         Some(entry)
     }

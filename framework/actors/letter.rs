@@ -26,19 +26,26 @@ impl Opened {
         Self { letter, reply }
     }
 
+    #[inline]
     pub(super) fn len(&self) -> usize {
         self.letter.len()
     }
 
     /// The message at a place, if it is still there.
+    #[inline]
     pub(super) fn at(&self, place: usize) -> Option<&Work> {
         Some(&self.letter.get(place)?.as_ref()?.work)
     }
 
     /// Writes down what is to become of it.
+    #[inline]
     pub(super) fn decide(&mut self, place: usize, verdict: Verdict) {
         if let Some(Some(outcome)) = self.letter.get_mut(place) {
-            outcome.verdict = verdict;
+            let before = std::mem::replace(&mut outcome.verdict, verdict);
+            if matches!(before, Verdict::Again) {
+                // Nothing is in it; to drop it would be a call for each message.
+                std::mem::forget(before);
+            }
         }
     }
 

@@ -59,8 +59,44 @@ impl Links {
         Self { routes, fallback, typed }
     }
 
+    /// Puts messages into the letters for the next actors of their handlers; those that no handler is for come back.
+    pub(super) fn enqueue_all(
+        &mut self,
+        works: impl Iterator<Item = Work>,
+        is_probe: bool,
+        scope: &Scope,
+    ) -> Vec<Work> {
+        let mut unknown = Vec::new();
+        for mut work in works {
+            work.is_probe = is_probe;
+            match self.route_of(&work, scope) {
+                Some(route) => self.enqueue(route, work),
+                None => unknown.push(work),
+            }
+        }
+        unknown
+    }
+
+    /// Whether there is but one place where a message may go.
+    pub(super) fn have_one_seat(&self) -> bool {
+        matches!(&self.routes[..], [route] if route.seats.len() == 1 && !self.typed)
+    }
+
+    /// Sends a letter that is written already, where there is but one place for it.
+    pub(super) fn send_straight(
+        &mut self,
+        letter: Letter,
+        reply: &mpsc::Sender<Letter>,
+        tenure: &Arc<Tenure>,
+    ) {
+        if let Some(link) = self.routes.iter_mut().flat_map(|route| &mut route.seats).next() {
+            link.letter = letter;
+        }
+        self.dispatch(reply, tenure);
+    }
+
     /// The handler that a message is for.
-    pub(super) fn route_of(&self, work: &Work, scope: &Scope) -> Option<usize> {
+    fn route_of(&self, work: &Work, scope: &Scope) -> Option<usize> {
         if !self.typed {
             return self.fallback;
         }
@@ -71,7 +107,7 @@ impl Links {
     }
 
     /// Puts a message into the letter for the next actor of its handler.
-    pub(super) fn enqueue(&mut self, route: usize, work: Work) {
+    fn enqueue(&mut self, route: usize, work: Work) {
         let route = &mut self.routes[route];
         route.seats[route.next].letter.push(undecided(work));
         // Compared, because a division for each message would be a third of this.

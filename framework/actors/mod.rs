@@ -60,6 +60,7 @@ mod root;
 mod seat;
 mod shared;
 mod slots;
+mod straight;
 mod supervisor;
 mod tenure;
 #[cfg(all(test, feature = "testing"))]

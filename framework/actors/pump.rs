@@ -9,6 +9,8 @@
 //! Owns the messages that run on one actor, and its seat: an actor that a panic may have broken
 //! gives that up at once, and ends when what it runs is done.
 
+mod plain;
+
 use std::cell::{Cell, RefCell};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -19,6 +21,8 @@ use std::time::Instant;
 use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
 
+use plain::Progress;
+
 use super::calls::Calls;
 use super::letter::Opened;
 use super::life::Life;
@@ -27,7 +31,7 @@ use super::slots::Slots;
 use super::tenure::Tenure;
 use super::ticket::{Caller, Ticket, Workplace, run};
 use crate::message::Delivery;
-use crate::pipeline::{Running, SharedCodecs, Verdict, Work, answer_at_once, prepare, verdict_on};
+use crate::pipeline::{Running, SharedCodecs, Work, caught};
 use crate::store::Gathering;
 use crate::telemetry;
 
@@ -36,7 +40,7 @@ const TURN_MAX: usize = 256;
 
 /// How a delivery is put to an actor; what differs between single, batched and blocking handlers.
 pub(super) trait Station<A: Actor, T> {
-    /// Begins with one delivery.
+    /// Begins with one delivery; a panic of the user's code may come through.
     fn call(&mut self, actor: &mut A, ctx: &mut A::Context, delivery: Delivery<T>) -> Running;
 
     /// Does what is due by time.
@@ -191,60 +195,31 @@ where
         if let Some(Some(first)) = letter.first() {
             self.workplace.outbox.borrow_mut().address(first.work.lane, &reply);
         }
-        let is_plain = self.workplace.scope.guards.is_empty() && !telemetry::traces();
+        let is_plain = self.workplace.scope.guards.is_empty() && !telemetry::follows();
         let began = Instant::now();
-        let mut at_once = 0;
         let mut letter = Opened::new(letter, reply);
-        for place in 0..letter.len() {
-            if self.workplace.broken.get() || !tenure.is_open() {
+        let mut progress = Progress::default();
+        while progress.place < letter.len() {
+            let mut begun = None;
+            if is_plain && !self.workplace.life.is_blocked() {
+                let at = (&mut *actor, &mut *ctx, &mut *cx);
+                begun = self.handle_at_once(&mut letter, &mut progress, &tenure, at);
+            }
+            if begun.is_none() && (self.workplace.broken.get() || !tenure.is_open()) {
                 // The rest goes to the next actor, or came from a lane that is gone.
                 break;
             }
-            let Some(work) = letter.at(place) else { continue };
-            let mut begun = None;
-            if is_plain && work.doom.is_none() && !self.workplace.life.is_blocked() {
-                match self.handle(work, actor, ctx, cx) {
-                    Ok(verdict) => {
-                        at_once += 1;
-                        letter.decide(place, verdict);
-                        continue;
-                    }
-                    Err(running) => begun = Some(running),
-                }
-            }
-            if let Some(work) = letter.take(place) {
+            if let Some(work) = letter.take(progress.place) {
                 self.go_on_in_a_slot::<A>(work, begun, &tenure);
                 self.serve(actor, ctx);
             }
+            progress.place += 1;
         }
-        if at_once > 0 {
-            self.workplace.scope.metrics.handler_time.observe(began.elapsed() / at_once, at_once);
+        if progress.at_once > 0 {
+            // They share the time of their letter evenly; what runs in a slot is timed by itself.
+            let each = began.elapsed() / progress.at_once;
+            self.workplace.scope.metrics.handler_time.observe(each, progress.at_once);
         }
-    }
-
-    /// Puts a message that nothing guards to its handler; what runs on, if that does not answer at once.
-    ///
-    /// `process()` without a future of ours, for the handlers that wait for nothing: it saves more
-    /// than a thousand instructions a message. Those that wait go on in a slot. They are timed one
-    /// by one; those that answer at once share the time of their letter evenly.
-    fn handle<A: Actor>(
-        &mut self,
-        work: &Work,
-        actor: &mut A,
-        ctx: &mut A::Context,
-        cx: &mut Context<'_>,
-    ) -> Result<Verdict, Running>
-    where
-        S: Station<A, T>,
-    {
-        let scope = self.workplace.scope.as_ref();
-        let answer = match prepare(work, scope, &self.workplace.codecs) {
-            Err(refusal) => refusal,
-            Ok(delivery) => answer_at_once(self.station.call(actor, ctx, delivery), cx)?,
-        };
-        let verdict = verdict_on(answer, work, scope);
-        self.workplace.note_panic(&verdict);
-        Ok(verdict)
     }
 
     /// Gives a message a future of its own, from the beginning or from where its handler began to wait.
@@ -301,7 +276,8 @@ where
         // panic ends the actor.
         while !self.workplace.life.is_blocked() {
             let Some((slot, delivery)) = self.workplace.calls.next() else { return };
-            let running = self.station.call(actor, ctx, delivery);
+            let running = caught(|| self.station.call(actor, ctx, delivery));
+            let running = running.unwrap_or_else(Running::Panicked);
             self.note_begun::<A>(slot, Way::of(&running));
             self.workplace.calls.answer(slot, running);
             self.slots.poll(slot);

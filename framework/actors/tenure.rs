@@ -16,6 +16,7 @@ pub(crate) struct Tenure {
 
 impl Tenure {
     /// False once the lane is gone: nothing queued for a handler is begun any more.
+    #[inline]
     pub(crate) fn is_open(&self) -> bool {
         !self.is_over.load(Ordering::Acquire)
     }

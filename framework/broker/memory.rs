@@ -28,7 +28,7 @@ use super::{
 use crate::clock::Clock;
 use crate::config::BrokerKind;
 use crate::wire;
-use texts::Texts;
+use texts::{Page, Texts};
 
 /// The largest body that is copied, in bytes, rather than shared with its publisher.
 const COPIED_MAX: usize = 1024;
@@ -68,6 +68,7 @@ struct Shared {
 struct Queues {
     by_name: HashMap<String, Queue>,
     bindings: Vec<(String, String, String)>,
+    page: Page,
     waits: BinaryHeap<Reverse<Waiting>>,
     count: u64,
 }
@@ -89,16 +90,26 @@ struct Waiting {
     message: Arc<Message>,
 }
 
-/// A stored message.
+/// A stored message. Small, because the system's allocator frees a block of up to 120 bytes, its counts included, for a
+/// part of what a larger one costs.
 #[derive(Clone, Debug)]
 struct Message {
-    body: Bytes,
     texts: Texts,
-    key: Option<Bytes>,
     published_at: SystemTime,
-    time_to_live: Option<Duration>,
+    extras: Option<Box<Extras>>,
     returns: u32,
 }
+
+/// What hardly any message has.
+#[derive(Clone, Debug, Default)]
+struct Extras {
+    /// A payload that is too large to be copied.
+    body: Option<Bytes>,
+    key: Option<Bytes>,
+    time_to_live: Option<Duration>,
+}
+
+const _: () = assert!(size_of::<Message>() <= 104);
 
 impl MemoryBroker {
     /// An empty broker.
@@ -323,11 +334,10 @@ impl MemoryLane {
         let mut queues = shared.lock();
         let Some(queue) = queues.by_name.get_mut(&self.queue) else { return false };
         let count = queue.ready.len().min(limit);
-        for message in queue.ready.drain(..count) {
-            let token = Token(self.first + self.unsettled.len() as u64);
-            self.unsettled.push_back(Some(Arc::clone(&message)));
-            batch.push(Received { envelope: message, token });
-        }
+        let tokens = (self.first + self.unsettled.len() as u64..).map(Token);
+        self.unsettled.extend(queue.ready.iter().take(count).cloned().map(Some));
+        let taken = queue.ready.drain(..count).zip(tokens);
+        batch.extend(taken.map(|(envelope, token)| Received { envelope, token }));
         queue.unsettled += count as u64;
         if !queue.ready.is_empty() {
             // Another lane may have slept through the same notice.
@@ -336,14 +346,31 @@ impl MemoryLane {
         count > 0
     }
 
+    /// Removes what is acknowledged in the order in which it was delivered, as nearly everything is; how many there were.
+    fn remove_oldest(&mut self, settlements: &mut Vec<Settlement>) -> u64 {
+        let oldest = (self.first..).map(Token).take(self.unsettled.len());
+        let acks = settlements.iter().zip(oldest);
+        let count =
+            acks.take_while(|(settled, token)| **settled == Settlement::Ack(*token)).count();
+        settlements.drain(..count);
+        self.first += count as u64;
+        let removed = self.unsettled.drain(..count).flatten().count();
+        self.forget_removed();
+        removed as u64
+    }
+
     fn remove(&mut self, token: Token) -> Option<Arc<Message>> {
         let place = usize::try_from(token.0.checked_sub(self.first)?).ok()?;
         let message = self.unsettled.get_mut(place)?.take();
+        self.forget_removed();
+        message
+    }
+
+    fn forget_removed(&mut self) {
         while let Some(None) = self.unsettled.front() {
             self.unsettled.pop_front();
             self.first += 1;
         }
-        message
     }
 
     fn give_back(&mut self, messages: impl DoubleEndedIterator<Item = Arc<Message>>) {
@@ -372,7 +399,7 @@ impl Lane for MemoryLane {
     }
 
     async fn settle(&mut self, settlements: &mut Vec<Settlement>) -> Result<(), LaneEnd> {
-        let mut acked = 0;
+        let mut acked = self.remove_oldest(settlements);
         let mut returned = Vec::new();
         for settlement in settlements.drain(..) {
             match settlement {
@@ -436,8 +463,8 @@ impl Publisher for MemoryPublisher {
             return Err(BrokerError::new(Fault::Unroutable, error));
         }
         for name in names {
-            let message = Arc::new(stored(outgoing, &name, self.shared.clock.now()));
-            queues.push(&name, message).map_err(|error| {
+            let message = stored(&mut queues.page, outgoing, &name, self.shared.clock.now());
+            queues.push(&name, Arc::new(message)).map_err(|error| {
                 let text = format!("message `{}`: {error}", outgoing.id);
                 BrokerError::new(error.fault, text)
             })?;
@@ -454,16 +481,18 @@ impl Publisher for MemoryPublisher {
         match copy.place {
             // A message here never outlives a process, so none is ever suspected.
             Place::Source | Place::Suspects => {
-                queues.push(&source, Arc::new(original.copied(copy, &source)))?;
+                let message = original.copied(&mut queues.page, copy, &source);
+                queues.push(&source, Arc::new(message))?;
             }
             Place::Dead => {
                 let dead = dead_queue(&copy.source);
-                queues.push(&dead, Arc::new(original.copied(copy, &dead)))?;
+                let message = original.copied(&mut queues.page, copy, &dead);
+                queues.push(&dead, Arc::new(message))?;
             }
             Place::Wait(delay) => {
                 queues.count += 1;
                 let due = Instant::now() + delay;
-                let message = Arc::new(original.copied(copy, &source));
+                let message = Arc::new(original.copied(&mut queues.page, copy, &source));
                 let first = queues.waits.peek().is_none_or(|Reverse(first)| due < first.due);
                 let number = queues.count;
                 queues.by_name.entry(source.clone()).or_default().waiting += 1;
@@ -477,42 +506,48 @@ impl Publisher for MemoryPublisher {
     }
 }
 
-fn stored(outgoing: &Outgoing, queue: &str, published_at: SystemTime) -> Message {
+fn stored(page: &mut Page, outgoing: &Outgoing, queue: &str, published_at: SystemTime) -> Message {
     let id = Some(outgoing.id.as_str()).filter(|id| !id.is_empty());
     let (content_type, kind) = (outgoing.content_type.as_deref(), outgoing.kind.as_deref());
     let headers = outgoing.headers.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    // Sharing a small body costs more blocks than copying it.
-    let body = match outgoing.body.len() <= COPIED_MAX {
-        true => Bytes::copy_from_slice(&outgoing.body),
-        false => outgoing.body.clone(),
-    };
-    Message {
-        body,
-        texts: Texts::new(queue, [id, content_type, kind], headers),
+    let is_copied = outgoing.body.len() <= COPIED_MAX;
+    let payload = if is_copied { &outgoing.body[..] } else { &[] };
+    let texts = Texts::new(page, queue, [id, content_type, kind], payload, headers);
+    let extras = Extras {
+        body: (!is_copied).then(|| outgoing.body.clone()),
         key: outgoing.key.clone(),
-        published_at,
         time_to_live: outgoing.time_to_live,
-        returns: 0,
+    };
+    Message { texts, published_at, extras: extras.boxed(), returns: 0 }
+}
+
+impl Extras {
+    /// Nothing at all, where there are none.
+    fn boxed(self) -> Option<Box<Self>> {
+        let is_some = self.body.is_some() || self.key.is_some() || self.time_to_live.is_some();
+        is_some.then(|| Box::new(self))
     }
 }
 
 impl Message {
     /// What another place gets: everything but our own headers, which the stamps replace.
-    fn copied(&self, copy: &Copy, queue: &str) -> Self {
+    fn copied(&self, page: &mut Page, copy: &Copy, queue: &str) -> Self {
         let own =
             |name: &str| name.starts_with(wire::PREFIX) && !name.starts_with(wire::ORIGINAL_PREFIX);
         let kept = self.texts.headers().filter(|(name, _)| !own(name));
         let stamps = copy.stamps.iter().map(|(name, value)| (*name, value.as_str()));
         let texts = [self.texts.id(), self.texts.content_type(), self.texts.kind()];
-        let texts = Texts::new(queue, texts, kept.chain(stamps));
-        let (body, key) = (self.body.clone(), self.key.clone());
-        Self { body, texts, key, published_at: self.published_at, time_to_live: None, returns: 0 }
+        let texts = Texts::new(page, queue, texts, self.texts.payload(), kept.chain(stamps));
+        let extras = self.extras.as_deref().cloned().unwrap_or_default();
+        let extras = Extras { time_to_live: None, ..extras }.boxed();
+        Self { texts, published_at: self.published_at, extras, returns: 0 }
     }
 }
 
 impl Envelope for Message {
     fn body(&self) -> &[u8] {
-        &self.body
+        let shared = self.extras.as_ref().and_then(|extras| extras.body.as_deref());
+        shared.unwrap_or_else(|| self.texts.payload())
     }
 
     fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
@@ -530,6 +565,10 @@ impl Envelope for Message {
         self.texts.has_headers()
     }
 
+    fn may_be_stamped(&self) -> bool {
+        self.texts.is_stamped()
+    }
+
     fn id(&self) -> Option<&str> {
         self.texts.id()
     }
@@ -543,7 +582,7 @@ impl Envelope for Message {
     }
 
     fn key(&self) -> Option<&[u8]> {
-        self.key.as_deref()
+        self.extras.as_ref()?.key.as_deref()
     }
 
     fn published_at(&self) -> Option<SystemTime> {
@@ -551,7 +590,7 @@ impl Envelope for Message {
     }
 
     fn time_to_live(&self) -> Option<Duration> {
-        self.time_to_live
+        self.extras.as_ref()?.time_to_live
     }
 
     fn is_redelivered(&self) -> bool {

@@ -57,10 +57,25 @@ impl<O> Future for Caught<Pin<Box<dyn Future<Output = O>>>> {
     }
 }
 
+impl<O> Caught<Pin<Box<dyn Future<Output = O>>>> {
+    /// Polls it once for somebody who catches the panics of many, and drops it when it is done. Where it panics, it is
+    /// dropped by the unwinding, and a second panic of that goes no further.
+    #[inline]
+    pub(crate) fn poll_through(&mut self, cx: &mut Context<'_>) -> Poll<O> {
+        let Some(future) = &mut self.0 else { return Poll::Pending };
+        let polled = future.as_mut().poll(cx);
+        if polled.is_ready() {
+            self.0 = None;
+        }
+        polled
+    }
+}
+
 /// What is held in it is pinned in boxes.
 impl<F> Unpin for Caught<F> {}
 
 impl<F> Drop for Caught<F> {
+    #[inline]
     fn drop(&mut self) {
         if let Some(future) = self.0.take() {
             let _ = caught(|| drop(future));
@@ -75,6 +90,23 @@ mod tests {
     struct Fragile;
 
     impl Drop for Fragile {
+        fn drop(&mut self) {
+            panic!("it broke");
+        }
+    }
+
+    /// Panics when it is polled, and again when it is dropped over that.
+    struct Both;
+
+    impl Future for Both {
+        type Output = ();
+
+        fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<()> {
+            panic!("out of luck")
+        }
+    }
+
+    impl Drop for Both {
         fn drop(&mut self) {
             panic!("it broke");
         }
@@ -102,6 +134,12 @@ mod tests {
             std::future::pending::<()>().await;
         };
         assert_eq!(poll(hangs), Poll::Pending);
+        let caught = caught(|| {
+            let both: Pin<Box<dyn Future<Output = ()>>> = Box::pin(Both);
+            let mut both = Caught::new(both);
+            both.poll_through(&mut Context::from_waker(std::task::Waker::noop()))
+        });
+        assert_eq!(caught, Err(String::from("out of luck")));
         let fragile = Fragile;
         let kept = std::future::poll_fn(move |_| {
             let _here = &fragile;

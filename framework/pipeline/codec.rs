@@ -181,14 +181,16 @@ impl<T: 'static> Codecs<T> {
         self
     }
 
+    #[inline]
     pub(crate) fn decode(&self, envelope: &dyn Envelope) -> Result<T, DecodeError> {
         let content_type = envelope.content_type();
-        let Some(codec) = self.codecs.iter().find(|codec| codec.accepts(content_type)) else {
-            let content_type = content_type.unwrap_or("(none)");
-            let shown: String = content_type.chars().take(100).collect();
-            return Err(format!("no codec takes content type `{shown}`").into());
-        };
-        codec.decode((!envelope.is_tombstone()).then(|| envelope.body()))
+        for codec in &self.codecs {
+            if codec.accepts(content_type) {
+                return codec.decode((!envelope.is_tombstone()).then(|| envelope.body()));
+            }
+        }
+        let shown: String = content_type.unwrap_or("(none)").chars().take(100).collect();
+        Err(format!("no codec takes content type `{shown}`").into())
     }
 }
 

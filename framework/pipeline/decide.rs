@@ -27,7 +27,7 @@ pub(crate) enum Answer {
     /// Its actor was gone before it answered: nobody knows.
     Interrupted,
     /// No handler saw it.
-    Refused(Epitaph),
+    Refused(Box<Epitaph>),
 }
 
 /// What the framework does with a message.
@@ -238,7 +238,7 @@ pub(crate) fn decide(
     let (wish, fault) = match answer {
         Answer::Handled => return Verdict::Ack,
         Answer::Interrupted => return Verdict::Again,
-        Answer::Refused(epitaph) => return Verdict::Dead(Box::new(epitaph)),
+        Answer::Refused(epitaph) => return Verdict::Dead(epitaph),
         Answer::Panicked(message) => {
             (Wish::Retry, Fault::of_class(format!("panicked: {message}"), CLASS_PANIC))
         }
@@ -246,7 +246,7 @@ pub(crate) fn decide(
             (Wish::Retry, Fault::of_class(format!("took longer than {limit:?}"), CLASS_TIMEOUT))
         }
         Answer::Failed(failure) => {
-            let (wish, class) = (failure.wish, failure.class_name().map(str::to_owned));
+            let (wish, class) = (failure.wish(), failure.class_name().map(str::to_owned));
             // The error is the user's: neither its text nor its drop may end the actor.
             let text = caught(|| failure.text());
             let error = text.unwrap_or_else(|panic| format!("its text panicked: {panic}"));

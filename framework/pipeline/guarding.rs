@@ -125,7 +125,7 @@ fn answer_of(
         Admission::Mismatch => {
             let error = String::from("its id was used before with another payload");
             let epitaph = Epitaph::new(Reason::Mismatch, error);
-            Err(Refusal::Answer(Answer::Refused(epitaph)))
+            Err(Refusal::Answer(Answer::Refused(Box::new(epitaph))))
         }
         Admission::Failed(error) => match scope.settings.on_store_down {
             OnStoreDown::Pause if error.is_outage() => {

@@ -52,7 +52,7 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
     codecs: &Codecs<T>,
     call: &C,
 ) -> Verdict {
-    if let Some(epitaph) = work.doom.as_deref().cloned() {
+    if let Some(epitaph) = work.doom.clone() {
         return match guarding::is_over(work, scope).await {
             Ok(true) => Verdict::Duplicate,
             Ok(false) => judge(Answer::Refused(epitaph), work, scope),
@@ -105,17 +105,30 @@ pub(crate) async fn await_verdict(
 }
 
 /// A delivery for the handler, or why it gets none.
-pub(crate) fn prepare<T: 'static>(
+fn prepare<T: 'static>(
     work: &Work,
     scope: &Scope,
     codecs: &Codecs<T>,
 ) -> Result<Delivery<T>, Answer> {
     screen(work, scope).map_err(Answer::Refused)?;
-    decode(work, scope, codecs)
+    let envelope = work.received.envelope.as_ref();
+    // Left here by the closure: as its answer, a large payload would be moved half a dozen times.
+    let mut payload = None;
+    // A codec is the user's code and meets hostile input, and so is its error: uncaught, a panic would end
+    // the actor at each try, until the restarts are spent.
+    let decode =
+        || codecs.decode(envelope).map(|decoded| payload = Some(decoded)).map_err(undecodable);
+    caught(decode)
+        .unwrap_or_else(|panic| Err(panicked_in_codec(&panic)))
+        .map_err(Answer::Refused)?;
+    let payload = payload.expect("a codec without an error has left it there");
+    let delivery = work.delivery(payload, scope);
+    telemetry::handling(scope.name(), || work.id(), delivery.attempt());
+    Ok(delivery)
 }
 
 /// What becomes of a message after this answer.
-pub(crate) fn verdict_on(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
+fn verdict_on(answer: Answer, work: &Work, scope: &Scope) -> Verdict {
     match answer {
         Answer::Handled => {
             telemetry::handled(scope.name(), || work.id());
@@ -174,26 +187,16 @@ pub(crate) enum Running<O = Handled> {
     Panicked(String),
 }
 
-fn decode<T: 'static>(
-    work: &Work,
-    scope: &Scope,
-    codecs: &Codecs<T>,
-) -> Result<Delivery<T>, Answer> {
-    let envelope = &work.received.envelope;
-    // Left here by the closure: as its answer, a large payload would be moved half a dozen times.
-    let mut payload = None;
-    // A codec is the user's code and meets hostile input, and so is its error: uncaught, a panic would end
-    // the actor at each try, until the restarts are spent.
-    let decode = || {
-        let decoded = codecs.decode(envelope.as_ref());
-        decoded.map(|decoded| payload = Some(decoded)).map_err(|error| error.to_string())
-    };
-    caught(decode)
-        .unwrap_or_else(|panic| Err(format!("the codec panicked: {panic}")))
-        .map_err(|error| Answer::Refused(Epitaph::new(Reason::Undecodable, error)))?;
-    let metadata = work.metadata(scope);
-    telemetry::handling(scope.name(), || work.id(), metadata.attempt());
-    Ok(Delivery::new(payload.expect("a codec without an error has left it there"), metadata))
+/// Of a message whose codec says that it is no such payload. The error is the user's, and its text may panic.
+#[cold]
+pub(crate) fn undecodable(error: DecodeError) -> Box<Epitaph> {
+    Box::new(Epitaph::new(Reason::Undecodable, error.to_string()))
+}
+
+/// Of a message over which its codec panicked.
+#[cold]
+pub(crate) fn panicked_in_codec(panic: &str) -> Box<Epitaph> {
+    Box::new(Epitaph::new(Reason::Undecodable, format!("the codec panicked: {panic}")))
 }
 
 async fn handle<T, C: Call<T>>(
@@ -215,7 +218,7 @@ async fn handle<T, C: Call<T>>(
 }
 
 /// The answer of a handler that has nothing to wait for; else the handler, at work.
-pub(crate) fn answer_at_once(running: Running, cx: &mut Context<'_>) -> Result<Answer, Running> {
+fn answer_at_once(running: Running, cx: &mut Context<'_>) -> Result<Answer, Running> {
     match running {
         Running::Done(handled) => Ok(handled.into()),
         Running::Panicked(message) => Ok(Answer::Panicked(message)),

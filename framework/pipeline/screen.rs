@@ -6,36 +6,43 @@ use super::{Epitaph, Reason, Scope, Work};
 use crate::config::IdMissing;
 
 /// Refuses what no handler should see; says why.
-pub(crate) fn screen(work: &Work, scope: &Scope) -> Result<(), Epitaph> {
+#[inline]
+pub(crate) fn screen(work: &Work, scope: &Scope) -> Result<(), Box<Epitaph>> {
     let settings = &scope.settings;
     let size = work.received.envelope.body().len();
     if size as u64 > settings.body_max {
         let limit = settings.body_max;
-        return Err(Epitaph::new(
-            Reason::TooLarge,
-            format!("the body has {size} bytes; body_max is {limit}"),
-        ));
+        let error = format!("the body has {size} bytes; body_max is {limit}");
+        return refuse(Reason::TooLarge, error);
     }
-    if work.carried.hops > settings.hops_max.get() {
+    if !work.is_bare() && work.carried.hops > settings.hops_max.get() {
         let (hops, limit) = (work.carried.hops, settings.hops_max);
-        return Err(Epitaph::new(
-            Reason::Loop,
-            format!("{hops} handlers sent it on; hops_max is {limit}"),
-        ));
+        return refuse(Reason::Loop, format!("{hops} handlers sent it on; hops_max is {limit}"));
     }
     if settings.on_id_missing() == IdMissing::Reject && work.id().is_none() {
-        return Err(Epitaph::new(
-            Reason::NoId,
-            String::from("the message has no id where `id` says; see `id_missing`"),
-        ));
+        let error = String::from("the message has no id where `id` says; see `id_missing`");
+        return refuse(Reason::NoId, error);
     }
+    // Hardly any message has either.
+    match work.is_bare() && work.received.envelope.time_to_live().is_none() {
+        true => Ok(()),
+        false => refuse_expired(work, scope),
+    }
+}
+
+fn refuse_expired(work: &Work, scope: &Scope) -> Result<(), Box<Epitaph>> {
     match expires_at(work) {
         Some(expires) if expires <= scope.clock.now() => {
             let expired = crate::wire::format_time(expires);
-            Err(Epitaph::new(Reason::Expired, format!("it expired at {expired}")))
+            refuse(Reason::Expired, format!("it expired at {expired}"))
         }
         _ => Ok(()),
     }
+}
+
+#[cold]
+fn refuse(reason: Reason, error: String) -> Result<(), Box<Epitaph>> {
+    Err(Box::new(Epitaph::new(reason, error)))
 }
 
 /// When the message expires: as an earlier copy carried it, else as its publisher said.

@@ -1,6 +1,7 @@
 //! What travels with a message while it is in this process, and what all messages of a
 //! subscription share.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, SystemTime};
@@ -14,7 +15,7 @@ use crate::broker::{Received, Source};
 use crate::clock::Clock;
 use crate::config::{self, IdSource, KeySource, Ordering};
 use crate::envelope::Envelope;
-use crate::message::{Claim, DeliveryScope, Metadata, message_id};
+use crate::message::{Claim, Delivery, DeliveryScope, Known, Metadata, message_id};
 use crate::retry::Attempt;
 use crate::store::{Locks, Sharing, Woken};
 use crate::telemetry::SubscriptionMetrics;
@@ -34,19 +35,32 @@ impl Tick {
 }
 
 /// A received message that is not settled yet.
+///
+/// It is moved from hand to hand several times, so that what few messages have is apart, and reached through [`Deref`].
 pub(crate) struct Work {
     /// What the broker gave us.
     pub(crate) received: Received,
+    /// Nothing, for most messages.
+    extras: Option<Box<Extras>>,
+    /// Which of the subscription's consumers holds it.
+    pub(crate) lane: u32,
+    /// Its place in that consumer's ledger.
+    pub(crate) slot: u32,
+    /// When it was received.
+    pub(crate) received_at: Tick,
+    /// Handed out to learn whether a dependency is back.
+    pub(crate) is_probe: bool,
+}
+
+/// What a message without headers of ours, without a key, and on a subscription without guards has nothing of.
+#[derive(Default)]
+pub(crate) struct Extras {
     /// What the message carried, and what was added here since.
     pub(crate) carried: Luggage,
     /// The id that was found where the subscription says, if that is not the broker's property.
     pub(crate) id: Option<Arc<str>>,
     /// What orders it: messages of one key run one after another.
     pub(crate) key: Option<Arc<str>>,
-    /// Which of the subscription's consumers holds it.
-    pub(crate) lane: u32,
-    /// Its place in that consumer's ledger.
-    pub(crate) slot: u32,
     /// How its id was claimed, for the handler.
     pub(crate) claim: Option<Arc<Claim>>,
     /// With whom its locks are shared, for those that its handler asks for.
@@ -59,16 +73,41 @@ pub(crate) struct Work {
     pub(crate) recorded: Option<Box<Recorded>>,
     /// Since when it asks again and again whether its id is still being handled.
     pub(crate) asks_since: Option<Tick>,
-    /// When it was received.
-    pub(crate) received_at: Tick,
-    /// Handed out to learn whether a dependency is back.
-    pub(crate) is_probe: bool,
     /// It is to be given up unseen, unless it was handled before.
     pub(crate) doom: Option<Box<Epitaph>>,
 }
 
+/// What a message without extras has.
+static NONE: Extras = Extras {
+    carried: Luggage::EMPTY,
+    id: None,
+    key: None,
+    claim: None,
+    sharing: None,
+    woken: None,
+    held: None,
+    recorded: None,
+    asks_since: None,
+    doom: None,
+};
+
+impl Deref for Work {
+    type Target = Extras;
+
+    fn deref(&self) -> &Extras {
+        self.extras.as_deref().unwrap_or(&NONE)
+    }
+}
+
+impl DerefMut for Work {
+    fn deref_mut(&mut self) -> &mut Extras {
+        self.extras.get_or_insert_default()
+    }
+}
+
 impl Work {
     /// Reads what a message carries, and looks for its id where the subscription says.
+    #[inline]
     pub(crate) fn new(
         received: Received,
         received_at: Tick,
@@ -76,29 +115,35 @@ impl Work {
         slot: u32,
         scope: &Scope,
     ) -> Self {
-        let carried = Luggage::read(received.envelope.as_ref());
+        let mut work = Self::bare(received, received_at, lane, slot);
+        if work.received.envelope.may_be_stamped() || scope.looks_into_messages() {
+            work.extras = work.find_extras(scope);
+        }
+        work
+    }
+
+    fn find_extras(&self, scope: &Scope) -> Option<Box<Extras>> {
+        let envelope = self.received.envelope.as_ref();
+        let carried = Luggage::read(envelope);
+        let id = find_id(envelope, &scope.settings.id);
+        let key = order_of(envelope, self.lane, scope);
         if carried.malformed > 0 {
             scope.metrics.malformed.inc_by(carried.malformed.into());
         }
-        let id = find_id(received.envelope.as_ref(), &scope.settings.id);
-        let key = order_of(received.envelope.as_ref(), lane, scope);
-        Self {
-            received,
-            carried,
-            id,
-            key,
-            lane,
-            slot,
-            claim: None,
-            sharing: None,
-            woken: None,
-            held: None,
-            recorded: None,
-            asks_since: None,
-            received_at,
-            is_probe: false,
-            doom: None,
-        }
+        let is_bare = carried.is_empty() && id.is_none() && key.is_none();
+        (!is_bare).then(|| Box::new(Extras { carried, id, key, ..Extras::default() }))
+    }
+
+    /// A message of which nothing is known but what the broker says.
+    #[inline]
+    pub(crate) fn bare(received: Received, received_at: Tick, lane: u32, slot: u32) -> Self {
+        Self { received, extras: None, lane, slot, received_at, is_probe: false }
+    }
+
+    /// Whether nothing is known of it but what the broker says.
+    #[inline]
+    pub(crate) fn is_bare(&self) -> bool {
+        self.extras.is_none()
     }
 
     /// An attempt was made and counts; the next one comes after `delay`.
@@ -135,26 +180,39 @@ impl Work {
         Attempt::new(used.saturating_add(1)).unwrap_or(Attempt::FIRST)
     }
 
-    pub(crate) fn metadata(&self, scope: &Scope) -> Metadata {
-        // The policy is asked only where something was used up.
+    /// Whether it is to be given up unseen.
+    #[inline]
+    pub(crate) fn is_doomed(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.doom.is_some())
+    }
+
+    /// What its handler gets.
+    #[inline]
+    pub(crate) fn delivery<T>(&self, payload: T, scope: &Scope) -> Delivery<T> {
+        Delivery::new(payload, self.metadata(scope))
+    }
+
+    #[inline]
+    fn metadata(&self, scope: &Scope) -> Metadata {
+        let envelope = Arc::clone(&self.received.envelope);
+        let delivery = Arc::clone(&scope.delivery);
+        if self.extras.is_none() && !delivery.is_transactional {
+            return Metadata::bare(envelope, delivery);
+        }
         let attempt = match self.carried.attempts {
             0 => Attempt::FIRST,
+            // The policy is asked only where something was used up.
             _ => self.attempt(scope.attempts_max()),
         };
-        Metadata {
-            envelope: Arc::clone(&self.received.envelope),
+        let sharing = self.sharing.as_ref().zip(scope.locks.as_ref());
+        let known = Known {
             carried: self.carried.clone(),
             id: self.id.clone(),
             claim: self.claim.clone(),
-            locks: self
-                .sharing
-                .as_ref()
-                .zip(scope.locks.as_ref())
-                .map(|(sharing, locks)| Box::new(locks.within(&sharing.scope()))),
-            attempt: attempt.get(),
-            outbox: scope.delivery.outbox(self.received.envelope.as_ref()),
-            scope: Arc::clone(&scope.delivery),
-        }
+            locks: sharing.map(|(sharing, locks)| locks.within(&sharing.scope())),
+            outbox: delivery.outbox(envelope.as_ref()),
+        };
+        Metadata::new(envelope, delivery, attempt.get(), known)
     }
 }
 
@@ -248,6 +306,12 @@ impl Scope {
         &self.name
     }
 
+    /// Whether an id or a key is looked for in each message.
+    fn looks_into_messages(&self) -> bool {
+        let settings = &self.settings;
+        !matches!(settings.id, IdSource::MessageId) || settings.ordering != Ordering::None
+    }
+
     pub(crate) fn attempts_max(&self) -> u32 {
         self.retries.load().attempts_max()
     }
@@ -277,22 +341,8 @@ impl Scope {
 impl Work {
     /// A message that is in nobody's hands.
     pub(crate) fn of(received: Received, slot: u32) -> Self {
-        Self {
-            carried: Luggage::read(received.envelope.as_ref()),
-            received,
-            id: None,
-            key: None,
-            lane: 0,
-            slot,
-            claim: None,
-            sharing: None,
-            woken: None,
-            held: None,
-            recorded: None,
-            asks_since: None,
-            received_at: Tick::default(),
-            is_probe: false,
-            doom: None,
-        }
+        let mut work = Self::bare(received, Tick::default(), 0, slot);
+        work.carried = Luggage::read(work.received.envelope.as_ref());
+        work
     }
 }

@@ -80,7 +80,8 @@ impl Model {
 
     fn enter(&mut self, lane: usize, received: Received, now: Instant) {
         let slot = self.ledgers[lane].enter(received.clone(), now);
-        let work = Work { lane: lane as u32, ..Work::of(received, slot) };
+        let mut work = Work::of(received, slot);
+        work.lane = lane as u32;
         let before = self.running.insert((work.lane, slot), work);
         assert!(before.is_none(), "slot {slot} was given to two messages");
     }
