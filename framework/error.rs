@@ -70,7 +70,7 @@ impl Error {
     pub(crate) fn starting(subscription: &str, error: &BrokerError) -> Self {
         let (subject, error) = (format!("subscription `{subscription}`: "), error.to_string());
         // What an adapter attempted may be said with its subject.
-        let subject = if error.contains(&subject) { "" } else { &subject };
+        let subject = if error.starts_with(&subject) { "" } else { &subject };
         Self::Broker(format!("{subject}{error}"))
     }
 }
