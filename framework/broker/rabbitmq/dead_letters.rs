@@ -18,7 +18,8 @@ use lapin::options::{
     BasicQosOptions,
 };
 use lapin::types::{FieldTable, ShortString};
-use tokio::task::JoinHandle;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 use super::connection::{Link, Live, answer};
@@ -40,9 +41,10 @@ pub(super) struct RabbitDeadLetters {
     _live: Arc<Live>,
     channel: Channel,
     queue: Arc<str>,
-    fetches: FuturesOrdered<JoinHandle<lapin::Result<Option<BasicGetMessage>>>>,
-    /// No more fetches: one of them found the queue empty, and later arrivals are not ours to chase.
-    reached_end: bool,
+    /// What was fetched, in the order of its tags; begun when it is first asked for, and ends with the queue.
+    fetched: Option<mpsc::Receiver<lapin::Result<BasicGetMessage>>>,
+    /// The task that fetches.
+    fetcher: JoinSet<()>,
     ledger: Ledger,
     removed: bool,
     /// Until it is closed.
@@ -87,8 +89,8 @@ pub(super) async fn open(
         _live: live,
         channel,
         queue,
-        fetches: FuturesOrdered::new(),
-        reached_end: false,
+        fetched: None,
+        fetcher: JoinSet::new(),
         ledger: Ledger::default(),
         removed: false,
         held: Some(Arc::new(Held { tally, count: AtomicUsize::new(0), _turn: turn })),
@@ -100,21 +102,54 @@ impl RabbitDeadLetters {
         format!("reading the dead letters in queue `{}`", self.queue)
     }
 
-    fn fetch(&mut self) -> Result<(), BrokerError> {
-        while !self.reached_end && self.fetches.len() < FETCHES_MAX {
+    /// Begins to fetch, unless that was begun.
+    fn fetched(
+        &mut self,
+    ) -> Result<&mut mpsc::Receiver<lapin::Result<BasicGetMessage>>, BrokerError> {
+        if self.fetched.is_none() {
+            let (to, fetched) = mpsc::channel(FETCHES_MAX);
             let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
-            let held = self.held.clone();
-            // A task each, so that it is counted when it comes and not when it is looked at.
-            let fetch = tokio::spawn(async move {
-                let fetched = channel.basic_get(queue, BasicGetOptions::default()).await;
-                if let (Ok(Some(_)), Some(held)) = (&fetched, held) {
-                    held.add();
-                }
-                fetched
-            });
-            self.fetches.push_back(fetch);
+            self.fetcher.spawn(fetch_all(channel, queue, self.held.clone(), to));
+            self.fetched = Some(fetched);
         }
-        Ok(())
+        Ok(self.fetched.as_mut().expect("it was begun above"))
+    }
+}
+
+/// Fetches until the queue is found empty (later arrivals are not ours to chase), as much ahead as `to` has room for. One
+/// task, so that fetches are sent, and counted, in the order in which they are answered.
+async fn fetch_all(
+    channel: Channel,
+    queue: ShortString,
+    held: Option<Arc<Held>>,
+    to: mpsc::Sender<lapin::Result<BasicGetMessage>>,
+) {
+    let (mut fetches, mut reached_end) = (FuturesOrdered::new(), false);
+    loop {
+        let mut place = to.clone().try_reserve_owned().ok();
+        if fetches.is_empty() && !reached_end && place.is_none() {
+            place = to.clone().reserve_owned().await.ok();
+        }
+        match place.filter(|_| !reached_end) {
+            Some(place) => {
+                let (channel, queue) = (channel.clone(), queue.clone());
+                fetches.push_back(async move {
+                    (place, channel.basic_get(queue, BasicGetOptions::default()).await)
+                });
+            }
+            None => match fetches.next().await {
+                Some((place, Ok(Some(message)))) => {
+                    held.iter().for_each(|held| held.add());
+                    place.send(Ok(message));
+                }
+                Some((_, Ok(None))) => reached_end = true,
+                Some((place, Err(error))) => {
+                    place.send(Err(error));
+                    return;
+                }
+                None => return,
+            },
+        }
     }
 }
 
@@ -140,33 +175,17 @@ async fn settle_removals(channel: &Channel, queue: ShortString) -> lapin::Result
 #[async_trait]
 impl DeadLetterReader for RabbitDeadLetters {
     async fn next(&mut self) -> Result<Option<Received>, BrokerError> {
-        loop {
-            self.fetch()?;
-            let attempt = self.attempt();
-            let fetched = async {
-                match self.fetches.next().await {
-                    Some(Ok(fetched)) => fetched,
-                    // The runtime ends, and whoever reads with it.
-                    Some(Err(_)) => std::future::pending().await,
-                    None => Ok(None),
-                }
-            };
-            match answer(&attempt, fetched).await? {
-                Some(message) => {
-                    let tag = message.delivery.delivery_tag;
-                    self.ledger.deliver(tag);
-                    let envelope = Arc::new(AmqpEnvelope {
-                        delivery: message.delivery,
-                        queue: self.queue.clone(),
-                    });
-                    return Ok(Some(Received { envelope, token: Token(tag) }));
-                }
-                None => self.reached_end = true,
-            }
-            if self.fetches.is_empty() {
-                return Ok(None);
-            }
-        }
+        let attempt = self.attempt();
+        let fetched = self.fetched()?;
+        let Some(message) = answer(&attempt, async { fetched.recv().await.transpose() }).await?
+        else {
+            return Ok(None);
+        };
+        let tag = message.delivery.delivery_tag;
+        self.ledger.deliver(tag);
+        let envelope =
+            Arc::new(AmqpEnvelope { delivery: message.delivery, queue: self.queue.clone() });
+        Ok(Some(Received { envelope, token: Token(tag) }))
     }
 
     async fn remove(&mut self, token: Token) -> Result<(), BrokerError> {
@@ -191,8 +210,7 @@ impl DeadLetterReader for RabbitDeadLetters {
         let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
         let closing = wind_down(channel, queue, self.removed);
         let closed = timeout(CLOSE_MAX, closing).await;
-        self.reached_end = true;
-        self.fetches.clear();
+        self.fetcher.shutdown().await;
         self.held = None;
         match closed {
             Ok(wound_down) => wound_down.map_err(|error| fault::fault(&attempt, &error)),
