@@ -40,6 +40,11 @@ impl Beyond {
         self.with(source, |known| known.waits.extend([wait]));
     }
 
+    /// Whether this wait is none of the policies', and not known to be there.
+    pub(super) fn is_new(&self, source: &Source, wait: Duration) -> bool {
+        !source.waits.contains(&wait) && !self.with(source, |known| known.waits.contains(&wait))
+    }
+
     /// Those that are known; looked for once.
     pub(super) async fn known(
         &self,

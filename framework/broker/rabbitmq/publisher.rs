@@ -249,12 +249,17 @@ impl Publisher for RabbitPublisher {
             );
             return Err(BrokerError::new(Fault::Other, text));
         };
+        let declares = copy.source.settings.topology == Topology::Declare;
+        if let Place::Wait(wait) = copy.place
+            && declares
+            && self.beyond.is_new(&copy.source, wait)
+        {
+            // To publish and be turned away would be a warning for each copy that comes at the same time.
+            self.declare_for(copy).await?;
+        }
         let copied = match self.copy_to_any(copy, original).await {
             // Never there, or deleted by somebody. Where declaring is ours to do, it comes.
-            Err(error)
-                if error.fault == Fault::Unroutable
-                    && copy.source.settings.topology == Topology::Declare =>
-            {
+            Err(error) if error.fault == Fault::Unroutable && declares => {
                 self.declare_for(copy).await?;
                 self.copy_to_any(copy, original).await
             }
