@@ -146,6 +146,8 @@ pub enum OnLongWait {
 ///     kind = "memory"
 ///     [subscriptions.orders]
 ///     broker = "main"
+///     ordering = "lane"
+///     order_on_long_wait = "reorder"
 ///     order_scope = "process"
 /// "#)?;
 /// assert_eq!(config.subscriptions["orders"].order_scope, OrderScope::Process);
