@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::future::Future;
 use std::ops::Range;
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,7 +15,8 @@ use lapin::options::{
     BasicAckOptions, BasicGetOptions, BasicNackOptions, BasicPublishOptions, QueueDeclareOptions,
 };
 use redeliver::config::Config;
-use redeliver::{Delivery, IntoHandlers, Service};
+use redeliver::{Delivery, Handled, IntoHandlers, Service};
+use tokio::sync::Semaphore;
 use tokio::time::{Instant, sleep};
 
 pub(crate) use crate::common::dead_letters;
@@ -266,6 +268,23 @@ pub(crate) struct Run {
 /// Everything that handlers were called with.
 #[derive(Clone, Default)]
 pub(crate) struct Seen(Arc<Mutex<Vec<Run>>>);
+
+/// A handler that notes what it gets, and is done when `gate` lets it pass.
+pub(crate) fn held(
+    seen: &Seen,
+    gate: &Arc<Semaphore>,
+) -> impl Fn(Delivery<u32>) -> Pin<Box<dyn Future<Output = Handled>>> + Clone + Send + Sync + 'static
+{
+    let (seen, gate) = (seen.clone(), Arc::clone(gate));
+    move |delivery| {
+        seen.note(&delivery);
+        let gate = Arc::clone(&gate);
+        Box::pin(async move {
+            let _permit = gate.acquire().await.expect("it is never closed");
+            Ok(())
+        })
+    }
+}
 
 impl Seen {
     pub(crate) fn note(&self, delivery: &Delivery<u32>) {

@@ -7,7 +7,7 @@ use redeliver::{Delivery, Failure};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
-use crate::lab::{Lab, SHORT_WAITS, Seen, drained, metric, until};
+use crate::lab::{Lab, SHORT_WAITS, Seen, drained, held, metric, until};
 
 #[tokio::test]
 async fn closed_connections_lose_nothing_and_the_same_process_goes_on() {
@@ -48,17 +48,7 @@ async fn closed_connections_lose_nothing_and_the_same_process_goes_on() {
 async fn what_runs_while_the_connection_is_lost_is_not_run_again() {
     let lab = Lab::new().await;
     let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
-    let (handler, pass) = (seen.clone(), gate.clone());
-    let service = lab
-        .start(&lab.toml("", ""), move |delivery: Delivery<u32>| {
-            handler.note(&delivery);
-            let pass = pass.clone();
-            async move {
-                let _permit = pass.acquire().await.expect("it is never closed");
-                Ok(())
-            }
-        })
-        .await;
+    let service = lab.start(&lab.toml("", ""), held(&seen, &gate)).await;
     lab.publish(0..10).await;
     until("all run", || async { seen.count() == 10 }).await;
     lab.close_connections();
@@ -76,20 +66,10 @@ async fn what_runs_in_several_lanes_is_run_once_whichever_of_them_gets_it_again(
     for in_flight_max in [64, 5] {
         let lab = Lab::new().await;
         let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
-        let (handler, pass) = (seen.clone(), gate.clone());
         let keys = format!(
             "consumers = 3\nin_flight_max = {in_flight_max}\nparked_max = 1\ntimeout = \"10m\"\n"
         );
-        let service = lab
-            .start(&lab.toml(&keys, ""), move |delivery: Delivery<u32>| {
-                handler.note(&delivery);
-                let pass = pass.clone();
-                async move {
-                    let _permit = pass.acquire().await.expect("it is never closed");
-                    Ok(())
-                }
-            })
-            .await;
+        let service = lab.start(&lab.toml(&keys, ""), held(&seen, &gate)).await;
         lab.publish(0..15).await;
         // The server fills one window after another: 6, 6 and 3 where a lane runs 5 and parks 1.
         let running = if in_flight_max > 5 { 15 } else { 13 };
@@ -118,17 +98,7 @@ async fn what_was_done_while_the_connection_was_lost_is_settled_and_not_run_agai
     let lab = Lab::new().await;
     let proxy = crate::proxy::Proxy::to(&lab.url).await;
     let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
-    let (handler, pass) = (seen.clone(), gate.clone());
-    let service = lab
-        .start(&lab.toml_at(&proxy.url, "", ""), move |delivery: Delivery<u32>| {
-            handler.note(&delivery);
-            let pass = pass.clone();
-            async move {
-                let _permit = pass.acquire().await.expect("it is never closed");
-                Ok(())
-            }
-        })
-        .await;
+    let service = lab.start(&lab.toml_at(&proxy.url, "", ""), held(&seen, &gate)).await;
     lab.publish(0..10).await;
     until("all run", || async { seen.count() == 10 }).await;
     // New connections stay silent, so the outcomes come while there is no lane.

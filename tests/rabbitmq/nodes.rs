@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::common::rabbitmq::Node;
-use crate::lab::{Lab, SHORT_WAITS, Seen, drained, metric, until};
+use crate::lab::{Lab, SHORT_WAITS, Seen, drained, held, metric, until};
 
 /// A handler that fails once on every fifth message.
 fn working(
@@ -100,17 +100,7 @@ async fn a_channel_closed_by_a_precondition_failure_is_healed_and_nothing_runs_t
     let node = Node::start("promises", "consumer_timeout = 1000\n").await;
     let lab = Lab::on(&node.url).await;
     let (seen, gate) = (Seen::default(), Arc::new(Semaphore::new(0)));
-    let (handler, pass) = (seen.clone(), gate.clone());
-    let service = lab
-        .start(&lab.toml("", ""), move |delivery: Delivery<u32>| {
-            handler.note(&delivery);
-            let pass = pass.clone();
-            async move {
-                let _permit = pass.acquire().await.expect("it is never closed");
-                Ok(())
-            }
-        })
-        .await;
+    let service = lab.start(&lab.toml("", ""), held(&seen, &gate)).await;
     lab.publish(0..5).await;
     until("all run", || async { seen.count() == 5 }).await;
     sleep(Duration::from_millis(1200)).await;

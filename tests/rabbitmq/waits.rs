@@ -262,22 +262,24 @@ async fn waiting_messages_hold_no_memory_in_the_process() {
     assert!(child.terminate().await.success());
 }
 
-#[tokio::test]
-async fn a_retry_after_beyond_the_policy_takes_one_hop_through_a_wait_made_for_it() {
-    let lab = Lab::new().await;
-    let policy = r#"
+/// A single step, far below what handlers ask for.
+const ONE_STEP: &str = r#"
 [retry.standard]
 backoff = "fixed"
 jitter = "none"
 delay_min = "100ms"
 in_process_max = "0s"
 "#;
+
+#[tokio::test]
+async fn a_retry_after_beyond_the_policy_takes_one_hop_through_a_wait_made_for_it() {
+    let lab = Lab::new().await;
     for wait in ["2000", "86400000"] {
         lab.beside(&format!("wait.{wait}"));
     }
     let seen = Seen::default();
     let handler = seen.clone();
-    let toml = lab.toml(UNBROKEN, policy);
+    let toml = lab.toml(UNBROKEN, ONE_STEP);
     let start = || {
         let handler = handler.clone();
         lab.start(&toml, move |delivery: Delivery<u32>| {
@@ -312,18 +314,11 @@ in_process_max = "0s"
 #[tokio::test]
 async fn the_hops_of_one_wait_are_no_deliveries_and_no_waits() {
     let lab = Lab::new().await;
-    let policy = r#"
-[retry.standard]
-backoff = "fixed"
-jitter = "none"
-delay_min = "100ms"
-in_process_max = "0s"
-"#;
-    lab.prepare(&lab.toml("", policy)).await;
+    lab.prepare(&lab.toml("", ONE_STEP)).await;
     let seen = Seen::default();
     let handler = seen.clone();
     // Nothing may be declared, so that the longest step that is there is taken again and again.
-    let toml = lab.toml(&format!("topology = \"verify\"\n{UNBROKEN}"), policy);
+    let toml = lab.toml(&format!("topology = \"verify\"\n{UNBROKEN}"), ONE_STEP);
     let service = lab
         .start(&toml, move |delivery: Delivery<u32>| {
             handler.note(&delivery);

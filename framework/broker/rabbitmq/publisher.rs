@@ -202,7 +202,7 @@ impl RabbitPublisher {
         last
     }
 
-    /// Declares what a copy found missing.
+    /// Declares what a copy needs.
     async fn declare_for(&self, copy: &Copy) -> Result<(), BrokerError> {
         match copy.place {
             Place::Wait(wait) if !copy.source.waits.contains(&wait) => {
@@ -258,7 +258,7 @@ impl Publisher for RabbitPublisher {
             self.declare_for(copy).await?;
         }
         let copied = match self.copy_to_any(copy, original).await {
-            // Never there, or deleted by somebody. Where declaring is ours to do, it comes.
+            // Deleted by somebody. Where declaring is ours to do, it comes back.
             Err(error) if error.fault == Fault::Unroutable && declares => {
                 self.declare_for(copy).await?;
                 self.copy_to_any(copy, original).await

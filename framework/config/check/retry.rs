@@ -57,16 +57,17 @@ fn unread(check: &mut Check<'_>, table: &str, policy: &Retry) {
         let text = "is only read with backoff = \"exponential\"; use that or remove it";
         check.say(table, "multiplier", &["backoff"], text);
     }
-    let never = [
+    if policy.backoff != Backoff::None {
+        return;
+    }
+    let changed = [
         ("delay_min", policy.delay_min != default.delay_min),
         ("delay_max", policy.delay_max != default.delay_max),
         ("jitter", !matches!(policy.jitter, Jitter::None | Jitter::Full | Jitter::Decorrelated)),
     ];
-    for (key, _) in never.iter().filter(|(_, is_changed)| *is_changed) {
-        if policy.backoff == Backoff::None {
-            let text = "is not read with backoff = \"none\", which never waits; use another backoff or remove it";
-            check.say(table, key, &["backoff"], text);
-        }
+    for (key, _) in changed.iter().filter(|(_, is_changed)| *is_changed) {
+        let text = "is not read with backoff = \"none\", which never waits; use another backoff or remove it";
+        check.say(table, key, &["backoff"], text);
     }
 }
 
