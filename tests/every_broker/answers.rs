@@ -84,30 +84,6 @@ pub(crate) async fn it_is_the_same_when_failures_wait_at_the_broker(kind: Kind) 
     check(kind, retry).await;
 }
 
-pub(crate) async fn a_wait_is_never_early_and_holds_nobody_up(kind: Kind) {
-    let ground = Ground::with_lanes(kind, 1).await;
-    let seen = Seen::default();
-    let retry = "backoff = \"list\"\njitter = \"none\"\ndelays = [\"4s\", \"500ms\"]\n\
-                 in_process_max = \"0s\"\nattempts_max = 4\n";
-    let toml = ground.toml("in_flight_max = 4\nparked_max = 4\n", retry);
-    let service = ground.start(&toml, obey(&seen)).await;
-    for number in 0..40 {
-        ground.send(&service, text(&format!("waits-{number}"), "retry once")).await;
-    }
-    ground.send_numbers(&service, 0..40).await;
-    drained(&service).await;
-    let runs = seen.runs();
-    let again = runs.iter().position(|run| run.attempt == 2).expect("some are tried again");
-    let before = runs[..again].iter().filter(|run| !run.id.starts_with("waits")).count();
-    assert!(before > 0, "the others go on meanwhile");
-    for number in 0..40 {
-        let gaps = seen.gaps(&format!("waits-{number}"));
-        assert!(gaps.len() == 1 && gaps[0] >= Duration::from_secs(4), "{number}: {gaps:?}");
-        assert_eq!(seen.attempts()[&number.to_string()], [1]);
-    }
-    service.stop().await;
-}
-
 pub(crate) async fn a_dependency_that_is_down_does_not_empty_the_queue_into_the_dead_letters(
     kind: Kind,
 ) {

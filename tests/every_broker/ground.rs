@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::env;
 use std::ops::Range;
 use std::sync::Mutex;
+use std::thread;
 use std::time::Duration;
 
 use rdkafka::ClientConfig;
@@ -160,8 +161,10 @@ impl Ground {
 impl Drop for Ground {
     fn drop(&mut self) {
         let queues = std::mem::take(self.queues.get_mut().expect("no test panics in here"));
-        if self.kind == Kind::Rabbitmq {
-            delete_queues(&url(), queues.into_iter().collect());
+        match self.kind {
+            Kind::Memory => {}
+            Kind::Rabbitmq => delete_queues(&url(), queues.into_iter().collect()),
+            Kind::Kafka => delete_topics(self.name.clone()),
         }
     }
 }
@@ -191,6 +194,21 @@ async fn create_topic(name: &str, partitions: i32) {
         found.filter(|partition| partition.leader() >= 0).count() == partitions as usize
     })
     .await;
+}
+
+/// Deletes a topic and those that a service made beside it, whatever state the caller is in.
+fn delete_topics(name: String) {
+    let deleted = thread::spawn(move || {
+        let mut config = ClientConfig::new();
+        config.set("bootstrap.servers", kafka());
+        let admin: AdminClient<DefaultClientContext> = config.create().ok()?;
+        let known = admin.inner().fetch_metadata(None, Duration::from_secs(10)).ok()?;
+        let ours = known.topics().iter().map(|it| it.name()).filter(|it| it.starts_with(&name));
+        let ours: Vec<_> = ours.collect();
+        let runtime = tokio::runtime::Runtime::new().ok()?;
+        runtime.block_on(admin.delete_topics(&ours, &AdminOptions::new())).ok()
+    });
+    let _ = deleted.join();
 }
 
 /// Asks until the answer is yes.

@@ -12,10 +12,13 @@ mod crashes;
 mod dead_letters;
 mod ground;
 mod input;
+mod lanes;
 mod order;
 mod process;
 mod seen;
 mod stops;
+mod trace;
+mod waits;
 
 /// A test for each promise on each broker; what outlives a process needs a broker that does.
 macro_rules! promises {
@@ -47,10 +50,13 @@ promises! {
     everywhere {
         answers::what_a_handler_answers_is_what_becomes_of_its_message;
         answers::it_is_the_same_when_failures_wait_at_the_broker;
-        answers::a_wait_is_never_early_and_holds_nobody_up;
         answers::a_dependency_that_is_down_does_not_empty_the_queue_into_the_dead_letters;
         answers::an_id_that_comes_five_times_is_handled_once;
         answers::what_circles_ends_as_a_loop;
+        waits::a_wait_is_never_early_and_holds_nobody_up;
+        waits::what_expires_while_it_waits_is_dead_lettered_or_dropped;
+        trace::a_trace_goes_on_through_waits_dead_letters_and_what_is_sent_on;
+        lanes::no_more_are_handled_at_once_than_are_allowed_in_all_lanes_together;
         input::what_no_handler_should_see_is_a_dead_letter_byte_for_byte;
         input::hostile_headers_cost_nobody_a_message;
         input::body_and_headers_come_through_waits_unchanged;
@@ -64,7 +70,10 @@ promises! {
         stops::clean_stops_repeat_none_and_lose_none;
         stops::what_is_not_done_in_time_comes_again;
         stops::what_waits_in_the_process_keeps_its_attempts_over_a_stop;
-        stops::two_services_share_the_work;
+        stops::a_stop_by_signal_ends_the_process_well_and_keeps_every_attempt;
+        stops::stops_in_quick_succession_condemn_no_message;
+        lanes::two_services_share_the_work;
+        waits::waiting_messages_hold_no_memory_in_the_process;
         crashes::a_process_killed_in_the_middle_loses_none;
         crashes::kills_among_failing_messages_dead_letter_none;
         crashes::attempts_are_counted_on_by_the_next_process;

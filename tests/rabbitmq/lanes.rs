@@ -49,34 +49,6 @@ async fn four_consumers_and_four_handlers_share_the_work_and_repeat_none_of_it()
 }
 
 #[tokio::test]
-async fn no_more_are_handled_at_once_than_are_allowed_in_all_lanes_together() {
-    let lab = Lab::new().await;
-    let running = Arc::new(Mutex::new((0_u32, 0_u32)));
-    let counter = running.clone();
-    let keys = "consumers = 3\nin_flight_max = 5\nin_flight_total_max = 7\n";
-    let service = lab
-        .start(&lab.toml(keys, ""), move |_: Delivery<u32>| {
-            let counter = counter.clone();
-            async move {
-                {
-                    let mut running = counter.lock().expect("no test panics in here");
-                    running.0 += 1;
-                    running.1 = running.1.max(running.0);
-                }
-                sleep(Duration::from_millis(60)).await;
-                counter.lock().expect("no test panics in here").0 -= 1;
-                Ok(())
-            }
-        })
-        .await;
-    lab.publish(0..150).await;
-    drained(&service).await;
-    service.stop().await;
-    let most = running.lock().expect("no test panics in here").1;
-    assert!((6..=7).contains(&most), "{most} at once");
-}
-
-#[tokio::test]
 async fn priorities_are_the_brokers_and_copies_keep_theirs() {
     let lab = Lab::new().await;
     let seen = Seen::default();

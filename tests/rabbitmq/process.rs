@@ -147,15 +147,6 @@ impl Process {
     pub(crate) fn is_running(&mut self) -> bool {
         self.0.try_wait().expect("it is ours").is_none()
     }
-
-    /// Its memory that is not shared with files, in bytes.
-    pub(crate) fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.id()))
-            .expect("this system has /proc");
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-        let kilobytes = line.expect("the kernel counts it").trim().trim_end_matches(" kB");
-        kilobytes.parse::<u64>().expect("a number") * 1024
-    }
 }
 
 impl Drop for Process {

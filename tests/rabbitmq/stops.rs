@@ -6,7 +6,6 @@ use redeliver::{Delivery, Failure};
 use tokio::time::sleep;
 
 use crate::lab::{Lab, SHORT_WAITS, Seen, drained, sample, until};
-use crate::process::{Role, Stage};
 
 #[tokio::test]
 async fn twenty_stops_among_20000_messages_repeat_none_and_leave_none_unacknowledged() {
@@ -37,34 +36,6 @@ async fn twenty_stops_among_20000_messages_repeat_none_and_leave_none_unacknowle
     // Whatever had not been acknowledged would be ready again, now that nobody consumes.
     sleep(Duration::from_millis(200)).await;
     assert_eq!(lab.ready().await, 0);
-}
-
-#[tokio::test]
-async fn a_stop_by_signal_ends_the_process_well_and_keeps_every_attempt() {
-    let lab = Lab::new().await;
-    let role = Role { milliseconds: 20, fails: 1, fails_every: 1, ..Role::default() };
-    // Retries wait in the process, so that a stop finds many of them there.
-    let parked =
-        "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
-    let stage = Stage::new(
-        lab.toml("in_flight_max = 8\nbreaker = { attempts_min = 1000 }\n", parked),
-        role,
-    );
-    lab.prepare(&stage.role.config).await;
-    lab.publish(0..100).await;
-    for stop in 1..=3 {
-        let child = stage.start(&lab).await;
-        stage.wait_for_lines(stop * 30).await;
-        assert!(child.terminate().await.success(), "a stop by SIGTERM is a success");
-    }
-    let child = stage.start(&lab).await;
-    until("everything is handled", || async { stage.handled().len() == 100 }).await;
-    assert!(child.terminate().await.success());
-    let mut attempts: Vec<_> =
-        stage.lines().iter().map(|line| (line.number, line.attempt)).collect();
-    attempts.sort_unstable();
-    let expected: Vec<_> = (0..100).flat_map(|number| [(number, 1), (number, 2)]).collect();
-    assert_eq!(attempts, expected, "each failed once and was handled once");
 }
 
 #[tokio::test]
@@ -148,31 +119,4 @@ async fn a_pause_holds_everything_and_counts_no_attempt() {
         assert_eq!(attempts, expected, "attempts of {number}");
     }
     assert_eq!(seen.attempts().len(), 500);
-}
-
-#[tokio::test]
-async fn stops_in_quick_succession_condemn_no_message() {
-    let lab = Lab::new().await;
-    let toml = lab.toml("crashes_max = 1\n", "");
-    lab.prepare(&toml).await;
-    lab.publish(0..50).await;
-    let seen = Seen::default();
-    for _ in 0..15 {
-        let handler = seen.clone();
-        let service = lab
-            .start(&toml, move |delivery: Delivery<u32>| {
-                handler.note(&delivery);
-                async {
-                    sleep(Duration::from_millis(20)).await;
-                    Ok(())
-                }
-            })
-            .await;
-        service.stop().await;
-    }
-    // On most versions of the server a return counts like a crash: these are suspects now, and no more than that.
-    let service = lab.start(&toml, |_: Delivery<u32>| async { Ok(()) }).await;
-    drained(&service).await;
-    service.stop().await;
-    assert_eq!(lab.raw.count(&lab.dead()).await, 0, "nothing ended a process");
 }

@@ -68,24 +68,3 @@ async fn a_trace_goes_on_through_waits_dead_letters_and_what_is_sent_on() {
     assert!(text("traceparent").contains(TRACE), "{headers:?}");
     assert_eq!((text("redeliver-causation"), text("redeliver-hops")), ("7".into(), "1".into()));
 }
-
-#[tokio::test]
-async fn a_message_that_circles_ends_as_a_loop() {
-    let lab = Lab::new().await;
-    let target = lab.queue.clone();
-    let service = lab
-        .start(&lab.toml("hops_max = 5\n", ""), move |delivery: Delivery<u32>| {
-            let (publisher, target) = (delivery.publisher(), target.clone());
-            async move {
-                publisher.send(Message::bytes("1").to_queue(target)).await?;
-                Ok(())
-            }
-        })
-        .await;
-    lab.publish(1..2).await;
-    crate::lab::until("it is given up", || async { lab.raw.count(&lab.dead()).await == 1 }).await;
-    drained(&service).await;
-    let letters = dead_letters(&service).await;
-    assert_eq!(letters[0].reason, Some(redeliver::Reason::Loop));
-    service.stop().await;
-}

@@ -1,4 +1,4 @@
-//! Waits at the broker: never early, in steps that are declared, and not in our memory.
+//! Waits at the broker: never early, in steps that are declared.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -8,8 +8,7 @@ use redeliver::broker::HeaderValue;
 use redeliver::{Delivery, Failure};
 use tokio::time::Instant;
 
-use crate::lab::{Lab, SHORT_WAITS, Seen, drained, metric, properties, sample, until};
-use crate::process::{Role, Stage};
+use crate::lab::{Lab, Seen, drained, metric, until};
 
 /// All fail here at first, and that is not what a breaker should find.
 const UNBROKEN: &str = "breaker = { attempts_min = 100000 }\n";
@@ -230,36 +229,6 @@ async fn short_waits_in_the_process_hold_no_neighbour_back() {
     // With one permit, waiting with the permit held would let nobody pass.
     assert!(overtaken.count() > 0, "the others went on meanwhile");
     assert!(gaps(&seen).values().flatten().all(|gap| *gap >= Duration::from_millis(900)));
-}
-
-#[tokio::test]
-async fn waiting_messages_hold_no_memory_in_the_process() {
-    const BODY: usize = 20_000;
-    let total = sample(2_000, 10_000);
-    let lab = Lab::new().await;
-    let role = Role { fails: 1, fails_every: 1, ..Role::default() };
-    let waits = SHORT_WAITS.replace("\"200ms\"", "\"1h\"\ndelay_max = \"1h\"");
-    let toml = lab.toml(UNBROKEN, &waits);
-    let stage = Stage::new(toml, role);
-    let child = stage.start(&lab).await;
-    let padded = |number: u32| {
-        let body = format!("{number}{}", " ".repeat(BODY)).into_bytes();
-        (body, properties(number))
-    };
-    let wait = format!("{}.wait.3600000", lab.queue);
-    let waiting = async |count: u32| {
-        until("they wait", || async { lab.raw.count(&wait).await == count }).await;
-    };
-    // The first few fill buffers and pools, which stay.
-    lab.publish_with(0..500, padded).await;
-    waiting(500).await;
-    let before = child.memory();
-    lab.publish_with(500..500 + total, padded).await;
-    waiting(500 + total).await;
-    let grown = child.memory().saturating_sub(before);
-    let held = u64::from(total) * BODY as u64;
-    assert!(grown < held / 4, "{grown} bytes more, of {held} that wait at the broker");
-    assert!(child.terminate().await.success());
 }
 
 /// A single step, far below what handlers ask for.
