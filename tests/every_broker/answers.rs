@@ -122,6 +122,21 @@ pub(crate) async fn a_dependency_that_is_down_does_not_empty_the_queue_into_the_
     service.stop().await;
 }
 
+pub(crate) async fn messages_that_are_rejected_open_no_breaker(kind: Kind) {
+    let ground = Ground::new(kind).await;
+    let seen = Seen::default();
+    let keys = "breaker = { attempts_min = 20, failure_rate = 0.5, window = \"10s\" }\n";
+    let service = ground.start(&ground.toml(keys, ""), obey(&seen)).await;
+    for number in 0..100 {
+        ground.send(&service, text(&number.to_string(), "reject")).await;
+    }
+    until("all are handled", async || seen.count() == 100).await;
+    drained(&service).await;
+    assert!(service.health().ready, "{:?}", service.health().reasons);
+    assert_eq!(dead_letters(&service).await.len(), 100);
+    service.stop().await;
+}
+
 pub(crate) async fn an_id_that_comes_five_times_is_handled_once(kind: Kind) {
     let ground = Ground::new(kind).await;
     let seen = Seen::default();

@@ -51,9 +51,12 @@ promises! {
         answers::what_a_handler_answers_is_what_becomes_of_its_message;
         answers::it_is_the_same_when_failures_wait_at_the_broker;
         answers::a_dependency_that_is_down_does_not_empty_the_queue_into_the_dead_letters;
+        answers::messages_that_are_rejected_open_no_breaker;
         answers::an_id_that_comes_five_times_is_handled_once;
         answers::what_circles_ends_as_a_loop;
         waits::a_wait_is_never_early_and_holds_nobody_up;
+        waits::no_wait_is_shorter_than_its_step;
+        waits::short_waits_in_the_process_hold_no_neighbour_back;
         waits::what_expires_while_it_waits_is_dead_lettered_or_dropped;
         trace::a_trace_goes_on_through_waits_dead_letters_and_what_is_sent_on;
         lanes::no_more_are_handled_at_once_than_are_allowed_in_all_lanes_together;
@@ -63,6 +66,7 @@ promises! {
         order::one_key_keeps_its_order_over_failures_and_others_go_on;
         order::one_lane_takes_one_message_after_the_other;
         dead_letters::dead_letters_are_redriven_or_purged_as_asked;
+        dead_letters::what_was_redriven_and_fails_again_is_there_once;
         stops::a_pause_holds_everything_until_it_is_resumed;
         stops::a_stop_leaves_nothing_in_hand;
     }

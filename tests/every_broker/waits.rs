@@ -32,6 +32,50 @@ pub(crate) async fn a_wait_is_never_early_and_holds_nobody_up(kind: Kind) {
     service.stop().await;
 }
 
+pub(crate) async fn no_wait_is_shorter_than_its_step(kind: Kind) {
+    let steps = [100, 250, 600, 1500].map(Duration::from_millis);
+    let retry = "backoff = \"list\"\njitter = \"none\"\nattempts_max = 5\n\
+                 delays = [\"100ms\", \"250ms\", \"600ms\", \"1500ms\"]\nin_process_max = \"0s\"\n";
+    let ground = Ground::new(kind).await;
+    let seen = Seen::default();
+    let service = ground.start(&ground.toml("", retry), obey(&seen)).await;
+    for number in 0..40 {
+        ground.send(&service, text(&number.to_string(), "retry")).await;
+    }
+    drained(&service).await;
+    service.stop().await;
+    for id in seen.attempts().keys() {
+        let gaps = seen.gaps(id);
+        assert_eq!(gaps.len(), steps.len(), "attempts of {id}: {gaps:?}");
+        for (gap, step) in gaps.iter().zip(steps) {
+            assert!(*gap >= step, "{id} was early: {gap:?} instead of {step:?}");
+        }
+    }
+    assert_eq!(seen.attempts().len(), 40);
+}
+
+pub(crate) async fn short_waits_in_the_process_hold_no_neighbour_back(kind: Kind) {
+    let retry = "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
+    // Kafka has one partition, so that no neighbour goes on in another.
+    let ground = Ground::with_lanes(kind, 1).await;
+    let seen = Seen::default();
+    let service = ground.start(&ground.toml("in_flight_max = 1\n", retry), obey(&seen)).await;
+    for number in 0..20 {
+        ground.send(&service, text(&format!("waits-{number}"), "retry once")).await;
+    }
+    ground.send_numbers(&service, 0..80).await;
+    drained(&service).await;
+    service.stop().await;
+    let runs = seen.runs();
+    let again = runs.iter().position(|run| run.attempt == 2).expect("some were tried again");
+    // With the only permit held by what waits, nobody would pass.
+    assert!(again > 1, "the others went on meanwhile");
+    for number in 0..20 {
+        let gaps = seen.gaps(&format!("waits-{number}"));
+        assert!(gaps.len() == 1 && gaps[0] >= Duration::from_millis(900), "{number}: {gaps:?}");
+    }
+}
+
 pub(crate) async fn what_expires_while_it_waits_is_dead_lettered_or_dropped(kind: Kind) {
     let policy = |on_expired: &'static str, dead| async move {
         let ground = Ground::new(kind).await;

@@ -2,7 +2,6 @@
 
 use std::env;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rdkafka::admin::{
@@ -26,8 +25,7 @@ pub(crate) fn url() -> String {
 
 /// A name that nobody else uses.
 pub(crate) fn unique(name: &str) -> String {
-    static COUNTER: AtomicU32 = AtomicU32::new(0);
-    format!("t{}-{}-{name}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed))
+    format!("redeliver-test.{}.{name}", uuid::Uuid::now_v7().simple())
 }
 
 pub(crate) fn admin() -> AdminClient<DefaultClientContext> {

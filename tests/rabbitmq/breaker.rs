@@ -60,16 +60,3 @@ async fn while_everything_fails_the_queue_is_kept_and_no_attempt_is_burnt() {
     assert!(burnt <= 20 + 8, "{burnt} attempts were counted while the dependency was down");
     assert_eq!(returned.load(Ordering::SeqCst), 0, "what was held back was never returned");
 }
-
-#[tokio::test]
-async fn rejects_do_not_open_it() {
-    let lab = Lab::new().await;
-    let service = lab
-        .start(&lab.toml(KEYS, ""), |_: Delivery<u32>| async { Err(Failure::reject("never")) })
-        .await;
-    lab.publish(0..100).await;
-    drained(&service).await;
-    assert!(service.health().ready, "{:?}", service.health().reasons);
-    assert_eq!(dead_letters(&service).await.len(), 100);
-    service.stop().await;
-}

@@ -26,40 +26,6 @@ fn gaps(seen: &Seen) -> BTreeMap<u32, Vec<Duration>> {
 }
 
 #[tokio::test]
-async fn no_wait_is_shorter_than_its_step() {
-    let lab = Lab::new().await;
-    let steps = [100, 250, 600, 1500].map(Duration::from_millis);
-    let policy = r#"
-[retry.standard]
-backoff = "list"
-jitter = "none"
-delays = ["100ms", "250ms", "600ms", "1500ms"]
-in_process_max = "0s"
-attempts_max = 5
-"#;
-    let seen = Seen::default();
-    let handler = seen.clone();
-    let service = lab
-        .start(&lab.toml(UNBROKEN, policy), move |delivery: Delivery<u32>| {
-            handler.note(&delivery);
-            async move {
-                if delivery.attempt() < 5 { Err(Failure::retry("not yet")) } else { Ok(()) }
-            }
-        })
-        .await;
-    lab.publish(0..40).await;
-    until("all are handled", || async { seen.count() == 40 * 5 }).await;
-    drained(&service).await;
-    service.stop().await;
-    for (number, gaps) in gaps(&seen) {
-        assert_eq!(gaps.len(), steps.len(), "attempts of {number}: {gaps:?}");
-        for (gap, step) in gaps.iter().zip(steps) {
-            assert!(*gap >= step, "number {number} was early: {gap:?} instead of {step:?}");
-        }
-    }
-}
-
-#[tokio::test]
 async fn retry_after_is_never_early_however_long_or_short_the_steps_are() {
     let lab = Lab::new().await;
     let after = [150, 700, 2000, 2900].map(Duration::from_millis);
@@ -197,38 +163,6 @@ in_process_max = "0s"
     })
     .await;
     service.stop().await;
-}
-
-#[tokio::test]
-async fn short_waits_in_the_process_hold_no_neighbour_back() {
-    let lab = Lab::new().await;
-    let policy =
-        "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"900ms\"\n";
-    let seen = Seen::default();
-    let handler = seen.clone();
-    let service = lab
-        .start(
-            &lab.toml(&format!("{UNBROKEN}in_flight_max = 1\n"), policy),
-            move |delivery: Delivery<u32>| {
-                handler.note(&delivery);
-                async move {
-                    if delivery.payload < 20 && delivery.attempt() == 1 {
-                        return Err(Failure::retry("once"));
-                    }
-                    Ok(())
-                }
-            },
-        )
-        .await;
-    lab.publish(0..100).await;
-    drained(&service).await;
-    service.stop().await;
-    let runs = seen.runs();
-    let first_retry = runs.iter().position(|run| run.attempt == 2).expect("some were tried again");
-    let overtaken = runs.iter().filter(|run| run.number >= 20 && run.at < runs[first_retry].at);
-    // With one permit, waiting with the permit held would let nobody pass.
-    assert!(overtaken.count() > 0, "the others went on meanwhile");
-    assert!(gaps(&seen).values().flatten().all(|gap| *gap >= Duration::from_millis(900)));
 }
 
 /// A single step, far below what handlers ask for.
