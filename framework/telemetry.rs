@@ -190,7 +190,7 @@ pub(crate) fn restarts_spent(subscription: &str, why: &str) {
     tracing::error!(
         subscription,
         why,
-        "handler actors keep dying: the subscription is paused; mend the handler, then resume it"
+        "restart budget spent: the subscription is paused; mend what ends its actors, then resume it"
     );
 }
 
@@ -210,6 +210,16 @@ pub(crate) fn retrier_panicked(subscription: &str, place: &str, panic: &str) {
         place,
         panic,
         "the retrier panicked, which is a bug of redeliver or of the broker's client: it goes on; report it"
+    );
+}
+
+/// The retrier ended, and is made anew.
+pub(crate) fn retrier_restarted(subscription: &str, why: &str, delay: Duration) {
+    tracing::error!(
+        subscription,
+        why,
+        ?delay,
+        "the retrier ended, which is a bug of redeliver or of what hears its log: it is made anew; report it"
     );
 }
 

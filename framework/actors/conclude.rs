@@ -12,8 +12,9 @@ use tokio::time::Instant;
 use super::desk::Desk;
 use super::inquiry::gone;
 use super::letter::Letter;
+use super::load::{Carry, Errand, Load};
 use super::parking::Number;
-use super::retrier::{Carry, Errand};
+use super::shared::Carrier;
 use crate::broker::{Lane, LaneEnd, Settlement};
 use crate::config;
 use crate::pipeline::{Epitaph, Event, Fault, Outcome, Reason, Verdict, Waiting, Work};
@@ -316,16 +317,37 @@ impl Desk {
         lane.settle(&mut self.settlements).await
     }
 
-    /// Gives the retrier what it has to carry.
+    /// Gives the retrier what it has to carry; while there is none, that waits here.
     pub(super) fn run_errands(&mut self) {
         if self.errands.is_empty() {
             return;
         }
-        let errands = std::mem::take(&mut self.errands);
-        self.carrying += errands.len();
-        let done = self.news_to.clone();
-        // Bounded by the messages that this lane may hold: each is in one letter at most.
-        self.shared.retrier.do_send(Carry { errands, done });
+        let shared = Rc::clone(&self.shared);
+        match &*shared.carrier.borrow() {
+            Carrier::Here(retrier) if retrier.connected() => {
+                self.carrying += self.errands.len();
+                let loads = self
+                    .errands
+                    .drain(..)
+                    .map(|(work, errand)| Load::new(work, errand, self.news_to.clone()));
+                // Bounded by the messages that this lane may hold: each is in one letter at most.
+                retrier.do_send(Carry { loads: loads.collect() });
+            }
+            Carrier::Here(_) | Carrier::Away => {}
+            Carrier::GivenUp => self.keep_errands(),
+        }
+    }
+
+    /// How many messages are on the way to another place, or wait for somebody to carry them.
+    pub(super) fn leaving(&self) -> usize {
+        self.carrying + self.errands.len()
+    }
+
+    /// The retrier ended with it: the next one carries it. If the broker has the copy already, there will be two.
+    pub(super) fn is_not_carried(&mut self, work: Work, errand: Errand) {
+        self.carrying -= 1;
+        self.errands.push((work, errand));
+        self.run_errands();
     }
 
     /// The broker has the copy: the original can go.

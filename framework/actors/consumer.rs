@@ -18,7 +18,7 @@ use tokio::time::Instant;
 
 use super::desk::Desk;
 use super::links::Links;
-use super::retrier::Errand;
+use super::load::Errand;
 use super::shared::Shared;
 use super::supervisor::Holding;
 use crate::broker::{Lane, LaneEnd, LaneId, Recall};
@@ -210,6 +210,7 @@ async fn drain(lane: &mut dyn Lane, desk: &mut Desk, orders: &mut Orders) -> Opt
     let end = loop {
         // First, because it hears whatever is told from here on, polled or not.
         let changed = shared.changed.notified();
+        desk.run_errands();
         desk.hand_out();
         desk.note_starved();
         desk.show();
@@ -267,13 +268,20 @@ async fn drain(lane: &mut dyn Lane, desk: &mut Desk, orders: &mut Orders) -> Opt
 async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
     let mut left = Left::default();
     let mut deadline = None;
-    while desk.running + desk.carrying > 0 && next.lane.borrow().is_none() {
+    let shared = Rc::clone(&desk.shared);
+    loop {
+        let changed = shared.changed.notified();
+        desk.run_errands();
         desk.show_all();
+        if desk.running + desk.leaving() == 0 || next.lane.borrow().is_some() {
+            break;
+        }
         tokio::select! {
             biased;
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             Some(news) = desk.news.recv() => drop(desk.hear(news, None)),
             () = next.came.notified() => {}
+            () = changed, if desk.leaving() > desk.carrying => {}
             Some((sooner, reply)) = orders.recv() => {
                 deadline = Some(deadline.map_or(sooner, |until: Instant| until.min(sooner)));
                 left.replies.push(reply);
@@ -287,7 +295,6 @@ async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
     }
     left.count = desk.running;
     left.tell();
-    desk.show_all();
 }
 
 async fn until(deadline: Option<Instant>) {
@@ -325,10 +332,13 @@ async fn wind_down(
     }
     desk.winding_down = true;
     desk.send_parked_away();
+    let shared = Rc::clone(&desk.shared);
     let mut count = loop {
+        let changed = shared.changed.notified();
+        desk.run_errands();
         desk.show();
         let settled = desk.settle_at(lane).await;
-        let busy = desk.running + desk.carrying;
+        let busy = desk.running + desk.leaving();
         if busy + desk.awaited == 0 || settled.is_err() {
             break busy;
         }
@@ -337,6 +347,7 @@ async fn wind_down(
             outcomes = desk.outcomes.recv() => desk.conclude_all(outcomes),
             // Whoever runs what it waits for is winding down as well, and counts it.
             Some(news) = desk.news.recv() => drop(desk.hear(news, Some(&*lane))),
+            () = changed, if desk.leaving() > desk.carrying => {}
             // A stop does not wait for as long as the pause that it came into.
             Some((sooner, reply)) = orders.recv() => {
                 deadline = deadline.min(sooner);
@@ -378,7 +389,7 @@ async fn put_back_suspect(lane: &mut dyn Lane, desk: &mut Desk) -> usize {
     }
     desk.run_errands();
     let deadline = Instant::now() + PUT_BACK_MAX;
-    while desk.carrying > 0 {
+    while desk.leaving() > 0 {
         tokio::select! {
             Some(news) = desk.news.recv() => drop(desk.hear(news, None)),
             () = tokio::time::sleep_until(deadline) => break,

@@ -18,8 +18,8 @@ use super::inquiry::{Asking, Inquiry, gone};
 use super::ledger::Ledger;
 use super::letter::{Letter, undecided};
 use super::links::Links;
+use super::load::Errand;
 use super::parking::Parking;
-use super::retrier::Errand;
 use super::shared::{News, Peer, Shared, Suspected};
 use super::supervisor::Holding;
 use super::tenure::Tenure;
@@ -167,7 +167,7 @@ impl Desk {
             true => self.parked.len() + shared.keys.borrow().waiting(),
             false => 0,
         };
-        let full = held + self.carrying >= settings.parked_max.get()
+        let full = held + self.leaving() >= settings.parked_max.get()
             || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
         let now = self.now;
         if full
@@ -179,7 +179,7 @@ impl Desk {
             return 0;
         }
         if self.suspects {
-            let is_free = self.running + self.ready.len() + self.carrying == 0;
+            let is_free = self.running + self.ready.len() + self.leaving() == 0;
             return usize::from(is_free && shared.gate.borrow().lets_suspect(now));
         }
         let busy = self.running + self.ready.len();
@@ -214,7 +214,7 @@ impl Desk {
             self.shown_is_old = true;
         }
         let oldest = shown.oldest;
-        let (running, parked, carrying) = (self.running, self.parked.len(), self.carrying);
+        let (running, parked, carrying) = (self.running, self.parked.len(), self.leaving());
         self.holding.set(Holding { running, parked, carrying, oldest });
     }
 
@@ -313,7 +313,8 @@ impl Desk {
     pub(super) fn waits_for_others(&self) -> bool {
         // Also with nothing ready: what it runs may never end, and others may leave it a permit to pull with.
         let shares = self.settings().in_flight_total_max.is_some();
-        let waits = !self.ready.is_empty() || self.suspects || self.is_ordered();
+        let waits = !self.ready.is_empty() || !self.errands.is_empty();
+        let waits = waits || self.suspects || self.is_ordered();
         waits || shares || self.shared.alone.get() || self.asking.is_some()
     }
 

@@ -94,6 +94,7 @@ impl Desk {
     pub(super) fn hear(&mut self, news: News, lane: Option<&dyn Lane>) -> Option<LaneEnd> {
         match news {
             News::Carried(work) => self.is_carried(work),
+            News::NotCarried(work, errand) => self.is_not_carried(work, errand),
             News::CameOut(orphan) => {
                 self.now = Instant::now();
                 self.inherit(orphan);

@@ -11,12 +11,14 @@ use tokio::time::Instant;
 
 use super::desk::Desk;
 use super::ledger::{Lost, Slot};
+use super::load::Errand;
 use super::orphans::{Heir, Identity, OrphanId};
 use super::shared::News;
 use crate::broker::Received;
 use crate::config;
-use crate::pipeline::{Outcome, Verdict, Waiting, Work, lane_order};
+use crate::pipeline::{Epitaph, Outcome, Verdict, Waiting, Work, lane_order};
 use crate::telemetry;
+use crate::wire::Carried;
 
 impl Desk {
     /// The lane is gone: what is in hand comes again from the broker, and is recognised then.
@@ -28,6 +30,7 @@ impl Desk {
         self.received.clear();
         let followers = self.shared.keys.borrow_mut().forget(self.index);
         let ordered = self.is_ordered();
+        self.keep_errands();
         for (mut work, due) in self.parked.drain().collect::<Vec<_>>() {
             let rest = due.saturating_duration_since(now);
             self.next_turn(&work);
@@ -229,6 +232,39 @@ impl Desk {
             work.key = None;
         }
         self.keep(work, verdict);
+    }
+
+    /// Nobody carries what was to be carried, and its lane is gone: what it comes to if it comes again here.
+    pub(super) fn keep_errands(&mut self) {
+        let (lost, own): (Vec<_>, Vec<_>) = std::mem::take(&mut self.errands)
+            .into_iter()
+            .partition(|(work, _)| self.ledger.is_orphan(work.slot));
+        self.errands = own;
+        for (mut work, errand) in lost {
+            self.next_turn(&work);
+            let sent = Carried::read(work.received.envelope.as_ref());
+            // Whoever gets it now must not wait for us.
+            (work.held, work.woken, work.key) = (None, None, None);
+            let verdict = match errand {
+                // Its attempt is counted already.
+                Errand::Retry(delay, _) | Errand::Defer(delay) => {
+                    Verdict::Defer(Waiting::Broker(delay))
+                }
+                Errand::WaitOn(rest) => {
+                    work.carried.rest = Some(rest);
+                    Verdict::Again
+                }
+                Errand::Bury(epitaph) => {
+                    Verdict::Dead(Box::new(Epitaph { attempted: false, ..epitaph }))
+                }
+                Errand::Suspect => {
+                    // It was not out alone for having been on its way.
+                    work.carried.alone = sent.alone;
+                    Verdict::Again
+                }
+            };
+            self.keep(work, verdict);
+        }
     }
 
     /// Whether an orphan is given up at once and for all: its claim is still held, so that nobody else has run it, and whoever

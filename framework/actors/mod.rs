@@ -8,15 +8,19 @@
 //!      ├─ Consumer                one a lane; outlives its lanes
 //!      │    │  ──[ Dispatch: at most in_flight_max messages, a letter a batch ]──▶ handler actors
 //!      │    │  ◀─[ outcomes: room for in_flight_max + parked_max ]── handler actors
-//!      │    └─[ Carry: a letter a batch ]──▶ Retrier
+//!      │    ├──[ Carry: a letter a batch ]──▶ Retrier
+//!      │    └─◀─[ News: no more than the lanes hold ]── Retrier, other consumers
 //!      ├─ Retrier                 copies to waits and dead letters; reports a copy when it is confirmed
 //!      └─ handler actors          the user's, `handlers` of each; on arbiters of their own when there are several
-//!           └─ Pump (a future in the actor's context): process() of each message
+//!           ├─ Pump (a future in the actor's context): process() of each message
+//!           └─ blocking ones: an actor of ours in the seat, theirs behind it on threads of actix's SyncArbiter,
+//!              `threads` of them, sent one message at a time
 //! ```
 //!
 //! Mailboxes are actix's, of 16 messages each: who awaits an answer waits for room there. What is sent without waiting goes
 //! in beyond that, and is bounded by what it is about: `Carry` by the messages that the lanes may hold, the rest by the
-//! number of lanes.
+//! number of lanes. What is in brackets goes through channels beside the mailboxes, but for `Carry`: those of `Dispatch` and
+//! `News` have no capacity of their own and hold no more than the permits and the lanes allow.
 //!
 //! | what ends | what happens |
 //! |---|---|
@@ -28,7 +32,9 @@
 //! | a lane ends or stalls | it is opened again, for ever; whichever consumer gets what comes back recognises it |
 //! | a consumer panics | the subscription is held and unhealthy: what it knew of its messages may be wrong |
 //! | a lane is given to another process | what its handlers still do is cancelled, and what comes of it is ignored |
-//! | a copy is not confirmed, or the retrier panics over it | it is made again, for ever; the original stays with the broker |
+//! | a copy is not confirmed, or making it panics | it is made again, for ever; the original stays with the broker |
+//! | the retrier itself ends | what it had goes to the next one, which is made after a delay, within the restart budget |
+//! | a lock keeper dies | it is made anew, looked for once a second |
 
 mod answer;
 mod batches;
@@ -46,6 +52,7 @@ mod ledger;
 mod letter;
 mod life;
 mod links;
+mod load;
 pub mod lock_keeper;
 mod lost;
 mod opener;

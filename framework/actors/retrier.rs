@@ -1,24 +1,25 @@
 //! Carries messages to another place of their subscription: to a wait, or to the dead letters.
 //!
-//! Owns the copies that are under way. A message is reported back only when the broker has
-//! confirmed its copy; until then its original stays unsettled, and a copy that cannot be
-//! confirmed is made again for as long as it takes. Never settles anything itself.
+//! Owns the copies that are under way. A message is reported back when the broker has confirmed its copy; until then its
+//! original stays unsettled, and a copy that cannot be confirmed is made again for as long as it takes. Never settles
+//! anything itself. Should it end, what it had goes back to the consumers, for the retrier that the supervisor makes next.
 
 use std::any::Any;
 use std::fmt::Debug;
-use std::panic::AssertUnwindSafe;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{self, Poll};
 use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::FutureExt;
-use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 
-use super::shared::News;
+use super::load::{Carry, Errand, Load};
 use crate::broker::{self, BrokerError, Copied, Copy, Place, Publisher, Received};
 use crate::health::HealthCell;
-use crate::pipeline::{Epitaph, Event, Fault, Scope, Work, expires_at, panic_message};
+use crate::pipeline::{Event, Scope, Work, expires_at, panic_message};
 use crate::retry::{Policy, Schedule};
 use crate::telemetry;
 use crate::wire::{self, Stamps};
@@ -28,36 +29,14 @@ pub(super) struct Retrier {
     scope: Arc<Scope>,
     publisher: Arc<dyn Publisher>,
     health: HealthCell,
-    /// Aborted with the actor; their originals are still with the broker.
+    /// Aborted with the actor, and their messages go back.
     carried: JoinSet<()>,
 }
 
-/// Why a message is carried away.
-#[derive(Clone)]
-pub(super) enum Errand {
-    /// An attempt was made and counts; the next one after this wait.
-    Retry(Duration, Fault),
-    /// Nothing counts; back after this wait.
-    Defer(Duration),
-    /// The rest of a wait that was told before.
-    WaitOn(Duration),
-    /// To the dead letters.
-    Bury(Epitaph),
-    /// It may have ended a process: to be handled alone.
-    Suspect,
-}
-
-/// Messages to carry, and where to report.
+/// The retrier ended though it is wanted; with the reason.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub(super) struct Carry {
-    pub(super) errands: Vec<(Work, Errand)>,
-    pub(super) done: mpsc::UnboundedSender<News>,
-}
-
-impl Actor for Retrier {
-    type Context = Context<Self>;
-}
+pub(super) struct RetrierLeft(pub(super) String);
 
 impl Retrier {
     pub(super) fn new(
@@ -67,47 +46,102 @@ impl Retrier {
     ) -> Self {
         Self { scope, publisher, health, carried: JoinSet::new() }
     }
+
+    /// Starts it; `supervisor` is told when it ends. Driven from outside its context, where its panic can be seen.
+    pub(super) fn start_for(self, supervisor: Recipient<RetrierLeft>) -> Addr<Self> {
+        let context = Context::new();
+        let address = context.address();
+        let mut life = Box::pin(AssertUnwindSafe(context.into_future(self)).catch_unwind());
+        actix_rt::spawn(async move {
+            let why = match (&mut life).await {
+                Ok(()) => String::from("it stopped"),
+                Err(panic) => format!("it panicked: {}", panic_message(panic.as_ref())),
+            };
+            // The context polls itself once more when it is dropped, and may panic again at that.
+            let _ = std::panic::catch_unwind(AssertUnwindSafe(move || drop(life)));
+            // Without a supervisor nobody wants another.
+            let _ = supervisor.send(RetrierLeft(why)).await;
+        });
+        address
+    }
+}
+
+impl Actor for Retrier {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Context<Self>) {
+        ctx.spawn(Joins);
+    }
 }
 
 impl Handler<Carry> for Retrier {
     type Result = ();
 
     fn handle(&mut self, carry: Carry, _: &mut Context<Self>) {
-        while self.carried.try_join_next().is_some() {}
-        for (work, errand) in carry.errands {
+        for load in carry.loads {
             let (scope, publisher) = (Arc::clone(&self.scope), Arc::clone(&self.publisher));
-            let (health, done) = (self.health.clone(), carry.done.clone());
-            self.carried.spawn_local(async move {
-                let mut work = work;
-                if confirmed(&work, &errand, publisher.as_ref(), &scope, &health, &done).await {
-                    // A panic here changes nothing about the copy: it is there, and the original must go.
-                    let noted = async {
-                        note(&scope, &work, &errand);
-                        end_guards(&mut work, &errand, &scope).await;
-                    };
-                    if let Err(panic) = AssertUnwindSafe(noted).catch_unwind().await {
-                        note_panic(&scope, "after a copy was confirmed", panic.as_ref());
-                    }
-                    let _ = done.send(News::Carried(work));
-                }
-            });
+            let made = make(load, publisher, scope, self.health.clone());
+            self.carried.spawn_local(made);
         }
+    }
+}
+
+/// Takes in what is done. A panic that was caught nowhere ends the retrier: whoever looks after it should know, and
+/// makes it anew more and more seldom.
+struct Joins;
+
+impl ActorFuture<Retrier> for Joins {
+    type Output = ();
+
+    fn poll(
+        self: Pin<&mut Self>,
+        retrier: &mut Retrier,
+        _: &mut Context<Retrier>,
+        task: &mut task::Context<'_>,
+    ) -> Poll<()> {
+        while let Poll::Ready(Some(joined)) = retrier.carried.poll_join_next(task) {
+            if let Some(panic) = joined.err().and_then(|error| error.try_into_panic().ok()) {
+                resume_unwind(panic);
+            }
+        }
+        Poll::Pending
+    }
+}
+
+/// Makes one copy, and what follows from it. The message is reported when the load is dropped.
+async fn make(
+    mut load: Load,
+    publisher: Arc<dyn Publisher>,
+    scope: Arc<Scope>,
+    health: HealthCell,
+) {
+    if !confirmed(&mut load, publisher.as_ref(), &scope, &health).await {
+        return;
+    }
+    load.confirm();
+    let (work, errand) = load.held();
+    // A panic here changes nothing about the copy: it is there, and the original must go.
+    let noted = async {
+        note(&scope, work, errand);
+        end_guards(work, errand, &scope).await;
+    };
+    if let Err(panic) = AssertUnwindSafe(noted).catch_unwind().await {
+        note_panic(&scope, "after a copy was confirmed", panic.as_ref());
     }
 }
 
 /// Copies until the broker confirms; false if nobody waits for it any more.
 async fn confirmed(
-    work: &Work,
-    errand: &Errand,
+    load: &mut Load,
     publisher: &dyn Publisher,
     scope: &Scope,
     health: &HealthCell,
-    done: &mpsc::UnboundedSender<News>,
 ) -> bool {
     let mut schedule =
         Schedule::new(Policy { delay_max: Duration::from_secs(30), ..Policy::default() });
     let (mut copy, mut failed) = (None, false);
     loop {
+        let (work, errand) = load.held();
         let made = async {
             publisher.copy(copy.get_or_insert_with(|| copy_of(work, errand, scope))).await
         };
@@ -128,7 +162,7 @@ async fn confirmed(
         health.update(|health| health.copies = Some(format!("a copy is not confirmed: {error}")));
         tokio::select! {
             () = tokio::time::sleep(schedule.next_delay()) => {}
-            () = done.closed() => return false,
+            () = load.forgotten() => return false,
         }
     }
 }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::breaker::Gate;
 use super::inquiry::Inquiry;
 use super::keys::Keys;
+use super::load::Errand;
 use super::orphans::{OrphanId, Orphans};
 use super::retrier::Retrier;
 use crate::broker::Broker;
@@ -21,7 +22,7 @@ use crate::pipeline::{Scope, Work};
 pub(super) struct Shared {
     pub(super) scope: Arc<Scope>,
     pub(super) broker: Arc<dyn Broker>,
-    pub(super) retrier: Addr<Retrier>,
+    pub(super) carrier: RefCell<Carrier>,
     pub(super) gate: RefCell<Gate>,
     /// What was in hand when its lane was lost, over all lanes.
     pub(super) orphans: RefCell<Orphans>,
@@ -47,6 +48,15 @@ pub(super) struct Shared {
     pub(super) suspected: Recipient<Suspected>,
 }
 
+/// Who carries messages to waits and dead letters.
+pub(super) enum Carrier {
+    Here(Addr<Retrier>),
+    /// It ended, and there will be another: what is to be carried waits for that.
+    Away,
+    /// It ended too often: nothing is carried before somebody resumes the subscription.
+    GivenUp,
+}
+
 /// A message was put among the suspects: their lane is needed.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -64,6 +74,8 @@ pub(super) struct Peer {
 pub(super) enum News {
     /// The broker has the copy of this one.
     Carried(Work),
+    /// The retrier ended before it knew whether the broker has the copy of this one.
+    NotCarried(Work, Errand),
     /// What came of an orphan that it adopted is known.
     CameOut(OrphanId),
     /// Another consumer asks whether these are in hand here.

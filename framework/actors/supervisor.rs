@@ -2,6 +2,8 @@
 //!
 //! Owns who is started again, when, and when that ends. Never touches a message.
 
+mod restarts;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
@@ -17,11 +19,11 @@ use super::handlers::{Handlers, Route};
 use super::links::Links;
 use super::opener::{NotOpened, Opened, Opener};
 use super::patience::Patience;
-use super::retrier::Retrier;
-use super::seat::{Exit, ExitReason, Seat};
-use super::shared::{Shared, Suspected};
+use super::retrier::RetrierLeft;
+use super::seat::{Exit, Seat};
+use super::shared::{Carrier, Shared, Suspected};
 use crate::broker::{Broker, LaneEnd, LaneId};
-use crate::config::{self, OnRestartsSpent};
+use crate::config;
 use crate::health::{HealthCell, SubscriptionState};
 use crate::pipeline::Scope;
 use crate::retry::RestartBudget;
@@ -91,6 +93,8 @@ pub(crate) struct Supervisor {
     budget: RestartBudget,
     /// Seats whose actors keep dying; filled again when somebody resumes the subscription.
     vacant: Vec<usize>,
+    /// When to make the retrier again.
+    retrier: Patience,
     /// Raised each time the subscription is held: what was begun before concerns none of its lanes any more.
     epoch: u64,
     /// How many times it is being held, and not all at rest yet.
@@ -140,6 +144,7 @@ impl Supervisor {
             opener: None,
             budget,
             vacant: Vec::new(),
+            retrier: Patience::default(),
             epoch: 0,
             halting: 0,
             resumes: false,
@@ -170,20 +175,6 @@ impl Supervisor {
             self.fill(index);
         }
         Links::new(routes)
-    }
-
-    /// Starts an actor in a seat.
-    fn fill(&mut self, index: usize) {
-        let place = &mut self.seats[index];
-        place.patience.note_made();
-        let (host, seat) =
-            (Arc::clone(&self.handlers.routes[place.route].host), Arc::clone(&place.seat));
-        match &place.arbiter {
-            Some(arbiter) => {
-                arbiter.spawn_fn(move || host.start(seat));
-            }
-            None => host.start(seat),
-        }
     }
 
     /// Goes on with the lanes; those that are open stay.
@@ -220,6 +211,11 @@ impl Supervisor {
         for seat in std::mem::take(&mut self.vacant) {
             self.fill(seat);
         }
+        let carrier = self.shared.as_ref().map(|shared| shared.carrier.borrow());
+        let is_given_up = carrier.is_some_and(|carrier| matches!(*carrier, Carrier::GivenUp));
+        if is_given_up {
+            self.start_retrier(ctx);
+        }
         self.open_lanes(ctx);
     }
 
@@ -232,48 +228,7 @@ impl Supervisor {
         telemetry::consumer_broke(self.scope.name(), &reason);
         ctx.notify(Halt { deadline: Instant::now(), state: SubscriptionState::Failed(reason) });
     }
-
-    fn handler_left(&mut self, Exit { seat, why }: Exit, ctx: &mut Context<Self>) {
-        let (why, is_vacant) = match why {
-            ExitReason::Finished => return,
-            // Charged to its message; caps and the breaker bound it.
-            ExitReason::Panicked => {
-                self.scope.metrics.restarts.inc();
-                telemetry::handler_restarted(self.scope.name(), "it panicked over a message");
-                self.fill(seat);
-                return;
-            }
-            ExitReason::Died(why) => (why, true),
-            ExitReason::NotMade(why) => (why, false),
-        };
-        self.scope.metrics.restarts.inc();
-        if self.budget.try_spend(Instant::now().into_std()) {
-            telemetry::handler_restarted(self.scope.name(), &why);
-            if is_vacant {
-                let delay = self.seats[seat].patience.next_delay();
-                ctx.run_later(delay, move |supervisor, _| supervisor.fill(seat));
-            }
-            return;
-        }
-        if is_vacant {
-            self.vacant.push(seat);
-        }
-        if self.scope.metrics.given_up.get() > 0 {
-            // It was said, and the subscription is held already.
-            return;
-        }
-        self.scope.metrics.given_up.set(1);
-        telemetry::restarts_spent(self.scope.name(), &why);
-        if self.service.on_restarts_spent == OnRestartsSpent::Exit {
-            std::process::exit(EXIT_RESTARTS_SPENT);
-        }
-        let reason = format!("handler actors keep dying: {why}");
-        ctx.notify(Halt { deadline: Instant::now(), state: SubscriptionState::Failed(reason) });
-    }
 }
-
-/// The exit code of a process whose `on_restarts_spent` is `"exit"`.
-const EXIT_RESTARTS_SPENT: i32 = 70;
 
 fn seat_count(scope: &Scope, handlers: &Handlers) -> usize {
     (scope.settings.handlers.get() * handlers.routes.len()).max(1)
@@ -283,12 +238,12 @@ impl Actor for Supervisor {
     type Context = Context<Self>;
 
     fn started(&mut self, ctx: &mut Context<Self>) {
-        let publisher = self.broker.publisher();
-        let retrier = Retrier::new(Arc::clone(&self.scope), publisher, self.health.clone());
+        self.retrier.note_made();
+        let carrier = Carrier::Here(self.retrier_for(ctx));
         self.shared = Some(Rc::new(Shared {
             scope: Arc::clone(&self.scope),
             broker: Arc::clone(&self.broker),
-            retrier: retrier.start(),
+            carrier: RefCell::new(carrier),
             gate: RefCell::new(Gate::new(self.scope.settings.breaker.policy())),
             orphans: RefCell::default(),
             peers: RefCell::default(),
@@ -327,6 +282,14 @@ impl Handler<Suspected> for Supervisor {
 impl StreamHandler<Exit> for Supervisor {
     fn handle(&mut self, exit: Exit, ctx: &mut Context<Self>) {
         self.handler_left(exit, ctx);
+    }
+}
+
+impl Handler<RetrierLeft> for Supervisor {
+    type Result = ();
+
+    fn handle(&mut self, RetrierLeft(why): RetrierLeft, ctx: &mut Context<Self>) {
+        self.retrier_left(&why, ctx);
     }
 }
 

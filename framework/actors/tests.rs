@@ -654,3 +654,126 @@ fn a_retrier_that_panics_over_a_copy_says_so_and_makes_it_again() {
     assert_eq!((metric(&mut test, "restarts"), metric(&mut test, "copies_failed")), (3, 3));
     assert_eq!(unsettled(&mut test), Some(0));
 }
+
+/// Hears the log: panics as often as it is told when a copy failed, and keeps what is an error.
+#[derive(Clone, Default)]
+struct Listener {
+    panics: Arc<AtomicUsize>,
+    errors: Arc<Mutex<Vec<String>>>,
+}
+
+impl Listener {
+    fn errors(&self, text: &str) -> usize {
+        self.errors.lock().unwrap().iter().filter(|line| line.contains(text)).count()
+    }
+}
+
+impl tracing::Subscriber for Listener {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::span::Id {
+        tracing::span::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::span::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::span::Id, _: &tracing::span::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut line = String::new();
+        event.record(&mut |_: &tracing::field::Field, value: &dyn std::fmt::Debug| {
+            line.push_str(&format!("{value:?} "));
+        });
+        if *event.metadata().level() == tracing::Level::ERROR {
+            self.errors.lock().unwrap().push(line.clone());
+        }
+        if line.contains("copy not confirmed") {
+            let takes_one = |left: usize| left.checked_sub(1);
+            let is_bad =
+                self.panics.fetch_update(Ordering::SeqCst, Ordering::SeqCst, takes_one).is_ok();
+            assert!(!is_bad, "the log is full");
+        }
+    }
+
+    fn enter(&self, _: &tracing::span::Id) {}
+
+    fn exit(&self, _: &tracing::span::Id) {}
+}
+
+async fn sold_out(_: Delivery<String>) -> Handled {
+    Err(Failure::reject("sold out"))
+}
+
+fn dead(test: &mut TestService) -> Vec<(Option<String>, u32)> {
+    let letters = test.dead_letters("orders");
+    let mut dead: Vec<_> = letters.into_iter().map(|letter| (letter.id, letter.attempts)).collect();
+    dead.sort();
+    dead
+}
+
+fn each_once() -> Vec<(Option<String>, u32)> {
+    ["7", "8", "9"].map(|id| (Some(id.to_owned()), 1)).to_vec()
+}
+
+#[test]
+fn a_retrier_that_ends_is_made_anew_and_what_it_had_is_carried_by_the_next() {
+    let log = Listener::default();
+    log.panics.store(2, Ordering::SeqCst);
+    tracing::subscriber::with_default(log.clone(), || {
+        let control = Control::new(2);
+        let mut test = orders(&control, "", "", sold_out);
+        control.bad_copies.store(2, Ordering::SeqCst);
+        for id in ["7", "8", "9"] {
+            test.publish("orders", message(id));
+        }
+        let health = test.service().health();
+        assert!(health.reasons[0].contains("until the retrier is made anew"), "{health:?}");
+        assert_eq!(unsettled(&mut test), Some(3), "they stay with the broker meanwhile");
+        test.advance(Duration::from_secs(60));
+        assert!(test.service().health().ready, "{:?}", test.service().health());
+        assert_eq!(dead(&mut test), each_once());
+        assert_eq!(unsettled(&mut test), Some(0));
+        let restarts = metric(&mut test, "restarts");
+        assert_eq!(restarts, 4, "two panics over a copy, and twice the end of the retrier");
+    });
+    assert_eq!(log.errors("the retrier ended"), 2);
+}
+
+#[test]
+fn a_retrier_that_keeps_ending_holds_its_subscription_and_gives_back_what_it_had() {
+    let log = Listener::default();
+    log.panics.store(usize::MAX, Ordering::SeqCst);
+    tracing::subscriber::with_default(log.clone(), || {
+        let control = Control::new(2);
+        let claims = "idempotency = { store = \"main\" }";
+        let service = "[service]\nrestarts_max = 2\n[stores.main]\nkind = \"memory\"";
+        let runs = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&runs);
+        let handler = move |delivery| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            sold_out(delivery)
+        };
+        let mut test = orders(&control, claims, service, handler);
+        control.bad_copies.store(usize::MAX, Ordering::SeqCst);
+        for id in ["7", "8", "9"] {
+            test.publish("orders", message(id));
+        }
+        test.advance(Duration::from_secs(60));
+        let SubscriptionState::Failed(why) = state(&test) else { panic!("{:?}", state(&test)) };
+        assert!(why.contains("the retrier keeps dying: it panicked: the log is full"), "{why}");
+        assert_eq!(log.errors("restart budget spent"), 1);
+        assert_eq!(unsettled(&mut test), Some(0), "all of it is with the broker again");
+        assert_eq!(dead(&mut test), []);
+        log.panics.store(0, Ordering::SeqCst);
+        control.bad_copies.store(0, Ordering::SeqCst);
+        let service = test.service();
+        test.run(async move { service.resume("orders").await }).unwrap();
+        test.advance(Duration::from_secs(60));
+        assert_eq!(dead(&mut test), each_once());
+        assert_eq!(runs.load(Ordering::SeqCst), 3, "none runs again: {:?}", test.log());
+        assert_eq!(state(&test), SubscriptionState::Running);
+        assert_eq!(unsettled(&mut test), Some(0));
+    });
+}

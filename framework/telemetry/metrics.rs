@@ -155,7 +155,7 @@ impl Metrics {
         let (copies_failed, headers_left_out, restarts, lanes_reopened) = counters! {
             "copies_failed" "Copies to a wait or to the dead letters that were not confirmed",
             "headers_left_out" "Headers that did not fit and were left out of copies",
-            "restarts" "Handler actors made anew, or tried to; and panics of the retrier",
+            "restarts" "Handler actors made anew, or tried to; panics over a copy; retriers made anew",
             "lanes_reopened" "Lanes opened again after they ended",
         };
         let dead = Family::<ByReason, Counter>::default();
