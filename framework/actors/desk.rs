@@ -441,17 +441,19 @@ impl Desk {
         }
         // Whatever the answer, the next look is due after as long again.
         self.last_delivery = Instant::now();
-        if self.room() == 0 || !lane.is_active() {
+        if self.room() == 0 {
             return false;
         }
-        if let Some(is_behind) = lane.is_behind() {
-            return is_behind;
-        }
-        let scope = &self.shared.scope;
-        let source = scope.source.load_full();
-        let depth = self.shared.broker.depth(&source);
-        let depth = tokio::time::timeout(STALL_QUERY_MAX, depth).await;
-        matches!(depth, Ok(Ok(depth)) if depth.ready.is_some_and(|ready| ready > 0))
+        let is_behind = async {
+            if let Some(is_behind) = lane.is_behind().await {
+                return is_behind;
+            }
+            let source = self.shared.scope.source.load_full();
+            let depth = self.shared.broker.depth(&source).await;
+            lane.is_active() && depth.is_ok_and(|depth| depth.ready.is_some_and(|ready| ready > 0))
+        };
+        // No answer: what ails the broker is found elsewhere.
+        tokio::time::timeout(STALL_QUERY_MAX, is_behind).await.unwrap_or(false)
     }
 }
 

@@ -284,8 +284,9 @@ pub trait Lane: Send {
         true
     }
 
-    /// Whether the broker has something for this lane, where the lane knows; else the depth of its source is asked for.
-    fn is_behind(&self) -> Option<bool> {
+    /// Whether the broker has something that this lane itself should have been given by now, which is false for a standby;
+    /// `None` where no lane can tell: then an active one is, if its source has anything ready.
+    async fn is_behind(&self) -> Option<bool> {
         None
     }
 

@@ -137,6 +137,16 @@ pub(crate) fn control(arguments: &[&str]) -> String {
     output(Command::new(program).args(words).args(arguments))
 }
 
+/// Makes the server forget who consumes this queue, without telling them.
+pub(crate) fn forget_consumers(queue: &str) {
+    let forget = format!(
+        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
+         [{{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q), rabbit_fifo:make_checkout(\
+         {{element(2, C), element(1, C)}}, cancel, #{{}})) || C <- rabbit_amqqueue:consumers(Q)]."
+    );
+    control(&["eval", &forget]);
+}
+
 fn output(command: &mut Command) -> String {
     let output = command.output().expect("the command runs");
     assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));

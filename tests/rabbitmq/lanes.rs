@@ -10,7 +10,7 @@ use lapin::types::AMQPValue;
 use redeliver::{Delivery, Failure};
 use tokio::time::sleep;
 
-use crate::common::rabbitmq::control;
+use crate::common::rabbitmq::forget_consumers;
 use crate::lab::{Lab, Seen, drained, metric, properties, until};
 
 async fn consumers(lab: &Lab) -> u32 {
@@ -138,16 +138,6 @@ async fn consumer_arguments_reach_the_broker() {
     assert_eq!((low.count(), high.count()), (0, 100), "the one of higher priority is served");
 }
 
-/// Makes the server forget who consumes this queue, without telling them.
-fn forget_consumers(queue: &str) {
-    let forget = format!(
-        "{{ok, Q}} = rabbit_amqqueue:lookup(rabbit_misc:r(<<\"/\">>, queue, <<\"{queue}\">>)), \
-         [{{ok, _, _}} = ra:process_command(amqqueue:get_pid(Q), rabbit_fifo:make_checkout(\
-         {{element(2, C), element(1, C)}}, cancel, #{{}})) || C <- rabbit_amqqueue:consumers(Q)]."
-    );
-    control(&["eval", &forget]);
-}
-
 #[tokio::test]
 async fn a_lane_that_is_silent_though_messages_are_ready_is_found_and_opened_again() {
     let lab = Lab::new().await;
@@ -178,4 +168,26 @@ async fn a_lane_that_is_silent_though_messages_are_ready_is_found_and_opened_aga
     drained(&service).await;
     service.stop().await;
     seen.assert_each_once(0..30);
+}
+
+#[tokio::test]
+async fn a_single_active_consumer_that_the_server_forgot_before_its_first_delivery_is_opened_again()
+{
+    let lab = Lab::new().await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let keys = "single_active_consumer = true\nstall_after = \"1s\"\n";
+    let service = lab
+        .start(&lab.toml(keys, ""), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async { Ok(()) }
+        })
+        .await;
+    until("it consumes", || async { consumers(&lab).await == 1 }).await;
+    forget_consumers(&lab.queue);
+    lab.publish(0..10).await;
+    until("all are handled", || async { seen.count() == 10 }).await;
+    assert_eq!(metric(&service, "lanes_reopened").await, 1.0);
+    service.stop().await;
+    seen.assert_each_once(0..10);
 }

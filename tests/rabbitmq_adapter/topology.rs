@@ -161,6 +161,38 @@ async fn order_in_a_queue_is_served_by_one_consumer_and_the_other_stands_by() {
 }
 
 #[tokio::test]
+async fn a_lane_is_behind_with_what_is_ready_in_its_own_queue_and_a_standby_with_nothing() {
+    let lab = Lab::connect().await;
+    let source = lab.source_with(&[], |settings| settings.single_active_consumer = true);
+    lab.broker.prepare(&source).await.expect("the source can be prepared");
+    let publisher = lab.broker.publisher();
+    let to = |name: String| Target::Queue(name);
+    publisher.send(&message(to(queue(&source)), "served")).await.expect("it is stored");
+    let mut lanes = lab.broker.lanes(source.clone());
+    let (_, mut active) = open(&mut *lanes).await;
+    receive(&mut *active, 1).await;
+    let suspects = format!("{}.suspects", queue(&source));
+    publisher.send(&message(to(suspects), "suspect")).await.expect("it is stored");
+    let depth = lab.broker.depth(&source).await.expect("it can be counted");
+    assert_eq!(depth.ready, Some(1), "the suspect counts as ready");
+    assert_eq!(active.is_behind().await, Some(false), "but not for this lane");
+
+    let other = Lab::connect().await;
+    let mut others = other.broker.lanes(source.clone());
+    let (_, mut standby) = open(&mut *others).await;
+    // One more than the window of the active one.
+    for number in 0..192 {
+        let next = message(to(queue(&source)), &number.to_string());
+        publisher.send(&next).await.expect("it is stored");
+    }
+    receive(&mut *active, 191).await;
+    assert_eq!(active.is_behind().await, Some(true));
+    assert_eq!(standby.is_behind().await, Some(false), "it is not its turn");
+    standby.close().await.expect("the lane closes");
+    active.close().await.expect("the lane closes");
+}
+
+#[tokio::test]
 async fn the_depth_tells_what_is_ready_held_waiting_and_dead_as_far_as_it_can_be_known() {
     let lab = Lab::connect().await;
     let source = lab.prepared(&[Duration::from_secs(60)]).await;

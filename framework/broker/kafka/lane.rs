@@ -387,7 +387,7 @@ impl Lane for KafkaLane {
         Ok(())
     }
 
-    fn is_behind(&self) -> Option<bool> {
+    async fn is_behind(&self) -> Option<bool> {
         Some(self.partition.lock().is_behind)
     }
 

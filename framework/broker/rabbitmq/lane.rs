@@ -57,6 +57,8 @@ pub(super) type Tallies = std::sync::Mutex<BTreeMap<String, Arc<Tally>>>;
 
 /// A channel with one consumer.
 pub(super) struct RabbitLane {
+    /// To ask about the queue, over a channel of its own.
+    link: Arc<Link>,
     /// Keeps the connection alive as long as the lane.
     _live: Arc<Live>,
     channel: Channel,
@@ -93,7 +95,7 @@ impl From<BrokerEnd> for LaneEnd {
 
 impl RabbitLane {
     pub(super) async fn open(
-        link: &Link,
+        link: &Arc<Link>,
         source: &Source,
         lane: &LaneId,
         generations: &AtomicU64,
@@ -113,7 +115,7 @@ impl RabbitLane {
     }
 
     async fn consume(
-        link: &Link,
+        link: &Arc<Link>,
         source: &Source,
         lane: &LaneId,
         generations: &AtomicU64,
@@ -140,6 +142,7 @@ impl RabbitLane {
         );
         let consumer = answer(&attempt, consuming).await?;
         Ok(Self {
+            link: Arc::clone(link),
             _live: live,
             channel,
             consumer,
@@ -320,6 +323,14 @@ impl Lane for RabbitLane {
     /// lane whose queue is empty counts as standby, which does no harm: it has nothing to be late with.
     fn is_active(&self) -> bool {
         !self.single_active || self.ledger.has_delivered()
+    }
+
+    /// Of its own queue alone: what else the source has ready, the suspects, is not its to deliver. Where no consumer of
+    /// a queue is active, the server has forgotten this one, that was served or not: a standby would be active by now.
+    async fn is_behind(&self) -> Option<bool> {
+        let counted = topology::count(&self.link, &self.queue).await;
+        let is_behind = |(ready, consumers)| ready > 0 && (self.is_active() || consumers == 0);
+        Some(counted.is_ok_and(is_behind))
     }
 
     fn is_lost(&self) -> Option<bool> {
