@@ -181,3 +181,11 @@ pub(crate) fn metric(text: &str, name: &str) -> u64 {
     let line = text.lines().find(|line| line.starts_with(name)).unwrap_or_default();
     line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(u64::MAX)
 }
+
+/// Of a counter that is not there before it counts.
+pub(crate) async fn count(service: &Service, name: &str) -> u64 {
+    match metric(&service.metrics().await, name) {
+        u64::MAX => 0,
+        count => count,
+    }
+}

@@ -5,6 +5,7 @@
 
 #![cfg(all(feature = "rabbitmq", feature = "redis"))]
 
+mod adoption;
 #[path = "../rabbitmq/proxy.rs"]
 mod broker_proxy;
 mod commands;

@@ -3,21 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redeliver::{Delivery, Handled, Service};
+use redeliver::{Delivery, Handled};
 use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 
 use crate::common::rabbitmq::{Node, url};
-use crate::lab::{Lab, Log, SHORT_WAITS, metric};
-
-/// Of a counter that is not there before it counts.
-async fn count(service: &Service, name: &str) -> u64 {
-    match metric(&service.metrics().await, name) {
-        u64::MAX => 0,
-        count => count,
-    }
-}
+use crate::lab::{Lab, Log, SHORT_WAITS, count};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn r19_what_comes_again_because_its_acknowledgement_is_late_does_not_run_beside_itself() {
