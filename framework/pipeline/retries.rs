@@ -38,7 +38,11 @@ impl Beyond {
         let kind = config.brokers.get(&settings.broker).map(|broker| broker.kind);
         match kind {
             Some(BrokerKind::Memory) => Self::Exactly,
-            Some(BrokerKind::Rabbitmq) if settings.topology == Topology::Declare => Self::Standard,
+            Some(BrokerKind::Rabbitmq | BrokerKind::Kafka)
+                if settings.topology == Topology::Declare =>
+            {
+                Self::Standard
+            }
             Some(BrokerKind::Rabbitmq | BrokerKind::Kafka) | None => Self::Hops,
         }
     }
@@ -223,7 +227,13 @@ mod tests {
             "[brokers.main]\nkind = \"{broker}\"\nurl = \"amqp://localhost\"\n[subscriptions.orders]\nbroker = \"main\"\n\
              queue = \"orders\"\ntopology = \"{topology}\"\n[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"20s\""
         );
-        let text = if broker == "memory" { text.replace("url", "# url") } else { text };
+        let text = match broker {
+            "memory" => text.replace("url", "# url"),
+            "kafka" => text
+                .replace("amqp://localhost", "localhost:9092")
+                .replace("queue = \"orders\"", "topics = [\"orders\"]\ngroup = \"billing\""),
+            _ => text,
+        };
         let config = Config::from_toml(&text).unwrap_or_else(|problems| panic!("{problems}"));
         let retries = Retries::of(&config.subscriptions["orders"], &config);
         let step = |seconds: &u64| retries.step_for(Duration::from_secs(*seconds)).as_secs();
@@ -235,10 +245,12 @@ mod tests {
     #[test]
     fn a_delay_beyond_the_steps_takes_a_standard_one_where_it_can_be_made() {
         let delays = [1, 20, 21, 61, 601, 3600, 20_000, DAY, 3 * DAY];
-        let made = steps_of("rabbitmq", "declare", &delays);
-        assert_eq!(made, [20, 20, 30, 120, 1800, 3600, 28_800, DAY, DAY]);
-        assert_eq!(steps_of("rabbitmq", "verify", &delays), [20; 9]);
-        assert_eq!(steps_of("rabbitmq", "none", &delays), [20; 9]);
+        for broker in ["rabbitmq", "kafka"] {
+            let made = steps_of(broker, "declare", &delays);
+            assert_eq!(made, [20, 20, 30, 120, 1800, 3600, 28_800, DAY, DAY]);
+            assert_eq!(steps_of(broker, "verify", &delays), [20; 9]);
+            assert_eq!(steps_of(broker, "none", &delays), [20; 9]);
+        }
         let exact = steps_of("memory", "declare", &delays);
         assert_eq!(exact, [20, 20, 21, 61, 601, 3600, 20_000, DAY, DAY]);
     }

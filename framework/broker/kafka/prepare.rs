@@ -21,7 +21,7 @@ use super::inspect::{
 };
 use super::limits::Limit;
 use super::topology::{Names, Use, refuse_names};
-use crate::broker::{BrokerError, Fault, Source};
+use crate::broker::{BrokerError, Fault, Place, Source};
 use crate::config::{DeliveryGuarantee, Topology};
 
 /// How long a topic that was created may take until it has a leader.
@@ -127,14 +127,22 @@ pub(super) async fn limit_of(cluster: &Cluster, topic: &str) -> Result<Option<Li
     }))
 }
 
-/// Creates what is missing around one topic: a pattern finds topics that were not there at the start.
+/// Creates what is missing around one topic, for a copy to `place`: a pattern finds topics that were not there at the
+/// start, and not every wait is a policy's.
 pub(super) async fn create_around(
     cluster: &Cluster,
     source: &Source,
     topic: &str,
+    place: Place,
 ) -> Result<(), BrokerError> {
     let names = Names::of(&source.settings);
-    let ours = names.ours(&[topic.to_owned()], &source.waits);
+    let mut waits = source.waits.clone();
+    if let Place::Wait(wait) = place
+        && !waits.contains(&wait)
+    {
+        waits.push(wait);
+    }
+    let ours = names.ours(&[topic.to_owned()], &waits);
     let all = ours.iter().map(|(name, _)| name.clone()).chain([topic.to_owned()]).collect();
     let known = describe(cluster, all, &mut Findings::default()).await?;
     let Some(facts) = known.get(topic) else { return Ok(()) };

@@ -3,7 +3,8 @@
 //! Owns what a copy carries. A record counts as sent when the cluster says so; until then librdkafka sends it
 //! again, in order and stored once, for `message.timeout.ms`.
 
-use std::sync::Arc;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
@@ -41,11 +42,13 @@ pub(super) struct KafkaPublisher {
     cluster: Cluster,
     /// Made when it is needed, and anew when it is of no use any more.
     client: ArcSwapOption<Client>,
+    /// Topics of waits that no policy names, which are there: made when a copy first needed them, or found then.
+    beyond: Mutex<BTreeSet<String>>,
 }
 
 impl KafkaPublisher {
     pub(super) fn new(cluster: Cluster) -> Self {
-        Self { cluster, client: ArcSwapOption::empty() }
+        Self { cluster, client: ArcSwapOption::empty(), beyond: Mutex::default() }
     }
 
     pub(super) async fn close(&self) {
@@ -75,6 +78,17 @@ impl KafkaPublisher {
         self.client.compare_and_swap(&client, None);
         // Ending it takes a moment.
         drop(spawn_blocking(move || drop(client)));
+    }
+
+    /// Makes the topic of a wait that no policy names, unless that was done before. A record for a topic that is not
+    /// there would be held for half a minute before anybody is told.
+    async fn make_beyond(&self, copy: &Copy, source: &str, topic: &str) -> Result<(), BrokerError> {
+        let known = || self.beyond.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known().contains(topic) {
+            prepare::create_around(&self.cluster, &copy.source, source, copy.place).await?;
+            known().insert(topic.to_owned());
+        }
+        Ok(())
     }
 
     async fn copy_to(
@@ -179,13 +193,17 @@ impl Publisher for KafkaPublisher {
             Place::Source => names.redrive(&source),
             Place::Suspects => names.suspects(),
         };
+        let declares = copy.source.settings.topology == Topology::Declare;
+        if let Place::Wait(wait) = copy.place
+            && declares
+            && !copy.source.waits.contains(&wait)
+        {
+            self.make_beyond(copy, &source, &topic).await?;
+        }
         match self.copy_to(&topic, original, copy).await {
             // A pattern finds topics that were not there at the start, and topics are deleted by mistake.
-            Err(error)
-                if error.fault == Fault::Missing
-                    && copy.source.settings.topology == Topology::Declare =>
-            {
-                prepare::create_around(&self.cluster, &copy.source, &source).await?;
+            Err(error) if error.fault == Fault::Missing && declares => {
+                prepare::create_around(&self.cluster, &copy.source, &source, copy.place).await?;
                 self.copy_to(&topic, original, copy).await
             }
             copied => copied,
