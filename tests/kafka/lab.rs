@@ -16,6 +16,9 @@ use redeliver::broker::{Broker, LaneId, Source, Target};
 use redeliver::config::{self, Subscription, Url};
 use redeliver::testing::broker_conformance::Subject;
 
+/// How long the broker may take to answer before a test fails: long, because the machine may be busy with others.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// The broker's address, from the environment.
 pub(crate) fn url() -> String {
     env::var("KAFKA_URL").expect(
@@ -38,7 +41,7 @@ pub(crate) async fn create(topic: &str, partitions: i32) {
     let created = admin().create_topics([&new], &AdminOptions::new()).await;
     created.expect("the broker answers").remove(0).expect("the topic is created");
     loop {
-        let known = admin().inner().fetch_metadata(Some(topic), Duration::from_secs(10));
+        let known = admin().inner().fetch_metadata(Some(topic), PATIENCE);
         let known = known.expect("the broker answers");
         let found = known.topics().iter().flat_map(|topic| topic.partitions());
         if found.filter(|partition| partition.leader() >= 0).count() == partitions as usize {
@@ -56,7 +59,7 @@ fn ends(topic: &str, isolation: &str, count: i32) -> Vec<i64> {
         .create()
         .expect("the url can be read");
     let ends = (0..count).map(|number| {
-        let ends = consumer.fetch_watermarks(topic, number, Duration::from_secs(30));
+        let ends = consumer.fetch_watermarks(topic, number, PATIENCE);
         ends.expect("the broker answers").1
     });
     ends.collect()
@@ -87,7 +90,7 @@ pub(crate) fn committed(topic: &str) -> Vec<String> {
         .set("enable.auto.commit", "false")
         .create()
         .expect("the url can be read");
-    let known = consumer.fetch_metadata(Some(topic), Duration::from_secs(10));
+    let known = consumer.fetch_metadata(Some(topic), PATIENCE);
     let known = known.expect("the broker answers");
     let count = known.topics()[0].partitions().len();
     wait_for_open_transactions(topic, count as i32);
@@ -97,7 +100,7 @@ pub(crate) fn committed(topic: &str) -> Vec<String> {
     consumer.assign(&list).expect("it is there");
     let (mut found, mut ended) = (Vec::new(), std::collections::BTreeSet::new());
     while ended.len() < count {
-        match consumer.poll(Duration::from_secs(30)).expect("the broker answers") {
+        match consumer.poll(PATIENCE).expect("the broker answers") {
             Ok(record) => {
                 let payload = record.payload().unwrap_or_default();
                 found.push(String::from_utf8_lossy(payload).into_owned());
