@@ -6,6 +6,7 @@ use actix::{Actor, Context, Handler};
 use redeliver::broker::HeaderValue;
 use redeliver::{Delivery, Failure, Handled, Message, Raw, Reason, by_type, with_codec};
 
+use crate::common::headers::OURS;
 use crate::ground::{Ground, Kind, dead_letters, drained, text, until};
 use crate::seen::{Seen, obey};
 
@@ -87,25 +88,6 @@ fn garbage() -> impl Iterator<Item = String> {
     let short = ["", "-1", "99999999999999999999999999", "\u{1}\n", "2026-99-99T00:00:00Z", "🦀"];
     short.into_iter().map(str::to_owned).chain([["x"; 10_000].concat()])
 }
-
-const OURS: [&str; 16] = [
-    "attempt",
-    "delay",
-    "due",
-    "first-seen",
-    "expires",
-    "origin",
-    "hops",
-    "generation",
-    "reason",
-    "error",
-    "error-class",
-    "consumer",
-    "causation",
-    "dead-at",
-    "original-expiration",
-    "unheard-of",
-];
 
 pub(crate) async fn hostile_headers_cost_nobody_a_message(kind: Kind) {
     let ground = Ground::new(kind).await;

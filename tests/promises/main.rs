@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod bench;
+#[path = "../common/headers.rs"]
+mod headers;
 
 mod answers;
 mod batches;

@@ -6,6 +6,7 @@ use lapin::BasicProperties;
 use lapin::types::{AMQPValue, DecimalValue, FieldArray, FieldTable};
 use redeliver::{Delivery, Failure};
 
+use crate::common::headers::OURS;
 use crate::lab::{Lab, SHORT_WAITS, Seen, dead_letters, drained, metric, properties};
 
 #[tokio::test]
@@ -79,21 +80,6 @@ fn hostile_values() -> Vec<AMQPValue> {
     ]
 }
 
-const NAMES: [&str; 12] = [
-    "redeliver-id",
-    "redeliver-attempt",
-    "redeliver-delay",
-    "redeliver-due",
-    "redeliver-rest",
-    "redeliver-first-seen",
-    "redeliver-expires",
-    "redeliver-origin",
-    "redeliver-hops",
-    "redeliver-generation",
-    "redeliver-original-expiration",
-    "redeliver-reason",
-];
-
 #[tokio::test]
 async fn hostile_headers_of_every_type_stop_nothing() {
     let lab = Lab::new().await;
@@ -111,13 +97,14 @@ async fn hostile_headers_of_every_type_stop_nothing() {
         })
         .await;
     let values = hostile_values();
+    let names = OURS.into_iter().chain(["id", "rest"]);
     let cases: Vec<_> =
-        NAMES.iter().flat_map(|name| values.iter().map(move |value| (*name, value))).collect();
+        names.flat_map(|name| values.iter().map(move |value| (name, value))).collect();
     let total = cases.len() as u32;
     lab.publish_with(0..total, |number| {
         let (name, value) = cases[number as usize];
         let mut headers = FieldTable::default();
-        headers.insert(name.into(), value.clone());
+        headers.insert(format!("redeliver-{name}").into(), value.clone());
         (number.to_string().into_bytes(), properties(number).with_headers(headers))
     })
     .await;

@@ -32,11 +32,8 @@ struct Known {
 }
 
 impl Beyond {
-    /// Notes that this wait is there, where that is news.
+    /// Notes that this wait is there, which is none of the policies'.
     pub(super) fn note(&self, source: &Source, wait: Duration) {
-        if source.waits.contains(&wait) {
-            return;
-        }
         self.with(source, |known| known.waits.extend([wait]));
     }
 

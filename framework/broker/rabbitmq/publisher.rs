@@ -256,19 +256,16 @@ impl Publisher for RabbitPublisher {
         {
             // To publish and be turned away would be a warning for each copy that comes at the same time.
             self.declare_for(copy).await?;
+            self.beyond.note(&copy.source, wait);
         }
-        let copied = match self.copy_to_any(copy, original).await {
+        match self.copy_to_any(copy, original).await {
             // Deleted by somebody. Where declaring is ours to do, it comes back.
             Err(error) if error.fault == Fault::Unroutable && declares => {
                 self.declare_for(copy).await?;
                 self.copy_to_any(copy, original).await
             }
             copied => copied,
-        }?;
-        if let Place::Wait(wait) = copy.place {
-            self.beyond.note(&copy.source, wait);
         }
-        Ok(copied)
     }
 }
 

@@ -22,7 +22,6 @@ pub(super) fn all(config: &Config, layers: &Layers) -> Vec<Problem> {
     service(&mut check);
     connection::check(&mut check);
     subscription::check(&mut check);
-    places::check(&mut check);
     retry::check(&mut check);
     check.problems
 }

@@ -3,27 +3,26 @@
 use super::super::{BrokerKind, Subscription};
 use super::Check;
 
-pub(super) fn check(check: &mut Check<'_>) {
-    let config = check.config;
-    let mut before: Vec<(&str, &Subscription)> = Vec::new();
-    for (name, subscription) in &config.subscriptions {
-        let table = format!("subscriptions.{name}");
-        let Some(broker) = config.brokers.get(&subscription.broker) else { continue };
-        if !check.kind_known(&format!("brokers.{}", subscription.broker)) {
-            continue;
-        }
-        dead_letters(check, &table, name, subscription, broker.kind);
-        shared(check, &table, (name, subscription), &before, broker.kind);
-        before.push((name, subscription));
-    }
+/// A subscription, by its name.
+pub(super) type Named<'s> = (&'s str, &'s Subscription);
+
+/// Looks at one subscription, beside those that were looked at `before`.
+pub(super) fn check(
+    check: &mut Check<'_>,
+    table: &str,
+    subscription: Named<'_>,
+    before: &[Named<'_>],
+    kind: BrokerKind,
+) {
+    dead_letters(check, table, subscription, kind);
+    shared(check, table, subscription, before, kind);
 }
 
 /// Dead letters that go where messages come from would be handled, and be dead letters, for ever.
 fn dead_letters(
     check: &mut Check<'_>,
     table: &str,
-    name: &str,
-    subscription: &Subscription,
+    (name, subscription): Named<'_>,
     kind: BrokerKind,
 ) {
     let group = subscription.group.as_deref().unwrap_or_default();
@@ -53,8 +52,8 @@ fn dead_letters(
 fn shared(
     check: &mut Check<'_>,
     table: &str,
-    (name, subscription): (&str, &Subscription),
-    before: &[(&str, &Subscription)],
+    (name, subscription): Named<'_>,
+    before: &[Named<'_>],
     kind: BrokerKind,
 ) {
     let own = sources(name, subscription, kind);

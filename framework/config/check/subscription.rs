@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::super::units::{duration_text, size_text};
 use super::super::{BrokerKind, OrderScope, Ordering, StoreKind, Subscription, Template};
-use super::{Check, retry::reachable};
+use super::{Check, places, retry::reachable};
 
 /// Keys that only one kind of broker understands. The memory broker stands in for either and takes both.
 const RABBITMQ_ONLY: [&str; 8] = [
@@ -22,6 +22,7 @@ const KAFKA_ONLY: [&str; 5] =
 
 pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
+    let mut before: Vec<places::Named<'_>> = Vec::new();
     for (name, subscription) in &config.subscriptions {
         let table = format!("subscriptions.{name}");
         check.known(
@@ -38,6 +39,8 @@ pub(super) fn check(check: &mut Check<'_>) {
             source(check, &table, subscription, broker.kind);
             order(check, &table, subscription, broker.kind);
             templates(check, &table, subscription, broker.kind);
+            places::check(check, &table, (name, subscription), &before, broker.kind);
+            before.push((name, subscription));
         }
         if let Some(policy) = &subscription.retry {
             check.known_policy(&table, policy);
