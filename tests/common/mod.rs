@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "a test binary uses a part of what is here")]
 
 pub(crate) mod headers;
+pub(crate) mod process;
 pub(crate) mod rabbitmq;
 
 use redeliver::{DeadLetter, Service};

@@ -20,7 +20,7 @@ async fn a_process_killed_among_1000_messages_loses_none_and_repeats_at_most_wha
     let lab = Lab::new().await;
     let role = Role { milliseconds: 3, ..Role::default() };
     let stage = Stage::new(lab.toml(WINDOW, ""), role);
-    lab.prepare(&stage.role.config).await;
+    lab.prepare(&stage.config).await;
     lab.publish(0..1000).await;
     let first = stage.start(&lab).await;
     stage.wait_for_lines(300).await;
@@ -42,7 +42,7 @@ async fn kills_among_failing_messages_lose_none_and_dead_letter_none() {
     let total = kills * 250;
     let role = Role { milliseconds: 5, fails: 1, fails_every: 5, ..Role::default() };
     let stage = Stage::new(lab.toml(WINDOW, SHORT_WAITS), role);
-    lab.prepare(&stage.role.config).await;
+    lab.prepare(&stage.config).await;
     lab.publish(0..total).await;
     for kill in 1..=kills {
         let child = stage.start(&lab).await;
@@ -68,7 +68,7 @@ async fn attempts_are_counted_on_by_the_next_process() {
     let role = Role { fails: 99, fails_every: 1, ..Role::default() };
     let waits = SHORT_WAITS.replace("200ms", "1500ms");
     let stage = Stage::new(lab.toml("", &waits), role);
-    lab.prepare(&stage.role.config).await;
+    lab.prepare(&stage.config).await;
     lab.publish(0..1).await;
     for attempt in 1..=4 {
         let child = stage.start(&lab).await;
@@ -102,14 +102,14 @@ async fn a_message_that_ends_the_process_is_dead_lettered_as_poison_and_its_neig
     let role = Role { milliseconds: 300, aborts_on: Some(POISON), ..Role::default() };
     let keys = "in_flight_max = 50\ncrashes_max = 3\n";
     let stage = Stage::new(lab.toml(keys, ""), role);
-    lab.prepare(&stage.role.config).await;
+    lab.prepare(&stage.config).await;
     lab.publish(0..200).await;
     // Each start is one life of a service that its platform starts again.
     let mut lives = 0;
     let last = loop {
         lives += 1;
         assert!(lives < 15, "it never stops dying");
-        let mut child: Process = stage.start(&lab).await;
+        let mut child: Process = stage.start_doomed(&lab).await;
         let deadline = tokio::time::Instant::now() + PATIENCE;
         let survived = loop {
             if !child.is_running() {
