@@ -8,11 +8,13 @@ mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::Stdio;
 use std::sync::Arc;
 use std::time::Duration;
 
-use programs::{Place, Queue, folder, last_line, program, run, told, wait_for, webhooks};
+use programs::{
+    Place, Queue, count_lines, folder, job, last_line, run, summary, told, wait_for, webhooks,
+};
 use redeliver::config::{BrokerKind, Config, Url};
 use redeliver::{DeadLetter, Delivery, Handled, Message, Reason, Service};
 use serde_json::{Value, json};
@@ -180,15 +182,6 @@ fn two_consumers_that_are_idle_do_not_wait_for_each_other() {
     }
 }
 
-#[test]
-fn half_of_the_job_in_memory_is_an_error() {
-    for half in ["publish", "consume"] {
-        let output = run("webhooks", [half]);
-        assert_eq!(output.status.code(), Some(2), "{}", told(&output));
-        assert!(String::from_utf8_lossy(&output.stderr).contains("use `run`"), "{}", told(&output));
-    }
-}
-
 #[tokio::test]
 async fn a_dead_letter_that_does_not_belong_there_fails_the_run() {
     let queue = Queue::unique("stranger", CONFIG);
@@ -203,13 +196,6 @@ async fn a_dead_letter_that_does_not_belong_there_fails_the_run() {
     let output = output.expect("the program can be started");
     assert_eq!(output.status.code(), Some(1), "{}", told(&output));
     assert!(String::from_utf8_lossy(&output.stderr).contains("stranger"), "{}", told(&output));
-}
-
-/// The example, told to work there.
-fn job(part: &str, place: &Place) -> Command {
-    let mut command = program("webhooks");
-    command.arg(part).args(place.flags()).stdout(Stdio::piped());
-    command
 }
 
 fn config(place: &Place) -> Config {
@@ -245,11 +231,6 @@ async fn dead_letters(place: &Place) -> Vec<DeadLetter> {
     letters
 }
 
-fn summary(output: &Output) -> Value {
-    let line = last_line(output);
-    serde_json::from_str(&line).unwrap_or_else(|_| panic!("no summary: {}", told(output)))
-}
-
 fn sum(summary: &Value, fields: [&str; 2]) -> Value {
     json!(fields.iter().filter_map(|field| summary[*field].as_u64()).sum::<u64>())
 }
@@ -271,10 +252,6 @@ fn times(file: &Path) -> BTreeMap<String, usize> {
 
 fn ids(file: &Path) -> BTreeSet<String> {
     times(file).into_keys().collect()
-}
-
-fn count_lines(file: &Path) -> usize {
-    std::fs::read(file).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count()
 }
 
 fn has_effects_of(process: u32, file: &Path) -> bool {

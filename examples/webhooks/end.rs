@@ -34,11 +34,16 @@ pub(crate) async fn reached(
         }
         // A broker that does not answer may hold anything.
         let depth = service.depth(SUBSCRIPTION).await.unwrap_or_default();
-        match watch.look(depth, Instant::now()) {
-            Step::Wait => {}
-            Step::Pause => service.pause(SUBSCRIPTION).await?,
-            Step::Resume => service.resume(SUBSCRIPTION).await?,
+        let done = match watch.look(depth, Instant::now()) {
+            Step::Wait => Ok(()),
+            Step::Pause => service.pause(SUBSCRIPTION).await,
+            Step::Resume => service.resume(SUBSCRIPTION).await,
             Step::End => return Ok(true),
+        };
+        match done {
+            // By a signal that came in between.
+            Err(Error::Stopped) => return Ok(false),
+            done => done?,
         }
     }
 }

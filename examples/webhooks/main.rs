@@ -19,6 +19,7 @@ mod end;
 mod guards;
 mod notifier;
 mod options;
+mod outage;
 mod place;
 mod progress;
 mod summary;
@@ -27,18 +28,19 @@ mod topic;
 
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Instant;
 
 use clap::Parser;
 use futures_util::{StreamExt, TryStreamExt, stream};
-use redeliver::Service;
+use redeliver::broker::Fault;
+use redeliver::{PublishError, Service};
 
 use deliveries::Webhook;
 use effects::Effects;
 use notifier::{Notifier, Tally};
 use options::{Job, Options, Part};
+use outage::ridden_out;
 use progress::Progress;
-use summary::Summary;
+use summary::{Account, Letters};
 
 type Error = Box<dyn std::error::Error>;
 
@@ -57,22 +59,23 @@ async fn main() -> ExitCode {
         Ok(job) => job,
         Err(error) => return fail(&error),
     };
-    match done(&job).await {
-        Ok((summary, complaints)) => {
-            complaints.iter().for_each(|complaint| eprintln!("wrong: {complaint}"));
-            println!("{}", summary.json());
-            ExitCode::from(u8::from(!complaints.is_empty()))
-        }
+    let mut account = Account::new();
+    let done = done(&job, &mut account).await;
+    account.complaints.iter().for_each(|complaint| eprintln!("wrong: {complaint}"));
+    println!("{}", account.json());
+    match done {
+        Ok(()) => ExitCode::from(u8::from(!account.complaints.is_empty())),
         Err(error) => fail(&error),
     }
 }
 
-async fn done(job: &Job) -> Result<(Summary, Vec<String>), Error> {
+/// Does the job, and enters into `account` what is known of it, however it ends. An error if it could not be begun.
+async fn done(job: &Job, account: &mut Account) -> Result<(), Error> {
     job.place.create(&job.config).await?;
     match job.part {
-        Part::Run => run(job).await,
-        Part::Publish => publish(job).await,
-        Part::Consume => consume(job).await,
+        Part::Run => run(job, account).await,
+        Part::Publish => publish(job, account).await,
+        Part::Consume => consume(job, account).await,
     }
 }
 
@@ -82,81 +85,70 @@ fn fail(error: &Error) -> ExitCode {
 }
 
 /// Publishes and consumes in one process, then compares what came of it with what had to.
-async fn run(job: &Job) -> Result<(Summary, Vec<String>), Error> {
-    let started = Instant::now();
+async fn run(job: &Job, account: &mut Account) -> Result<(), Error> {
     let webhooks = deliveries::of(job)?;
     let ids = deliveries::ids(&webhooks);
+    account.summary.distinct = Some(ids.len());
     let progress = Progress::of_run(job, &webhooks, &ids);
     let tally = Arc::new(Tally::default());
     let service = start_consuming(job, &tally).await?;
-    let published = send_all(job, &service, &webhooks, |_| progress.show(&tally)).await?;
-    let ended = end::reached(job, &service, || progress.show(&tally)).await?;
-    progress.finish(&tally);
-    let mut complaints = Vec::new();
-    let (mut dead, mut lost) = (None, None);
-    if ended {
-        let letters = summary::dead_letters(&service).await?;
-        let lost_ids = summary::lost(&ids, &tally.handled(), &letters);
-        complaints = summary::complaints(job, &ids, &letters, &lost_ids);
-        dead = Some(letters.len());
-        lost = Some(lost_ids.len());
-    } else {
-        complaints.push(String::from("stopped by a signal before the end"));
-    }
-    service.stop().await;
-    let summary = Summary {
-        published: Some(published),
-        distinct: Some(ids.len()),
-        handled: Some(tally.handled().len()),
-        retried: Some(tally.retried()),
-        dead_lettered: dead,
-        lost,
-        seconds: summary::seconds(started),
+    let all = async {
+        send_all(job, &service, &webhooks, account, |_| progress.show(&tally)).await?;
+        let letters = all_handled(job, &service, &progress, &tally).await?;
+        let lost = summary::lost(&ids, &tally.handled(), &letters);
+        account.complaints = summary::complaints(job, &ids, &letters, &lost);
+        account.summary.dead_lettered = Some(letters.len());
+        account.summary.lost = Some(lost.len());
+        Ok(())
     };
-    Ok((summary, complaints))
+    let ended = all.await;
+    account.end(ended);
+    account.count(tally.handled().len(), tally.retried());
+    service.stop().await;
+    Ok(())
 }
 
 /// Publishes, and consumes nothing.
-async fn publish(job: &Job) -> Result<(Summary, Vec<String>), Error> {
-    let started = Instant::now();
+async fn publish(job: &Job, account: &mut Account) -> Result<(), Error> {
     let webhooks = deliveries::of(job)?;
-    let ids = deliveries::ids(&webhooks);
+    account.summary.distinct = Some(deliveries::ids(&webhooks).len());
     let service = Service::builder(job.config.clone()).without_handler(options::SUBSCRIPTION);
     let service = service.start().await?;
     let progress = Progress::of_publish(job, &webhooks);
-    let published = send_all(job, &service, &webhooks, |count| progress.published(count)).await?;
+    let show = |count| progress.published(count);
+    let ended = send_all(job, &service, &webhooks, account, show).await;
     progress.close();
+    account.end(ended);
     service.stop().await;
-    let summary = Summary {
-        published: Some(published),
-        distinct: Some(ids.len()),
-        seconds: summary::seconds(started),
-        ..Summary::default()
-    };
-    Ok((summary, Vec::new()))
+    Ok(())
 }
 
 /// Consumes what others published, until nothing more can come.
-async fn consume(job: &Job) -> Result<(Summary, Vec<String>), Error> {
-    let started = Instant::now();
+async fn consume(job: &Job, account: &mut Account) -> Result<(), Error> {
     let tally = Arc::new(Tally::default());
     let service = start_consuming(job, &tally).await?;
     let progress = Progress::of_consume(job);
-    let ended = end::reached(job, &service, || progress.show(&tally)).await?;
-    progress.finish(&tally);
-    let dead = match ended {
-        true => Some(summary::dead_letters(&service).await?.len()),
-        false => None,
-    };
+    let ended = all_handled(job, &service, &progress, &tally).await;
+    account.summary.dead_lettered = ended.as_ref().ok().map(Letters::len);
+    account.end(ended.map(drop));
+    account.count(tally.handled().len(), tally.retried());
     service.stop().await;
-    let summary = Summary {
-        handled: Some(tally.handled().len()),
-        retried: Some(tally.retried()),
-        dead_lettered: dead,
-        seconds: summary::seconds(started),
-        ..Summary::default()
-    };
-    Ok((summary, Vec::new()))
+    Ok(())
+}
+
+/// Waits until nothing more can come, then reads the dead letters.
+async fn all_handled(
+    job: &Job,
+    service: &Service,
+    progress: &Progress,
+    tally: &Tally,
+) -> Result<Letters, Error> {
+    let ended = end::reached(job, service, || progress.show(tally)).await?;
+    progress.finish(tally);
+    match ended {
+        true => ridden_out(service, |_| true, async || summary::dead_letters(service).await).await,
+        false => Err(outage::STOPPED.into()),
+    }
 }
 
 async fn start_consuming(job: &Job, tally: &Arc<Tally>) -> Result<Service, Error> {
@@ -167,23 +159,32 @@ async fn start_consuming(job: &Job, tally: &Arc<Tally>) -> Result<Service, Error
     Ok(service.subscribe(options::SUBSCRIPTION, notifier).start().await?)
 }
 
-/// Sends every delivery as often as asked; how many messages were confirmed.
+/// Sends every delivery as often as asked; how many messages were confirmed is entered as it grows.
 async fn send_all(
     job: &Job,
     service: &Service,
     webhooks: &[Webhook],
+    account: &mut Account,
     show: impl Fn(u64),
-) -> Result<u64, Error> {
+) -> Result<(), Error> {
     let publisher = service.publisher(&job.place.broker)?;
+    let published = account.summary.published.insert(0);
     let all = (0..job.repeat).flat_map(|_| webhooks);
     let sends = stream::iter(all.map(|webhook| {
-        let message = webhook.message(&job.place);
-        let publisher = publisher.clone();
-        async move { publisher.send(message).await }
+        let (message, publisher) = (webhook.message(&job.place), &publisher);
+        // Again under the same id: whoever handles each id once handles it once.
+        let send = async move || publisher.send(message.clone()).await;
+        ridden_out(service, is_outage, send)
     }));
-    let confirmed = sends.buffer_unordered(UNCONFIRMED_MAX).try_fold(0, async |count, _| {
-        show(count + 1);
-        Ok(count + 1)
-    });
-    Ok(confirmed.await?)
+    let mut confirmed = sends.buffer_unordered(UNCONFIRMED_MAX);
+    while confirmed.try_next().await?.is_some() {
+        *published += 1;
+        show(*published);
+    }
+    Ok(())
+}
+
+/// The broker was not there; the message is not at fault.
+fn is_outage(error: &PublishError) -> bool {
+    matches!(error.fault(), Fault::Unreachable | Fault::Unconfirmed)
 }

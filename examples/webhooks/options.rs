@@ -17,8 +17,9 @@ pub(crate) const SUBSCRIPTION: &str = "webhooks";
 #[derive(Parser)]
 #[command(
     name = "webhooks",
-    after_help = "The last line on standard output is a summary as JSON. Ends with 0 if all went \
-                  as it had to, with 1 if it did not, with 2 if it could not be tried."
+    after_help = "The last line on standard output is a summary as JSON, with null for what is not \
+                  known. Ends with 0 if all went as it had to, with 1 if it did not or was stopped \
+                  before its end, with 2 if it could not be tried."
 )]
 pub(crate) struct Options {
     /// Which half of the job to do.
@@ -35,17 +36,17 @@ pub(crate) struct Options {
     /// created with 6 partitions.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Deliveries, a JSON object a line; 1000 are made up without it.
+    /// Deliveries to publish, a JSON object a line; 1000 are made up without it.
     #[arg(long, value_name = "FILE.jsonl")]
     input: Option<PathBuf>,
     /// How often to publish each delivery.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
     /// How many percent of the ids fail on their first attempt.
-    #[arg(long, value_name = "P", default_value_t = 20.0)]
+    #[arg(long, value_name = "P", default_value_t = 20.0, allow_negative_numbers = true)]
     fail_percent: f64,
     /// How many percent of the ids fail on every attempt.
-    #[arg(long, value_name = "D", default_value_t = 1.0)]
+    #[arg(long, value_name = "D", default_value_t = 1.0, allow_negative_numbers = true)]
     dead_percent: f64,
     /// Gets a line for each effect: id, attempt, process id, milliseconds since 1970.
     #[arg(long, value_name = "FILE")]
@@ -111,12 +112,13 @@ pub(crate) struct Job {
 
 impl Options {
     pub(crate) fn into_job(self) -> Result<Job, crate::Error> {
+        self.refuse_what_the_other_half_uses()?;
         let mut config = match &self.config {
             Some(file) => Config::load(file)?,
             None => Config::from_toml(include_str!("../../config/webhooks.toml"))?,
         };
         let kind = self.broker.map(BrokerName::kind);
-        let asked = Asked { kind, url: self.url, name: self.name };
+        let asked = Asked { kind, url: self.url, name: self.name, config: self.config };
         let place = Place::choose(asked, self.part, &mut config)?;
         let guards = Guards { idempotent: self.idempotent, lock: self.lock, redis: self.redis };
         guards.put_into(&mut config, place.kind == BrokerKind::Memory);
@@ -130,6 +132,19 @@ impl Options {
             effects: self.effects,
             idle_exit: self.idle_exit,
         })
+    }
+
+    /// It would be silently ignored, and whoever said it meant something by it.
+    fn refuse_what_the_other_half_uses(&self) -> Result<(), &'static str> {
+        match self.part {
+            Part::Consume if self.input.is_some() => Err(
+                "`consume` publishes nothing, so that it has no use for --input; take it away, or use `publish` or `run`",
+            ),
+            Part::Publish if self.effects.is_some() => Err(
+                "`publish` handles nothing, so that it has no --effects; take it away, or use `consume` or `run`",
+            ),
+            Part::Run | Part::Publish | Part::Consume => Ok(()),
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! All that differs between brokers is here; the rest of this program knows none of them.
 
 use std::fmt;
+use std::path::PathBuf;
 
 use redeliver::Message;
 use redeliver::config::{Broker, BrokerKind, Config, Subscription, Url};
@@ -19,6 +20,8 @@ pub(crate) struct Asked {
     pub(crate) kind: Option<BrokerKind>,
     pub(crate) url: Option<String>,
     pub(crate) name: Option<String>,
+    /// The file in which the rest stands.
+    pub(crate) config: Option<PathBuf>,
 }
 
 /// A queue or a topic.
@@ -37,11 +40,11 @@ impl Place {
         let subscription = known.ok_or("the configuration has no [subscriptions.webhooks]")?;
         let name = subscription.broker.clone();
         let broker = config.brokers.entry(name.clone()).or_default();
+        refuse(&asked, &name, broker, part)?;
         broker.kind = asked.kind.unwrap_or(broker.kind);
         if let Some(url) = asked.url {
             broker.url = Some(Url::new(url));
         }
-        refuse(broker, part)?;
         let at = match broker.kind {
             BrokerKind::Memory | BrokerKind::Rabbitmq => queue(subscription, asked.name),
             BrokerKind::Kafka => topic(subscription, asked.name),
@@ -93,9 +96,20 @@ impl fmt::Display for Place {
     }
 }
 
-fn refuse(broker: &Broker, part: Part) -> Result<(), Error> {
-    if broker.kind != BrokerKind::Memory {
+/// What contradicts what, by the names under which it was said.
+fn refuse(asked: &Asked, name: &str, broker: &Broker, part: Part) -> Result<(), Error> {
+    if asked.kind.unwrap_or(broker.kind) != BrokerKind::Memory {
         return Ok(());
+    }
+    if asked.url.is_some() {
+        return Err("--url names a server, and the memory broker has none; add --broker rabbitmq or kafka, or take --url away".into());
+    }
+    if let (Some(url), Some(file)) = (&broker.url, &asked.config) {
+        let file = file.display();
+        return Err(format!(
+            "--broker memory contradicts {file}, whose [brokers.{name}] is at {url}; take --broker away, or the url out of that file"
+        )
+        .into());
     }
     if part != Part::Run {
         return Err(
@@ -104,10 +118,7 @@ fn refuse(broker: &Broker, part: Part) -> Result<(), Error> {
                 .into(),
         );
     }
-    match broker.url {
-        Some(_) => Err("the memory broker has no url; add --broker rabbitmq or kafka, or take --url (or the url of --config) away".into()),
-        None => Ok(()),
-    }
+    Ok(())
 }
 
 fn queue(subscription: &mut Subscription, asked: Option<String>) -> String {

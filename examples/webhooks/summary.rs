@@ -14,7 +14,7 @@ use crate::options::{Job, SUBSCRIPTION};
 const NAMED_MAX: usize = 5;
 
 /// The closing line. `published` and `retried` count messages, the others distinct ids; what a
-/// half of the job cannot know is null.
+/// half of the job cannot know is null, and so is what was not found out before it had to end.
 #[derive(Default, Serialize)]
 pub(crate) struct Summary {
     pub(crate) published: Option<u64>,
@@ -26,14 +26,31 @@ pub(crate) struct Summary {
     pub(crate) seconds: f64,
 }
 
-impl Summary {
-    pub(crate) fn json(&self) -> String {
-        serde_json::to_string(self).expect("numbers are JSON")
-    }
+/// What is known of a job, and what is wrong with it.
+pub(crate) struct Account {
+    pub(crate) summary: Summary,
+    pub(crate) complaints: Vec<String>,
+    started: Instant,
 }
 
-pub(crate) fn seconds(since: Instant) -> f64 {
-    (since.elapsed().as_secs_f64() * 1000.0).round() / 1000.0
+impl Account {
+    pub(crate) fn new() -> Self {
+        Self { summary: Summary::default(), complaints: Vec::new(), started: Instant::now() }
+    }
+
+    /// The job is over, or cannot go on.
+    pub(crate) fn end(&mut self, ended: Result<(), Error>) {
+        self.complaints.extend(ended.err().map(|error| error.to_string()));
+    }
+
+    pub(crate) fn count(&mut self, handled: usize, retried: u64) {
+        (self.summary.handled, self.summary.retried) = (Some(handled), Some(retried));
+    }
+
+    pub(crate) fn json(&mut self) -> String {
+        self.summary.seconds = (self.started.elapsed().as_secs_f64() * 1000.0).round() / 1000.0;
+        serde_json::to_string(&self.summary).expect("numbers are JSON")
+    }
 }
 
 /// Everything in the dead-letter queue, by id.

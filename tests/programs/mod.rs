@@ -2,10 +2,12 @@
 
 #![allow(dead_code, reason = "each test crate uses its own part of this")]
 
+pub(crate) mod road;
+
 use std::env;
 use std::ffi::OsStr;
-use std::path::PathBuf;
-use std::process::{Command, Output};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -13,6 +15,7 @@ use lapin::options::QueueDeleteOptions;
 use lapin::{Connection, ConnectionProperties};
 use redeliver::config::Config;
 use redeliver::retry::WaitSteps;
+use serde_json::Value;
 
 /// How long anything may take that is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -126,6 +129,23 @@ async fn delete(names: Vec<String>) {
     for name in names {
         let _ = channel.queue_delete(name.into(), QueueDeleteOptions::default()).await;
     }
+}
+
+/// The example `webhooks`, told to work there.
+pub(crate) fn job(part: &str, place: &Place) -> Command {
+    let mut command = program("webhooks");
+    command.arg(part).args(place.flags()).stdout(Stdio::piped());
+    command
+}
+
+/// What `webhooks` says in the end.
+pub(crate) fn summary(output: &Output) -> Value {
+    let line = last_line(output);
+    serde_json::from_str(&line).unwrap_or_else(|_| panic!("no summary: {}", told(output)))
+}
+
+pub(crate) fn count_lines(file: &Path) -> usize {
+    std::fs::read(file).unwrap_or_default().iter().filter(|byte| **byte == b'\n').count()
 }
 
 /// Looks again and again until `look` finds something.

@@ -1,0 +1,133 @@
+//! The example `webhooks` when it is stopped, when the broker is away, and when it is told what cannot be: whoever
+//! starts it from a script can rely on its last line and on its exit code.
+
+#![cfg(feature = "rabbitmq")]
+
+mod programs;
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use programs::road::Road;
+use programs::{
+    Place, Queue, count_lines, folder, job, rabbitmq, run, summary, told, wait_for, webhooks,
+};
+use serde_json::{Value, json};
+
+/// What the example runs with.
+const CONFIG: &str = include_str!("../config/webhooks.toml");
+/// So often, and a debug build still publishes for some seconds.
+const REPEAT: usize = 60;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_broker_that_is_away_for_most_of_a_minute_costs_the_run_nothing() {
+    let outage = Outage::begin("outage").await;
+    // Longer than three sends of one message take until they are given up.
+    tokio::time::sleep(Duration::from_secs(40)).await;
+    outage.road.open();
+    let output = outage.run.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(0), "{}", told(&output));
+    let summary = summary(&output);
+    assert_eq!((&summary["lost"], &summary["published"]), (&json!(0), &json!(outage.messages)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stopped_while_the_broker_is_away_a_run_says_what_it_knows() {
+    let outage = Outage::begin("away").await;
+    terminate(&outage.run);
+    let output = outage.run.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    let summary = summary(&output);
+    assert!(summary["published"].as_u64().is_some_and(|count| count < outage.messages as u64));
+    assert!(summary["handled"].as_u64().is_some_and(|count| count > 0), "{summary}");
+    assert_eq!((&summary["lost"], &summary["dead_lettered"]), (&Value::Null, &Value::Null));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("signal"), "{}", told(&output));
+}
+
+#[test]
+fn consume_that_is_stopped_before_its_end_says_so() {
+    let queue = Queue::unique("stopped", CONFIG);
+    let mut consume = job("consume", &queue.place());
+    let consume = consume.args(["--idle-exit", "10m"]).stderr(Stdio::piped());
+    let mut consume = consume.spawn().expect("the program can be started");
+    let stderr = consume.stderr.take().expect("it is piped");
+    let mut lines = BufReader::new(stderr).lines();
+    let begun = lines.next().expect("it says something").expect("it says text");
+    assert!(begun.starts_with("consuming"), "{begun}");
+    terminate(&consume);
+    let said: Vec<String> = lines.map_while(Result::ok).collect();
+    assert!(said.iter().any(|line| line.contains("signal")), "{said:?}");
+    let output = consume.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    let summary = summary(&output);
+    assert_eq!((&summary["handled"], &summary["dead_lettered"]), (&json!(0), &Value::Null));
+}
+
+#[test]
+fn a_job_that_cannot_be_begun_ends_with_2_and_with_its_line() {
+    let output = run("webhooks", ["publish", "--broker", "rabbitmq", "--input", "/no/such/file"]);
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+    assert_eq!(summary(&output)["published"], Value::Null);
+}
+
+#[test]
+fn what_cannot_be_is_refused_with_what_contradicts_what() {
+    let folder = folder();
+    let file = folder.path().join("rabbit.toml");
+    let rabbit =
+        CONFIG.replace("kind = \"memory\"", "kind = \"rabbitmq\"\nurl = \"amqp://rabbit/\"");
+    std::fs::write(&file, rabbit).expect("the folder can be written");
+    let file = file.to_str().expect("its name is text");
+    let on_rabbit = ["--broker", "rabbitmq"];
+    for (flags, said) in [
+        (&["publish"][..], "use `run`"),
+        (&["consume"], "use `run`"),
+        (&["consume", on_rabbit[0], on_rabbit[1], "--input", "FILE"], "no use for --input"),
+        (&["publish", on_rabbit[0], on_rabbit[1], "--effects", "FILE"], "no --effects"),
+        (&["--broker", "memory", "--config", file], "whose [brokers.main] is at amqp://rabbit/"),
+        (&["--broker", "memory", "--url", "amqp://rabbit/"], "take --url away"),
+        (&["--repeat", "0"], "--repeat"),
+        (&["--fail-percent", "-1"], "--fail-percent -1 and --dead-percent 1 must be 0 or more"),
+        (&["--dead-percent", "-0.5"], "--dead-percent -0.5 must be 0 or more"),
+        (&["--fail-percent", "NaN"], "--fail-percent NaN"),
+    ] {
+        let output = run("webhooks", flags);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains(said), "{flags:?}: {}", told(&output));
+        assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{flags:?}");
+    }
+}
+
+/// A run whose broker went away while it was publishing.
+struct Outage {
+    run: Child,
+    road: Road,
+    messages: usize,
+    _queue: Queue,
+    _folder: tempfile::TempDir,
+}
+
+impl Outage {
+    async fn begin(name: &str) -> Self {
+        let (queue, folder) = (Queue::unique(name, CONFIG), folder());
+        let (file, effects) = (webhooks(&folder), folder.path().join("effects"));
+        let road = Road::to(&rabbitmq()).await;
+        let place = Place { url: road.url.clone(), ..queue.place() };
+        let mut run = job("run", &place);
+        let run = run.args(["--repeat", &REPEAT.to_string()]).arg("--input").arg(&file);
+        let run = run.arg("--effects").arg(&effects).stderr(Stdio::piped());
+        let run = run.spawn().expect("the program can be started");
+        wait_for("the first effects", || (count_lines(&effects) > 0).then_some(()));
+        road.close();
+        let lines = std::fs::read_to_string(&file).expect("it can be read").lines().count();
+        let messages = lines * REPEAT;
+        Self { run, road, messages, _queue: queue, _folder: folder }
+    }
+}
+
+fn terminate(process: &Child) {
+    let id = process.id().to_string();
+    let sent = Command::new("kill").args(["-TERM", &id]).status().expect("kill can be run");
+    assert!(sent.success());
+}
