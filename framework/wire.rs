@@ -2,6 +2,23 @@
 //!
 //! Everything read here is hostile input: it is parsed strictly, clamped or ignored, and counted;
 //! it never stops a message. Nothing here decides anything.
+//!
+//! What a dead letter says, for a program that reads the queue without this library:
+//!
+//! ```
+//! use redeliver::{Delivery, Failure, Handled, wire};
+//! # use redeliver::{Message, Service, config::Config, testing::TestService};
+//!
+//! let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+//! # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+//! # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+//! # test.publish("orders", Message::json(&7)?.id("order-7"));
+//! let letter = test.dead_letters("orders").remove(0);
+//! let header = |name: &str| letter.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str());
+//! assert_eq!((header(wire::ID), header(wire::ATTEMPT)), (Some("order-7"), Some("1")));
+//! assert_eq!((header(wire::REASON), header(wire::ERROR_CLASS)), (Some("rejected"), Some("stock")));
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
 
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
@@ -10,56 +27,152 @@ use std::time::{Duration, SystemTime};
 use crate::envelope::{Envelope, HeaderValue};
 
 /// What every header of ours begins with.
+///
+/// ```
+/// assert_eq!(redeliver::wire::PREFIX, "redeliver-");
+/// ```
 pub const PREFIX: &str = "redeliver-";
 /// What headers begin with that keep a property which a copy must not carry as it was.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ORIGINAL_PREFIX, "redeliver-original-");
+/// ```
 pub const ORIGINAL_PREFIX: &str = "redeliver-original-";
 
 /// The message's id.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ID, "redeliver-id");
+/// ```
 pub const ID: &str = "redeliver-id";
 /// Attempts already used.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ATTEMPT, "redeliver-attempt");
+/// ```
 pub const ATTEMPT: &str = "redeliver-attempt";
 /// The last delay in milliseconds.
+///
+/// ```
+/// assert_eq!(redeliver::wire::DELAY, "redeliver-delay");
+/// ```
 pub const DELAY: &str = "redeliver-delay";
 /// When the wait ends.
+///
+/// ```
+/// assert_eq!(redeliver::wire::DUE, "redeliver-due");
+/// ```
 pub const DUE: &str = "redeliver-due";
 /// How often it came back from being handled alone, whatever the cause.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ALONE, "redeliver-alone");
+/// ```
 pub const ALONE: &str = "redeliver-alone";
 /// How many milliseconds of its wait are left after the hop it is in: a wait longer than the
 /// longest at the broker takes several.
+///
+/// ```
+/// assert_eq!(redeliver::wire::REST, "redeliver-rest");
+/// ```
 pub const REST: &str = "redeliver-rest";
 /// When it was first delivered.
+///
+/// ```
+/// assert_eq!(redeliver::wire::FIRST_SEEN, "redeliver-first-seen");
+/// ```
 pub const FIRST_SEEN: &str = "redeliver-first-seen";
 /// When it expires.
+///
+/// ```
+/// assert_eq!(redeliver::wire::EXPIRES, "redeliver-expires");
+/// ```
 pub const EXPIRES: &str = "redeliver-expires";
 /// Where it came from.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ORIGIN, "redeliver-origin");
+/// ```
 pub const ORIGIN: &str = "redeliver-origin";
 /// Who gave it up.
+///
+/// ```
+/// assert_eq!(redeliver::wire::CONSUMER, "redeliver-consumer");
+/// ```
 pub const CONSUMER: &str = "redeliver-consumer";
 /// Why it is a dead letter.
+///
+/// ```
+/// assert_eq!(redeliver::wire::REASON, "redeliver-reason");
+/// ```
 pub const REASON: &str = "redeliver-reason";
 /// The last error.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ERROR, "redeliver-error");
+/// ```
 pub const ERROR: &str = "redeliver-error";
 /// The last error's class.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ERROR_CLASS, "redeliver-error-class");
+/// ```
 pub const ERROR_CLASS: &str = "redeliver-error-class";
 /// How many handlers sent it on.
+///
+/// ```
+/// assert_eq!(redeliver::wire::HOPS, "redeliver-hops");
+/// ```
 pub const HOPS: &str = "redeliver-hops";
 /// How often it was redriven.
+///
+/// ```
+/// assert_eq!(redeliver::wire::GENERATION, "redeliver-generation");
+/// ```
 pub const GENERATION: &str = "redeliver-generation";
 /// It was redriven by force: an id that is done is handled again.
+///
+/// ```
+/// assert_eq!(redeliver::wire::FORCED, "redeliver-forced");
+/// ```
 pub const FORCED: &str = "redeliver-forced";
 /// The id of the message that caused this one.
+///
+/// ```
+/// assert_eq!(redeliver::wire::CAUSATION, "redeliver-causation");
+/// ```
 pub const CAUSATION: &str = "redeliver-causation";
 /// When it became a dead letter.
+///
+/// ```
+/// assert_eq!(redeliver::wire::DEAD_AT, "redeliver-dead-at");
+/// ```
 pub const DEAD_AT: &str = "redeliver-dead-at";
 
 /// The longest id that is taken, in bytes; a longer one counts as none.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ID_LENGTH_MAX, 255);
+/// ```
 pub const ID_LENGTH_MAX: usize = 255;
 /// The longest error text that is written, in bytes.
+///
+/// ```
+/// assert_eq!(redeliver::wire::ERROR_LENGTH_MAX, 1024);
+/// ```
 pub const ERROR_LENGTH_MAX: usize = 1024;
 /// The longest origin or consumer that is read or written, in bytes.
+///
+/// ```
+/// assert_eq!(redeliver::wire::TEXT_LENGTH_MAX, 512);
+/// ```
 pub const TEXT_LENGTH_MAX: usize = 512;
 /// The longest wait that is written or read: a century, as in the configuration, so that adding one to a point in
 /// time never overflows.
+///
+/// ```
+/// assert_eq!(redeliver::wire::WAIT_MAX.as_secs(), 36_500 * 86_400);
+/// ```
 pub const WAIT_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 
 /// More hops than this are no count of ours: `hops_max` ends a message long before.
@@ -174,7 +287,17 @@ impl Carried {
                 }
             });
         }
-        carried
+        carried.map(Self::without_contradictions)
+    }
+
+    /// Copies of ours never have the rest of a wait without the end of that wait, and the time of the first delivery:
+    /// whoever wrote it without is a stranger, and could send the message through the waits for a century.
+    fn without_contradictions(mut self) -> Self {
+        if self.rest.is_some() && (self.due.is_none() || self.first_seen.is_none()) {
+            self.rest = None;
+            self.malformed += 1;
+        }
+        self
     }
 
     fn take(&mut self, name: &str, value: HeaderValue<'_>) {
@@ -316,7 +439,23 @@ mod tests {
         for (name, value) in headers {
             carried.take(name, *value);
         }
-        carried
+        carried.without_contradictions()
+    }
+
+    const TIME: HeaderValue<'_> = HeaderValue::Text("2026-03-01T12:00:00.250Z");
+
+    #[test]
+    fn a_rest_without_the_wait_that_it_is_the_rest_of_is_ignored_and_counted() {
+        let rest = (REST, HeaderValue::Number(4_294_967_295));
+        for others in [&[][..], &[(DUE, TIME)], &[(FIRST_SEEN, TIME)]] {
+            let carried = carried(&[&[rest], others].concat());
+            assert_eq!((carried.rest, carried.malformed), (None, 1), "{others:?}");
+        }
+        let carried = carried(&[rest, (DUE, TIME), (FIRST_SEEN, TIME)]);
+        assert_eq!(
+            (carried.rest, carried.malformed),
+            (Some(Duration::from_millis(4_294_967_295)), 0)
+        );
     }
 
     #[test]
@@ -370,7 +509,8 @@ mod tests {
         ] {
             let text = format_wait(wait);
             for name in [REST, DELAY] {
-                let carried = carried(&[(name, HeaderValue::Text(&text))]);
+                let value = HeaderValue::Text(&text);
+                let carried = carried(&[(DUE, TIME), (FIRST_SEEN, TIME), (name, value)]);
                 let found = if name == REST { carried.rest } else { carried.delay };
                 assert_eq!((found, carried.malformed), (Some(read), 0), "{name}: {wait:?}");
             }

@@ -286,6 +286,23 @@ fn every_public_item_has_an_example() {
 }
 
 #[test]
+fn every_example_is_run() {
+    // What runs cannot have rotted; `should_panic` and `compile_fail` pass for whatever reason.
+    let unrun = ["ignore", "no_run", "should_panic", "compile_fail"];
+    let mut broken = Vec::new();
+    for source in shown_sources() {
+        for (number, line) in source.text.lines().enumerate() {
+            let fence = line.trim_start().trim_start_matches(['/', '!']).trim_start();
+            let marks = fence.strip_prefix("```").unwrap_or_default();
+            for mark in marks.split(',').filter(|mark| unrun.contains(mark)) {
+                broken.push(format!("{}:{}: an example is {mark}", source.path, number + 1));
+            }
+        }
+    }
+    assert_none(&broken);
+}
+
+#[test]
 fn every_public_method_is_called_in_an_example() {
     let sources = shown_sources();
     let examples: String = sources.iter().map(|source| examples_of(&source.text)).collect();
@@ -319,7 +336,8 @@ fn shown_sources() -> Vec<Source> {
 /// The name of the public item that a line begins.
 fn public_item(line: &str) -> Option<&str> {
     let rest = line.strip_prefix("pub ")?;
-    let kinds = ["struct ", "enum ", "trait ", "fn ", "async fn ", "type ", "macro "];
+    let kinds =
+        ["struct ", "enum ", "trait ", "fn ", "async fn ", "type ", "macro ", "const ", "static "];
     let name = kinds.iter().find_map(|kind| rest.strip_prefix(kind))?;
     Some(&name[..name.find(|c: char| !c.is_alphanumeric() && c != '_').unwrap_or(name.len())])
 }

@@ -17,9 +17,23 @@ use std::time::Duration;
 use super::{Jitter, Policy};
 
 /// The shortest wait at a broker: below it the way there and back is most of the delay.
+///
+/// ```
+/// use redeliver::retry::{Policy, WAIT_MIN, WaitSteps};
+///
+/// let steps = WaitSteps::for_policies(&[&Policy::default()], 16);
+/// assert!(steps.as_slice().iter().all(|step| *step >= WAIT_MIN));
+/// ```
 pub const WAIT_MIN: Duration = Duration::from_millis(100);
 
 /// The longest wait at a broker in one hop.
+///
+/// ```
+/// use std::time::Duration;
+/// use redeliver::retry::WAIT_MAX;
+///
+/// assert_eq!(WAIT_MAX, Duration::from_secs(86_400));
+/// ```
 pub const WAIT_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Waits that no policy needs to name, in seconds: each at most three times as long as the one before.

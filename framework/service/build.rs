@@ -25,7 +25,7 @@ type Wrap = Box<dyn Fn(Arc<dyn Broker>) -> Arc<dyn Broker> + Send>;
 
 /// A service in the making.
 ///
-/// ```no_run
+/// ```
 /// use redeliver::{Delivery, Handled, Service};
 ///
 /// async fn ship(order: Delivery<serde_json::Value>) -> Handled {
@@ -33,10 +33,18 @@ type Wrap = Box<dyn Fn(Arc<dyn Broker>) -> Arc<dyn Broker> + Send>;
 /// }
 ///
 /// #[tokio::main]
-/// async fn main() -> Result<(), redeliver::Error> {
-///     let service = Service::from_file("config/orders.toml")?.subscribe("orders", ship).watch();
-///     let stop = service.run().await?; // until SIGTERM or Ctrl-C
-///     std::process::exit(i32::from(stop.left > 0))
+/// async fn main() -> Result<(), Box<dyn std::error::Error>> {
+///     # let file = std::env::temp_dir().join(format!("redeliver-run-{}.toml", std::process::id()));
+///     # std::fs::write(&file, "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+///     # let sigterm = tokio::time::sleep(std::time::Duration::from_millis(100));
+///     // In earnest "config/orders.toml", and `service.run().await?` alone, which ends at SIGTERM and Ctrl-C.
+///     let service = Service::from_file(&file)?.subscribe("orders", ship).watch();
+///     tokio::select! {
+///         stop = service.run() => std::process::exit(i32::from(stop?.left > 0)),
+///         () = sigterm => println!("it consumed until now"),
+///     }
+///     # std::fs::remove_file(file)?;
+///     Ok(())
 /// }
 /// ```
 pub struct ServiceBuilder {

@@ -11,6 +11,12 @@ use sha2::{Digest, Sha256};
 use super::{Fence, Owner, Renewed, StoreError};
 
 /// The largest result that is kept with a claim, in bytes.
+///
+/// ```
+/// use redeliver::store::RESULT_BYTES_MAX;
+///
+/// assert!(b"receipt 9".len() <= RESULT_BYTES_MAX);
+/// ```
 pub const RESULT_BYTES_MAX: usize = 64 * 1024;
 
 /// Remembers which message ids run, wait, are done or dead. The contract stands at the head of

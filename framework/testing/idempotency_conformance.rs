@@ -21,6 +21,12 @@ use crate::store::{
 };
 
 /// Every sentence.
+///
+/// ```
+/// use redeliver::testing::idempotency_conformance::SENTENCES;
+///
+/// assert!(SENTENCES.len() > 10, "an adapter runs each of them");
+/// ```
 pub const SENTENCES: &[Sentence] = sentences![
     1 "an id that nobody claimed is fresh" an_unknown_id_is_fresh,
     1 "R1: one of many who claim at once has it" one_of_many_has_it,

@@ -10,6 +10,12 @@ use super::{Sentence, sentences, unique};
 use crate::store::{Fence, Keeper, LockAnswer, LockAsk, LockError, Locks, Owner, Renewed, Store};
 
 /// Every sentence.
+///
+/// ```
+/// use redeliver::testing::lock_conformance::SENTENCES;
+///
+/// assert!(SENTENCES.len() > 10, "an adapter runs each of them");
+/// ```
 pub const SENTENCES: &[Sentence] = sentences![
     1 "a free key is had by who asks first" a_free_key_is_had_by_who_asks_first,
     1 "one of many who ask at once has it" one_of_many_has_it,

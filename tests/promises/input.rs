@@ -75,6 +75,17 @@ fn hostile_attempt_headers_are_clamped_counted_and_cost_nobody_a_message() {
 }
 
 #[test]
+fn the_rest_of_a_wait_that_nobody_began_holds_nothing_up() {
+    let mut test = orders("", THRICE, obey);
+    test.publish("orders", text("7", "ok").header("redeliver-rest", "4294967295"));
+    assert_eq!(test.log(), ["7: attempt 1 handled"]);
+    let service = test.service();
+    let metrics = test.run(async move { service.metrics().await });
+    let counted = "redeliver_malformed_headers_total{subscription=\"orders\"} 1\n";
+    assert!(metrics.contains(counted), "{metrics}");
+}
+
+#[test]
 fn every_header_of_ours_may_be_garbage() {
     let garbage = ["", "-1", "99999999999999999999999999", "\0\n", "2026-99-99T00:00:00Z", "🦀"];
     let mut test = orders("", THRICE, obey);
