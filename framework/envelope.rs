@@ -35,7 +35,7 @@ use std::time::{Duration, SystemTime};
 /// assert_eq!(line.id(), Some("orders.txt/7"));
 /// // What it does not know is left at what makes no promise.
 /// assert!(!line.is_tombstone() && line.time_to_live().is_none());
-/// assert!(line.broker_reason().is_none() && line.broker_dead_at().is_none());
+/// assert!(line.broker_reason().is_none() && line.broker_dead_at().is_none() && !line.broker_saw_it_wait());
 /// ```
 pub trait Envelope: Send + Sync + 'static {
     /// The payload.
@@ -95,6 +95,12 @@ pub trait Envelope: Send + Sync + 'static {
     /// which a publisher can write too.
     fn broker_reason(&self) -> Option<&'static str> {
         None
+    }
+
+    /// Whether the broker's own record shows that one of our waits let it go before that: only then can counts in its
+    /// headers be ours. What never waited was never copied, and whatever it says of attempts its publisher wrote.
+    fn broker_saw_it_wait(&self) -> bool {
+        false
     }
 
     /// When the broker itself dead-lettered it.

@@ -501,6 +501,9 @@ pub(crate) fn message_id<'a>(
 /// One word long, so that an answer that is none costs nothing to hand on.
 pub struct Failure(Box<Inner>);
 
+/// The shortest time for which a message is deferred: no attempts end what comes back at once, again and again.
+const DEFER_MIN: Duration = Duration::from_millis(10);
+
 struct Inner {
     wish: Wish,
     class: Option<Cow<'static, str>>,
@@ -532,10 +535,10 @@ impl Failure {
         Self::new(Wish::RetryAfter(delay.min(wire::WAIT_MAX)), error)
     }
 
-    /// Nothing was tried: comes back after `delay` (a century at the most) without an attempt
-    /// counted, until `age_max`.
+    /// Nothing was tried: comes back after `delay` (10 ms at the least, so that it circles in no tight loop; a century
+    /// at the most) without an attempt counted, until `age_max`.
     pub fn defer(delay: Duration, why: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
-        Self::new(Wish::Defer(delay.min(wire::WAIT_MAX)), why)
+        Self::new(Wish::Defer(delay.clamp(DEFER_MIN, wire::WAIT_MAX)), why)
     }
 
     /// It will never work: dead-lettered now.
@@ -626,5 +629,18 @@ impl<T, E: Into<Box<dyn StdError + Send + Sync>>> OrFailure<T> for Result<T, E> 
 
     fn or_reject(self, class: &'static str) -> Result<T, Failure> {
         self.map_err(|error| Failure::reject(error).class(class))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_delay_brings_a_deferred_message_back_at_once_or_never() {
+        let delays = [Duration::ZERO, Duration::from_secs(7), Duration::MAX];
+        let wishes = delays.map(|delay| Failure::defer(delay, "closed").wish());
+        let expected = [DEFER_MIN, Duration::from_secs(7), wire::WAIT_MAX];
+        assert_eq!(wishes, expected.map(Wish::Defer));
     }
 }

@@ -66,6 +66,13 @@ fn what_is_not_said_has_its_default() -> Result<(), Problems> {
 }
 
 #[test]
+fn a_window_that_rabbitmq_cannot_be_told_is_refused() {
+    assert!(Config::from_toml(&orders_with("in_flight_max = 65_407")).is_ok(), "with 128 parked");
+    let words = ["65536 together", "at most 65535", "parked_max"];
+    line_refused("in_flight_max = 65_408", "in_flight_max", &words);
+}
+
+#[test]
 fn a_misspelled_key_is_named_with_the_nearest_one() {
     line_refused(
         "in_flight_mx = 5",

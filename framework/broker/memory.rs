@@ -57,6 +57,7 @@ pub struct MemoryBroker {
 
 struct Shared {
     queues: Mutex<Queues>,
+    closed: AtomicBool,
     /// Something began to wait that is due before everything else.
     earlier: Notify,
     ticking: AtomicBool,
@@ -122,6 +123,7 @@ impl MemoryBroker {
         Self {
             shared: Arc::new(Shared {
                 queues: Mutex::default(),
+                closed: AtomicBool::new(false),
                 earlier: Notify::new(),
                 ticking: AtomicBool::new(false),
                 generations: AtomicU64::new(0),
@@ -266,7 +268,9 @@ impl Broker for MemoryBroker {
         BrokerState::Connected
     }
 
-    async fn close(&self) {}
+    async fn close(&self) {
+        self.shared.closed.store(true, Ordering::Release);
+    }
 }
 
 fn source_queue(source: &Source) -> String {
@@ -444,6 +448,10 @@ struct MemoryPublisher {
 #[async_trait]
 impl Publisher for MemoryPublisher {
     async fn send(&self, outgoing: &Outgoing) -> Result<(), BrokerError> {
+        if self.shared.closed.load(Ordering::Acquire) {
+            let error = format!("message `{}`: the memory broker was closed", outgoing.id);
+            return Err(BrokerError::new(Fault::Closed, error));
+        }
         let mut queues = self.shared.lock();
         let names = match &outgoing.target {
             Target::Queue(name) | Target::Topic(name) => vec![name.clone()],

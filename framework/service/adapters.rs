@@ -47,20 +47,23 @@ pub(super) async fn connect_all(
             }
         };
         if let Some(failed) = failed {
-            let users: Vec<&str> = config
-                .subscriptions
-                .iter()
-                .filter(|(_, settings)| settings.broker == *name)
-                .map(|(name, _)| name.as_str())
-                .collect();
-            let users = users.join(", ");
-            return Err(Error::Broker(format!(
-                "broker `{name}` (of subscription {users}): {failed}"
-            )));
+            return Err(unusable(name, config, &failed));
         }
         brokers.insert(name.clone(), broker);
     }
     Ok(brokers)
+}
+
+/// An error that says whom it concerns.
+fn unusable(broker: &str, config: &Config, why: &str) -> Error {
+    let users = config.subscriptions.iter().filter(|(_, settings)| settings.broker == broker);
+    let users: Vec<String> = users.map(|(name, _)| format!("`{name}`")).collect();
+    let of = match users.as_slice() {
+        [] => String::new(),
+        [user] => format!(" (of subscription {user})"),
+        users => format!(" (of subscriptions {})", users.join(", ")),
+    };
+    Error::Broker(format!("broker `{broker}`{of}: {why}"))
 }
 
 async fn connect(name: &str, broker: &dyn Broker) -> Result<(), BrokerError> {
@@ -88,17 +91,13 @@ fn broker_of(
         BrokerKind::Rabbitmq => {
             let service = &config.service.name;
             let broker = crate::broker::rabbitmq::RabbitBroker::new(name, settings, service);
-            let broker =
-                broker.map_err(|error| Error::Broker(format!("broker `{name}`: {error}")))?;
-            Ok(Arc::new(broker))
+            Ok(Arc::new(broker.map_err(|error| unusable(name, config, &error.to_string()))?))
         }
         #[cfg(feature = "kafka")]
         BrokerKind::Kafka => {
             let service = &config.service.name;
             let broker = crate::broker::kafka::KafkaBroker::new(name, settings, service);
-            let broker =
-                broker.map_err(|error| Error::Broker(format!("broker `{name}`: {error}")))?;
-            Ok(Arc::new(broker))
+            Ok(Arc::new(broker.map_err(|error| unusable(name, config, &error.to_string()))?))
         }
         #[allow(unreachable_patterns)]
         kind => Err(Error::Mismatch(format!(

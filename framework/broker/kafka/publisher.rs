@@ -4,6 +4,7 @@
 //! again, in order and stored once, for `message.timeout.ms`.
 
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -44,14 +45,17 @@ pub(super) struct KafkaPublisher {
     client: ArcSwapOption<Client>,
     /// Topics of waits that no policy names, which are there: made when a copy first needed them, or found then.
     beyond: Mutex<BTreeSet<String>>,
+    closed: AtomicBool,
 }
 
 impl KafkaPublisher {
     pub(super) fn new(cluster: Cluster) -> Self {
-        Self { cluster, client: ArcSwapOption::empty(), beyond: Mutex::default() }
+        let (client, closed) = (ArcSwapOption::empty(), AtomicBool::new(false));
+        Self { cluster, client, beyond: Mutex::default(), closed }
     }
 
     pub(super) async fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         let Some(client) = self.client.load_full() else { return };
         // Whatever is not confirmed by then is an error to whoever sent it.
         let _ = spawn_blocking(move || client.flush(FLUSH_MAX)).await;
@@ -139,6 +143,10 @@ impl KafkaPublisher {
         attempt: &str,
         record: FutureRecord<'_, [u8], [u8]>,
     ) -> Result<(), BrokerError> {
+        if self.closed.load(Ordering::Acquire) {
+            let text = format!("{attempt}: the connection was closed by this process");
+            return Err(BrokerError::new(Fault::Closed, text));
+        }
         let client = self.client()?;
         match client.send(record, QUEUE_MAX).await {
             Ok(_) => {

@@ -4,16 +4,21 @@
 //! cut a wait short, close the channel or send copies elsewhere is kept under another name.
 
 use std::mem;
+use std::time::{Duration, SystemTime};
 
 use lapin::BasicProperties;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
 use super::topology::short;
 use crate::broker::{BrokerError, Outgoing};
-use crate::wire::{ORIGINAL_PREFIX, PREFIX, Stamps};
+use crate::wire::{self, ORIGINAL_PREFIX, PREFIX, Stamps};
 
 /// Written to disk by classic queues, and by quorum queues anyway.
 const PERSISTENT: u8 = 2;
+
+/// The longest time to live that the server takes, 49 days: it closes the channel over a longer one. What is to live
+/// longer says in a header of ours when it expires, at which we look.
+const EXPIRATION_MAX: Duration = Duration::from_millis(u32::MAX as u64);
 
 /// Headers that the broker itself writes into messages and reads from them.
 ///
@@ -91,6 +96,12 @@ pub(super) fn properties_of(
     for (name, value) in &message.headers {
         headers.insert(short(name)?, AMQPValue::LongString(value.as_str().into()));
     }
+    let expiration = message.time_to_live.filter(|left| *left <= EXPIRATION_MAX);
+    if let (Some(left), None) = (message.time_to_live, expiration) {
+        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + left;
+        headers
+            .insert(wire::EXPIRES.into(), AMQPValue::LongString(wire::format_time(expires).into()));
+    }
     let mut properties = BasicProperties::default()
         .with_message_id(short(&message.id)?)
         .with_timestamp(seconds)
@@ -102,8 +113,8 @@ pub(super) fn properties_of(
     if let Some(kind) = &message.kind {
         properties = properties.with_type(short(kind)?);
     }
-    if let Some(time_to_live) = message.time_to_live {
-        properties = properties.with_expiration(short(&time_to_live.as_millis().to_string())?);
+    if let Some(left) = expiration {
+        properties = properties.with_expiration(short(&left.as_millis().to_string())?);
     }
     if let Some(priority) = message.priority {
         properties = properties.with_priority(priority);
@@ -223,6 +234,35 @@ mod tests {
             ("redeliver-original-expiration", text("500")),
         ]);
         assert_eq!(copy.headers().as_ref(), Some(&expected));
+    }
+
+    /// The expiration, and what our header says, of a message that is to live so many seconds.
+    fn lives(seconds: u64) -> (Option<String>, Option<String>) {
+        let message = Outgoing {
+            target: crate::broker::Target::Queue("orders".into()),
+            id: "order-7".into(),
+            body: Default::default(),
+            headers: Vec::new(),
+            content_type: None,
+            kind: None,
+            key: None,
+            time_to_live: Some(Duration::from_secs(seconds)),
+            priority: None,
+        };
+        let made = properties_of(&message, 0).expect("it fits");
+        let expires = made.headers().as_ref().and_then(|table| table.inner().get(wire::EXPIRES));
+        let expires = expires.map(|value| match value {
+            AMQPValue::LongString(text) => String::from_utf8_lossy(text.as_bytes()).into_owned(),
+            other => panic!("{other:?}"),
+        });
+        (made.expiration().as_ref().map(|text| text.as_str().to_owned()), expires)
+    }
+
+    #[test]
+    fn a_time_to_live_that_the_server_would_not_take_is_looked_at_by_us() {
+        assert_eq!(lives(3600), (Some("3600000".into()), None));
+        assert_eq!(lives(4_294_967), (Some("4294967000".into()), None));
+        assert_eq!(lives(4_294_968), (None, Some("1970-02-19T17:02:48.000Z".into())));
     }
 
     #[test]

@@ -40,6 +40,7 @@ const CLOSE_MAX: Duration = Duration::from_secs(10);
 pub(super) struct RabbitDeadLetters {
     _live: Arc<Live>,
     channel: Channel,
+    source: Arc<Source>,
     queue: Arc<str>,
     /// What was fetched, in the order of its tags; begun when it is first asked for, and ends with the queue.
     fetched: Option<mpsc::Receiver<lapin::Result<BasicGetMessage>>>,
@@ -79,7 +80,7 @@ impl Drop for Held {
 /// Opens a channel for reading the dead letters of `source`.
 pub(super) async fn open(
     link: &Link,
-    source: &Source,
+    source: Arc<Source>,
     tally: Arc<Tally>,
 ) -> Result<RabbitDeadLetters, BrokerError> {
     let queue: Arc<str> = dead_name(&source.settings).into();
@@ -88,6 +89,7 @@ pub(super) async fn open(
     Ok(RabbitDeadLetters {
         _live: live,
         channel,
+        source,
         queue,
         fetched: None,
         fetcher: JoinSet::new(),
@@ -183,8 +185,11 @@ impl DeadLetterReader for RabbitDeadLetters {
         };
         let tag = message.delivery.delivery_tag;
         self.ledger.deliver(tag);
-        let envelope =
-            Arc::new(AmqpEnvelope { delivery: message.delivery, queue: self.queue.clone() });
+        let envelope = Arc::new(AmqpEnvelope {
+            delivery: message.delivery,
+            queue: self.queue.clone(),
+            dead_of: Some(Arc::clone(&self.source)),
+        });
         Ok(Some(Received { envelope, token: Token(tag) }))
     }
 

@@ -10,17 +10,23 @@ use std::time::{Duration, SystemTime};
 use lapin::message::Delivery;
 use lapin::types::{AMQPValue, FieldTable, ShortString};
 
-use crate::broker::{Envelope, HeaderValue};
+use super::topology;
+use crate::broker::{Envelope, HeaderValue, Source};
+use crate::config::{BrokerKind, Subscription};
 
 /// How often the broker saw the message come back; absent on a first delivery and on classic queues.
 const DELIVERY_COUNT: &str = "x-delivery-count";
 /// Which queues the broker moved the message out of, and why.
 const DEATHS: &str = "x-death";
+/// Stands in a death by a message's own expiration, and says what that was.
+const ORIGINAL_EXPIRATION: &str = "original-expiration";
 
 /// A delivery and the queue it came from.
 pub(super) struct AmqpEnvelope {
     pub(super) delivery: Delivery,
     pub(super) queue: Arc<str>,
+    /// Whose dead letter it is, if it is one.
+    pub(super) dead_of: Option<Arc<Source>>,
 }
 
 impl AmqpEnvelope {
@@ -101,6 +107,15 @@ impl Envelope for AmqpEnvelope {
         reason_of(latest_death(self)?)
     }
 
+    fn broker_saw_it_wait(&self) -> bool {
+        let (Some(source), Some(latest)) = (&self.dead_of, latest_death(self)) else {
+            return false;
+        };
+        // Copies carry no expiration, so what ended by one of its own was no copy.
+        let is_copy = !latest.inner().contains_key(ORIGINAL_EXPIRATION);
+        is_copy && deaths(self).any(|death| is_end_of_wait(death, source))
+    }
+
     fn broker_dead_at(&self) -> Option<SystemTime> {
         let death = latest_death(self)?;
         // Whole seconds, by the server's clock.
@@ -123,10 +138,39 @@ impl Envelope for AmqpEnvelope {
 /// A message that came back from one of our waits carries `x-death` too, so only its place tells that it is a
 /// dead letter.
 fn latest_death(envelope: &AmqpEnvelope) -> Option<&FieldTable> {
-    let AMQPValue::FieldArray(deaths) = envelope.value(DEATHS)? else { return None };
-    let AMQPValue::FieldTable(latest) = deaths.as_slice().first()? else { return None };
+    let latest = deaths(envelope).next()?;
     let from = latest.inner().get("queue").map(read);
     (from != Some(HeaderValue::Text(&envelope.queue))).then_some(latest)
+}
+
+/// What the server wrote of each queue and reason, the latest first.
+fn deaths(envelope: &AmqpEnvelope) -> impl Iterator<Item = &FieldTable> {
+    let deaths = match envelope.value(DEATHS) {
+        Some(AMQPValue::FieldArray(deaths)) => deaths.as_slice(),
+        _ => &[],
+    };
+    deaths.iter().map_while(|death| match death {
+        AMQPValue::FieldTable(death) => Some(death),
+        _ => None,
+    })
+}
+
+/// Whether it tells that the message came out of a wait of this source.
+fn is_end_of_wait(death: &FieldTable, source: &Source) -> bool {
+    let of = |name: &str| death.inner().get(name).map(read);
+    let from = of("queue");
+    let is_wait =
+        matches!(from, Some(HeaderValue::Text(name)) if is_wait_name(&source.settings, name));
+    is_wait && of("reason") == Some(HeaderValue::Text("expired"))
+}
+
+/// Whether this is the name of a queue in which messages wait, however long.
+fn is_wait_name(settings: &Subscription, name: &str) -> bool {
+    let template = settings.wait_template(BrokerKind::Rabbitmq);
+    let named = template.fill(&[("queue", topology::queue_name(settings))]);
+    let (before, after) = named.split_once("{ms}").unwrap_or((&named, ""));
+    let milliseconds = name.strip_prefix(before).and_then(|rest| rest.strip_suffix(after));
+    milliseconds.is_some_and(|text| text.parse::<u64>().is_ok())
 }
 
 /// Why the broker moved a message, in our words for reasons: a time to live that ran out reads `expired`; a delivery
@@ -192,7 +236,7 @@ mod tests {
         let mut delivery =
             Delivery::mock(1, "shop".into(), "order.placed".into(), false, b"{}".to_vec());
         delivery.properties = BasicProperties::default().with_headers(table);
-        AmqpEnvelope { delivery, queue: "orders".into() }
+        AmqpEnvelope { delivery, queue: "orders.dead".into(), dead_of: None }
     }
 
     #[test]
@@ -221,7 +265,7 @@ mod tests {
         assert_eq!(envelope.header("bytes"), Some(HeaderValue::Bytes(&[0xff, 0])));
         assert_eq!(envelope.header("time"), Some(HeaderValue::Other("timestamp")));
         assert_eq!(envelope.header("absent"), None);
-        assert_eq!(envelope.origin(), "shop/order.placed/orders");
+        assert_eq!(envelope.origin(), "shop/order.placed/orders.dead");
     }
 
     #[test]
@@ -241,7 +285,7 @@ mod tests {
         assert_eq!(envelope(&[]).returns(), 0);
     }
 
-    fn deaths(from: &str, reason: &str, time: AMQPValue) -> AMQPValue {
+    fn record(from: &str, reason: &str, time: AMQPValue) -> AMQPValue {
         let mut death = FieldTable::default();
         death.insert("queue".into(), AMQPValue::LongString(from.into()));
         death.insert("reason".into(), AMQPValue::LongString(reason.into()));
@@ -250,8 +294,8 @@ mod tests {
     }
 
     /// What is read of a dead letter with this `x-death`: why, and how many seconds after 1970.
-    fn end(deaths: AMQPValue) -> (Option<&'static str>, Option<u64>) {
-        let envelope = envelope(&[(DEATHS, deaths)]);
+    fn end(record: AMQPValue) -> (Option<&'static str>, Option<u64>) {
+        let envelope = envelope(&[(DEATHS, record)]);
         let seconds = envelope
             .broker_dead_at()
             .map(|at| at.duration_since(SystemTime::UNIX_EPOCH).expect("it is later").as_secs());
@@ -266,11 +310,11 @@ mod tests {
             ("rejected", Some("rejected")),
             ("maxlen", Some("too-large")),
         ] {
-            assert_eq!(end(deaths("shop", theirs, AMQPValue::Timestamp(7))), (ours, Some(7)));
+            assert_eq!(end(record("shop", theirs, AMQPValue::Timestamp(7))), (ours, Some(7)));
         }
-        assert_eq!(end(deaths("shop", "made up", AMQPValue::Timestamp(7))), (None, None));
+        assert_eq!(end(record("shop", "made up", AMQPValue::Timestamp(7))), (None, None));
         for time in [AMQPValue::Timestamp(u64::MAX), AMQPValue::LongString("now".into())] {
-            assert_eq!(end(deaths("shop", "expired", time)), (Some("expired"), None));
+            assert_eq!(end(record("shop", "expired", time)), (Some("expired"), None));
         }
         assert_eq!(end(AMQPValue::LongString("expired".into())), (None, None));
         assert_eq!(envelope(&[]).broker_reason(), None);
@@ -279,7 +323,51 @@ mod tests {
     #[test]
     fn what_was_moved_out_of_the_queue_that_it_lies_in_was_brought_back_by_somebody() {
         let time = AMQPValue::Timestamp(7);
-        assert_eq!(end(deaths("orders", "expired", time)), (None, None));
+        assert_eq!(end(record("orders.dead", "expired", time)), (None, None));
+    }
+
+    /// Whether a dead letter of the source `orders`, with these deaths before its last one there, came out of a wait.
+    fn waited(earlier: &[AMQPValue], last: (&str, AMQPValue)) -> bool {
+        let AMQPValue::FieldArray(latest) = record("orders", "expired", AMQPValue::Timestamp(7))
+        else {
+            panic!("it is an array");
+        };
+        let AMQPValue::FieldTable(mut latest) = latest.as_slice()[0].clone() else {
+            panic!("it is a table");
+        };
+        latest.insert(last.0.into(), last.1);
+        let earlier = earlier.iter().flat_map(|record| match record {
+            AMQPValue::FieldArray(deaths) => deaths.as_slice().to_vec(),
+            other => vec![other.clone()],
+        });
+        let all: Vec<_> = [AMQPValue::FieldTable(latest)].into_iter().chain(earlier).collect();
+        let settings =
+            Arc::new(Subscription { queue: Some("orders".into()), ..Default::default() });
+        let source =
+            Source { name: "shop".into(), settings, waits: vec![], service: "shop".into() };
+        let mut envelope = envelope(&[(DEATHS, AMQPValue::FieldArray(all.into()))]);
+        envelope.dead_of = Some(Arc::new(source));
+        envelope.broker_saw_it_wait()
+    }
+
+    #[test]
+    fn only_what_came_out_of_a_wait_of_its_own_source_is_known_to_be_a_copy_of_ours() {
+        let at = || AMQPValue::Timestamp(7);
+        let own = ("original-expiration", AMQPValue::LongString("1".into()));
+        let limit = || ("reason", AMQPValue::LongString("delivery_limit".into()));
+        let wait = || record("orders.wait.200", "expired", at());
+        assert!(
+            waited(&[wait()], limit()) && waited(&[record("x", "rejected", at()), wait()], limit())
+        );
+        assert!(!waited(&[], limit()), "it never waited");
+        assert!(!waited(&[wait()], own), "a copy has no expiration of its own");
+        for other in
+            ["orders.wait.", "orders.wait.x", "orders", "others.wait.200", "orders.wait.2.0"]
+        {
+            assert!(!waited(&[record(other, "expired", at())], limit()), "{other}");
+        }
+        assert!(!waited(&[record("orders.wait.200", "rejected", at())], limit()));
+        assert!(!waited(&[AMQPValue::Void, wait()], limit()), "what is no record ends it");
     }
 
     #[test]

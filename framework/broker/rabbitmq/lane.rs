@@ -171,7 +171,11 @@ impl RabbitLane {
                 Poll::Ready(Some(Ok(delivery))) => {
                     self.ledger.deliver(delivery.delivery_tag);
                     let token = self.token(delivery.delivery_tag);
-                    let envelope = Arc::new(AmqpEnvelope { delivery, queue: self.queue.clone() });
+                    let envelope = Arc::new(AmqpEnvelope {
+                        delivery,
+                        queue: self.queue.clone(),
+                        dead_of: None,
+                    });
                     batch.push(Received { envelope, token });
                 }
                 Poll::Ready(Some(Err(error))) => self.end = Some(self.lost(&error)),

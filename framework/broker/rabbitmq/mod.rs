@@ -134,7 +134,9 @@ impl Broker for RabbitBroker {
         &self,
         source: Arc<Source>,
     ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
-        Ok(Box::new(dead_letters::open(&self.consuming, &source, self.tally(&source)).await?))
+        Ok(Box::new(
+            dead_letters::open(&self.consuming, Arc::clone(&source), self.tally(&source)).await?,
+        ))
     }
 
     async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {

@@ -82,6 +82,14 @@ fn rabbitmq(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
         let text = "is what queue_type says; use that, and remove it";
         check.say(&format!("{table}.arguments"), "x-queue-type", &[], text);
     }
+    let window = subscription.in_flight_max.get().saturating_add(subscription.parked_max.get());
+    if window > usize::from(u16::MAX) {
+        let text = format!(
+            "and parked_max are {window} together, which RabbitMQ is told as one prefetch of at most {}; lower one of them",
+            u16::MAX
+        );
+        check.say(table, "in_flight_max", &["parked_max", "broker"], text);
+    }
     for (at, binding) in subscription.bindings.iter().enumerate() {
         if binding.exchange.is_empty() {
             let text =
