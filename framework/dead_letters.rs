@@ -14,6 +14,7 @@ use crate::broker::{
 };
 use crate::clock::Clock;
 use crate::error::Error;
+use crate::outside;
 use crate::pipeline::Reason;
 use crate::wire::{self, Carried, Stamps};
 
@@ -85,11 +86,12 @@ pub struct DeadLetter {
     pub id: Option<String>,
     /// Why it is here; `None` where neither we nor the broker said.
     pub reason: Option<Reason>,
-    /// The last error.
+    /// The last error; of what the broker dead-lettered, that of the attempt before its last wait.
     pub error: Option<String>,
     /// Its class.
     pub error_class: Option<String>,
-    /// Attempts that were made.
+    /// Attempts that were made, as far as is known: 0 where the broker dead-lettered what it never saw in one of our
+    /// waits, whatever its headers say.
     pub attempts: u32,
     /// How often it was redriven before.
     pub generation: u32,
@@ -246,10 +248,13 @@ impl DeadLetters {
     /// # Cancel safety
     /// A cancelled call may have moved one message without having removed it here.
     pub async fn redrive(&self, redrive: &Redrive) -> Result<Redriven, Error> {
-        let (mut reader, mut done) = (self.reader().await?, Redriven::default());
-        let moved = self.move_back(reader.as_mut(), redrive, &mut done).await;
-        self.conclude(reader, moved, "moved", done.moved).await?;
-        Ok(done)
+        let redriving = async {
+            let (mut reader, mut done) = (self.reader().await?, Redriven::default());
+            let moved = self.move_back(reader.as_mut(), redrive, &mut done).await;
+            self.conclude(reader, moved, "moved", done.moved).await?;
+            Ok(done)
+        };
+        outside::in_context(redriving).await
     }
 
     async fn move_back(
@@ -289,10 +294,13 @@ impl DeadLetters {
     /// What the broker says, and how many were removed before; the others are still here. Pages are open in this process
     /// and are not closed soon: nothing was removed.
     pub async fn purge(&self, filter: &Filter) -> Result<usize, Error> {
-        let (mut reader, mut count) = (self.reader().await?, 0);
-        let removed = self.remove_all(reader.as_mut(), filter, &mut count).await;
-        self.conclude(reader, removed, "removed", count).await?;
-        Ok(count)
+        let purging = async {
+            let (mut reader, mut count) = (self.reader().await?, 0);
+            let removed = self.remove_all(reader.as_mut(), filter, &mut count).await;
+            self.conclude(reader, removed, "removed", count).await?;
+            Ok(count)
+        };
+        outside::in_context(purging).await
     }
 
     async fn remove_all(
@@ -328,7 +336,8 @@ impl DeadLetters {
     }
 
     async fn reader(&self) -> Result<Box<dyn DeadLetterReader>, Error> {
-        let reader = self.broker.dead_letters(Arc::clone(&self.source)).await;
+        let reader = self.broker.dead_letters(Arc::clone(&self.source));
+        let reader = outside::in_context(reader).await;
         reader.map_err(|error| self.error(&error))
     }
 
@@ -389,8 +398,8 @@ impl Pages {
     pub async fn next(&mut self) -> Result<Option<Vec<DeadLetter>>, Error> {
         let mut page = Vec::new();
         while page.len() < self.size {
-            let next =
-                self.reader.next().await.map_err(|error| Error::Broker(error.to_string()))?;
+            let next = outside::in_context(self.reader.next()).await;
+            let next = next.map_err(|error| Error::Broker(error.to_string()))?;
             let Some(received) = next else { break };
             page.push(DeadLetter::read(received.envelope.as_ref()));
         }
@@ -402,7 +411,8 @@ impl Pages {
     /// # Errors
     /// What the broker says; it comes back all the same when the connection closes.
     pub async fn close(mut self) -> Result<(), Error> {
-        self.reader.close().await.map_err(|error| Error::Broker(error.to_string()))
+        let closed = outside::in_context(self.reader.close()).await;
+        closed.map_err(|error| Error::Broker(error.to_string()))
     }
 }
 
@@ -418,20 +428,23 @@ impl DeadLetter {
         let header = |name: &str| {
             headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone())
         };
-        // What the broker did came last: our own copies carry nothing of it, and our headers could be anybody's.
+        // What the broker did came last: our own copies carry nothing of it, and our headers could be anybody's,
+        // unless the broker saw one of our waits let it go.
         let theirs = envelope.broker_reason().and_then(Reason::parse);
         let ours = |name: &str| header(name).filter(|_| theirs.is_none());
+        let is_our_copy = theirs.is_none() || envelope.broker_saw_it_wait();
+        let copied = |name: &str| header(name).filter(|_| is_our_copy);
         Self {
             id: carried.id.as_deref().or_else(|| envelope.id()).map(str::to_owned),
             reason: theirs.or_else(|| ours(wire::REASON).as_deref().and_then(Reason::parse)),
-            error: header(wire::ERROR),
-            error_class: header(wire::ERROR_CLASS),
-            attempts: carried.attempts,
+            error: copied(wire::ERROR),
+            error_class: ours(wire::ERROR_CLASS),
+            attempts: if is_our_copy { carried.attempts } else { 0 },
             generation: carried.generation,
             kind: envelope.kind().map(str::to_owned),
-            origin: carried.origin.map(Into::into),
+            origin: carried.origin.filter(|_| is_our_copy).map(Into::into),
             consumer: ours(wire::CONSUMER),
-            first_seen: carried.first_seen,
+            first_seen: carried.first_seen.filter(|_| is_our_copy),
             dead_at: match theirs {
                 Some(_) => envelope.broker_dead_at(),
                 None => ours(wire::DEAD_AT).as_deref().and_then(wire::parse_time),

@@ -90,6 +90,7 @@ mod envelope;
 mod error;
 mod health;
 mod message;
+mod outside;
 #[cfg(feature = "__bench")]
 #[doc(hidden)]
 pub mod parts;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::broker::{self, BrokerError, Envelope, Fault, Outgoing, Target};
+use crate::outside;
 use crate::telemetry;
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
 use crate::wire;
@@ -72,6 +73,49 @@ impl Publisher {
     /// # Cancel safety
     /// Not cancel safe: whether a message whose `send` was dropped arrived is unknown.
     pub async fn send(&self, message: Message) -> Result<MessageId, PublishError> {
+        outside::in_context(self.send_or_resend(message)).await
+    }
+
+    /// As [`send`](Self::send), for code that is not async: waits on this thread until the broker has stored it.
+    ///
+    /// ```
+    /// use actix::prelude::*;
+    /// use redeliver::{Delivery, Handled, Message, blocking};
+    ///
+    /// struct Warehouse;
+    /// impl Actor for Warehouse { type Context = SyncContext<Self>; }
+    ///
+    /// impl Handler<Delivery<u32>> for Warehouse {
+    ///     type Result = Handled;
+    ///
+    ///     fn handle(&mut self, order: Delivery<u32>, _: &mut SyncContext<Self>) -> Handled {
+    ///         let parcel = Message::json(&order.payload)?.to_queue("parcels");
+    ///         order.publisher().send_blocking(parcel)?;
+    ///         Ok(())
+    ///     }
+    /// }
+    /// # use redeliver::{Service, config::Config, testing::TestService};
+    /// # let config = "[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[subscriptions.parcels]\nbroker = \"main\"";
+    /// # let pack = |_: Delivery<u32>| async { Handled::Ok(()) };
+    /// let service = Service::builder(Config::from_toml(config)?).subscribe("orders", blocking(2, || Warehouse));
+    /// # let mut test = TestService::start(service.subscribe("parcels", pack))?;
+    /// test.publish("orders", Message::json(&7)?.id("order-7"));
+    /// test.finish();
+    /// assert_eq!(test.log()[0], "order-7: attempt 1 handled");
+    /// # assert_eq!(test.log().len(), 2);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    ///
+    /// # Panics
+    /// In async code: the thread would drive no other future meanwhile, perhaps not the one that is waited for.
+    pub fn send_blocking(&self, message: Message) -> Result<MessageId, PublishError> {
+        outside::block_on(self.send_or_resend(message))
+    }
+
+    async fn send_or_resend(&self, message: Message) -> Result<MessageId, PublishError> {
         let outgoing = self.stamp(message);
         let (mut delay, mut may_have_arrived) = (RESEND_DELAY, false);
         for send in 1.. {
@@ -368,11 +412,11 @@ impl Message {
         self
     }
 
-    /// Expires after this long; an expired message is dead-lettered or dropped as the
+    /// Expires after this long, a century at the most; an expired message is dead-lettered or dropped as the
     /// subscription says.
     #[must_use]
     pub fn expires_in(mut self, time_to_live: Duration) -> Self {
-        self.outgoing.time_to_live = Some(time_to_live);
+        self.outgoing.time_to_live = Some(time_to_live.min(wire::WAIT_MAX));
         self
     }
 

@@ -20,6 +20,7 @@ use crate::config::{Config, Topology};
 use crate::dead_letters::DeadLetters;
 use crate::error::Error;
 use crate::health::{Health, HealthCell};
+use crate::outside;
 use crate::pipeline::Scope;
 use crate::publisher::Publisher;
 use crate::reload;
@@ -37,9 +38,9 @@ const CLOSE_MAX: Duration = Duration::from_secs(20);
 /// A running service. Cheap to clone; usable from any thread.
 ///
 /// It runs on threads of its own until it is stopped, whether or not a handle is kept. Its async methods, and those of its
-/// publishers, need Tokio's context, which `#[tokio::main]` and `#[actix::main]` give; a thread without one, such as that of a
-/// [`blocking`](crate::blocking) handler, waits for them with [`Handle::block_on`](tokio::runtime::Handle::block_on) of the
-/// program's runtime.
+/// publishers and [`DeadLetters`], work in every runtime and in none, such as a plain `block_on`; within Tokio they take what is
+/// there, whose timers must be enabled. Code that is not async publishes by
+/// [`send_blocking`](crate::Publisher::send_blocking).
 ///
 /// ```
 /// # actix::System::new().block_on(async {
@@ -257,7 +258,7 @@ impl Service {
     /// The new policy is not usable, or needs waits at the broker that may not be declared; the
     /// old one stays.
     pub async fn reload(&self) -> Result<(), Error> {
-        reload::from_files(&self.inner).await
+        outside::in_context(reload::from_files(&self.inner)).await
     }
 
     /// Puts the retry tables of `config` in force.
@@ -277,7 +278,7 @@ impl Service {
     /// # Errors
     /// As [`reload`](Self::reload).
     pub async fn reload_with(&self, config: &Config) -> Result<(), Error> {
-        reload::with(&self.inner, config).await
+        outside::in_context(reload::with(&self.inner, config)).await
     }
 
     /// Whether it works, and why not.
@@ -318,9 +319,9 @@ impl Service {
     /// # }).unwrap();
     /// ```
     pub async fn metrics(&self) -> String {
-        let sample = self.sample();
         // What cannot be had in time stays as it was.
-        let _ = tokio::time::timeout(Duration::from_secs(1), sample).await;
+        let sample = async { timeout(Duration::from_secs(1), self.sample()).await };
+        let _ = outside::in_context(sample).await;
         self.inner.metrics.text()
     }
 
@@ -348,7 +349,8 @@ impl Service {
     /// There is no such subscription, or what the broker says.
     pub async fn depth(&self, subscription: &str) -> Result<crate::broker::Depth, Error> {
         let Subscription { broker, scope, .. } = self.find(subscription)?;
-        let depth = broker.depth(&scope.source.load()).await;
+        let source = scope.source.load_full();
+        let depth = outside::in_context(broker.depth(&source)).await;
         depth.map_err(|error| Error::Broker(error.to_string()))
     }
 

@@ -220,8 +220,8 @@ where
 /// An actor on `threads` threads of its own (actix's `SyncArbiter`), for drivers that block.
 ///
 /// A blocking handler cannot be aborted: one that exceeds its `timeout` is logged, keeps its
-/// permit until it returns, and what it returns then counts. What it wants from async code, such as sending a message on, it
-/// waits for with the `block_on` of a [`tokio::runtime::Handle`] that the program took where it started.
+/// permit until it returns, and what it returns then counts. It sends messages on by
+/// [`send_blocking`](crate::Publisher::send_blocking).
 ///
 /// ```
 /// use actix::prelude::*;

@@ -157,6 +157,20 @@ pub(crate) async fn an_id_that_comes_five_times_is_handled_once(kind: Kind) {
     service.stop().await;
 }
 
+pub(crate) async fn what_is_to_live_for_ever_is_handled(kind: Kind) {
+    let ground = Ground::new(kind).await;
+    let seen = Seen::default();
+    let service = ground.start(&ground.toml("", ""), obey(&seen)).await;
+    for (number, days) in [(0, 1), (1, 50), (2, u64::MAX / 86_400)] {
+        let message = text(&number.to_string(), "ok");
+        ground.send(&service, message.expires_in(Duration::from_secs(days * 86_400))).await;
+    }
+    ground.send(&service, text("3", "ok").expires_in(Duration::MAX)).await;
+    drained(&service).await;
+    seen.assert_each_once(4);
+    service.stop().await;
+}
+
 pub(crate) async fn what_circles_ends_as_a_loop(kind: Kind) {
     let ground = Arc::new(Ground::new(kind).await);
     let at = Arc::clone(&ground);

@@ -17,6 +17,7 @@ mod order;
 mod process;
 mod seen;
 mod stops;
+mod threads;
 mod trace;
 mod waits;
 
@@ -68,7 +69,10 @@ promises! {
         dead_letters::dead_letters_are_redriven_or_purged_as_asked;
         dead_letters::what_was_redriven_and_fails_again_is_there_once;
         stops::a_pause_holds_everything_until_it_is_resumed;
+        answers::what_is_to_live_for_ever_is_handled;
         stops::a_stop_leaves_nothing_in_hand;
+        stops::what_is_sent_after_a_stop_is_an_error;
+        threads::a_thread_that_knows_no_runtime_may_do_everything;
     }
     on_servers {
         stops::clean_stops_repeat_none_and_lose_none;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use redeliver::broker::Fault;
 use redeliver::{Delivery, Handled, SubscriptionState};
 use tokio::time::sleep;
 
@@ -61,6 +62,19 @@ pub(crate) async fn a_stop_leaves_nothing_in_hand(kind: Kind) {
     assert!(begun < 100, "nothing new was begun");
     sleep(Duration::from_millis(300)).await;
     assert_eq!(seen.count(), begun);
+}
+
+pub(crate) async fn what_is_sent_after_a_stop_is_an_error(kind: Kind) {
+    let ground = Ground::new(kind).await;
+    let service = ground.start(&ground.toml("", ""), obey(&Seen::default())).await;
+    let publisher = service.publisher("main").expect("it is configured");
+    let message = || ground.address(text("late", "ok"));
+    publisher.send(message()).await.expect("it is confirmed");
+    service.stop().await;
+    for publisher in [publisher, service.publisher("main").expect("it is configured")] {
+        let error = publisher.send(message()).await.expect_err("nobody is there to send it");
+        assert_eq!((error.fault(), error.may_have_arrived()), (Fault::Closed, false), "{error}");
+    }
 }
 
 pub(crate) async fn clean_stops_repeat_none_and_lose_none(kind: Kind) {

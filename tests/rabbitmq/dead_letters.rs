@@ -352,6 +352,10 @@ async fn what_the_broker_dead_lettered_has_its_time_and_its_reason_whatever_a_pu
             headers.insert("redeliver-reason".into(), text("rejected"));
             headers.insert("redeliver-dead-at".into(), text("2000-01-01T00:00:00.000Z"));
             headers.insert("redeliver-consumer".into(), text("nobody"));
+            headers.insert("redeliver-attempt".into(), AMQPValue::LongInt(7));
+            headers.insert("redeliver-error".into(), text("made up"));
+            headers.insert("redeliver-error-class".into(), text("made up"));
+            headers.insert("redeliver-first-seen".into(), text("2000-01-01T00:00:00.000Z"));
         }
         let properties = properties(number).with_headers(headers).with_expiration("1".into());
         (number.to_string().into_bytes(), properties)
@@ -372,7 +376,10 @@ async fn what_the_broker_dead_lettered_has_its_time_and_its_reason_whatever_a_pu
         let at = letter.dead_at.expect("somebody knows when");
         assert!(at.elapsed().unwrap_or_default() < day, "not when the liar said: {at:?}");
     }
-    assert_eq!(letters[1].consumer, None, "the broker is no consumer");
+    let liar = &letters[1];
+    assert_eq!(liar.consumer, None, "the broker is no consumer");
+    assert_eq!((liar.attempts, liar.first_seen), (0, None), "nobody ever handled it");
+    assert_eq!((liar.error.as_deref(), liar.error_class.as_deref()), (None, None));
 
     let dead = service.dead_letters("orders").expect("it has this subscription");
     let older_than =
