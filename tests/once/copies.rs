@@ -25,7 +25,7 @@ async fn r7_a_copy_is_woken_by_the_end_of_the_run_that_it_waits_for() {
                 let id = delivery.id().expect("it has one").to_owned();
                 let status = delivery.claim().expect("it has claims").status();
                 if status != ClaimStatus::Done {
-                    tokio::time::sleep(Duration::from_secs(9)).await;
+                    tokio::time::sleep(Duration::from_secs(30)).await;
                     ended.lock().expect("no panic").insert(id, Instant::now());
                 } else {
                     let since = ended.lock().expect("no panic")[&id].elapsed();
@@ -54,8 +54,8 @@ async fn r7_a_copy_is_woken_by_the_end_of_the_run_that_it_waits_for() {
     late.sort();
     let of = |share: usize| late[(late.len() - 1) * share / 100];
     println!("after the end: median {:?}, p90 {:?}, p99 {:?}", of(50), of(90), of(99));
-    // The poll behind the wake-up asks again after half the time: 1.5 s late on average after nine seconds.
-    assert!(of(50) < Duration::from_millis(750), "{:?}", of(50));
+    // The poll behind the wake-up asks again after half the time: 5 s late on average after thirty.
+    assert!(of(50) < Duration::from_millis(2500), "{:?}", of(50));
     one.stop().await;
     other.stop().await;
 }

@@ -63,38 +63,6 @@ async fn kills_among_failing_messages_lose_none_and_dead_letter_none() {
 }
 
 #[tokio::test]
-async fn attempts_are_counted_on_by_the_next_process() {
-    let lab = Lab::new().await;
-    let role = Role { fails: 99, fails_every: 1, ..Role::default() };
-    let waits = SHORT_WAITS.replace("200ms", "1500ms");
-    let stage = Stage::new(lab.toml("", &waits), role);
-    lab.prepare(&stage.config).await;
-    lab.publish(0..1).await;
-    for attempt in 1..=4 {
-        let child = stage.start(&lab).await;
-        stage.wait_for_lines(attempt).await;
-        let (place, name) = match attempt {
-            4 => ("the dead letters", lab.dead()),
-            _ => ("its wait", format!("{}.wait.1500", lab.queue)),
-        };
-        until(&format!("it is in {place}"), || async { lab.raw.count(&name).await == 1 }).await;
-        // Its original is acknowledged right after the copy is confirmed.
-        let removed = || async { stage.lines().len() >= attempt && lab.ready().await == 0 };
-        until("the original is gone", removed).await;
-        match attempt % 2 {
-            0 => child.kill(),
-            _ => assert!(child.terminate().await.success()),
-        }
-    }
-    let attempts: Vec<_> = stage.lines().iter().map(|line| line.attempt).collect();
-    assert_eq!(attempts, [1, 2, 3, 4]);
-    let dead = lab.take_all(&lab.dead()).await;
-    let headers = dead[0].delivery.properties.headers().clone().unwrap_or_default();
-    let attempt = headers.inner().get("redeliver-attempt").cloned();
-    assert_eq!(attempt, Some(lapin::types::AMQPValue::LongString("4".into())));
-}
-
-#[tokio::test]
 async fn a_message_that_ends_the_process_is_dead_lettered_as_poison_and_its_neighbours_are_handled()
 {
     const POISON: u32 = 25;
