@@ -390,6 +390,42 @@ async fn what_the_broker_dead_lettered_has_its_time_and_its_reason_whatever_a_pu
 }
 
 #[tokio::test]
+async fn attempts_that_were_made_are_told_from_those_that_a_publisher_made_up() {
+    let lab = Lab::new().await;
+    let limited = "arguments = { x-delivery-limit = 2 }\n";
+    let retry = "[retry.standard]\nbackoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"3s\"\nin_process_max = \"0s\"\n";
+    let fail = |_: Delivery<u32>| async { Handled::Err(Failure::retry("not yet")) };
+    let service = lab.start(&lab.toml(limited, retry), fail).await;
+    lab.publish(1..2).await;
+    let waiting = async || service.depth("orders").await.ok().and_then(|depth| depth.waiting);
+    until("it waits", || async { waiting().await == Some(1) }).await;
+    service.pause("orders").await.expect("it has this subscription");
+    until("nobody consumes", || async { consumers(&lab).await == 0 }).await;
+    until("its wait is over", || async { lab.ready().await == 1 }).await;
+    give_back(&lab, 3, true).await;
+    until("the server has moved it", || async { lab.raw.count(&lab.dead()).await == 1 }).await;
+    lab.publish_with(2..3, |number| {
+        let mut headers = lapin::types::FieldTable::default();
+        headers.insert("redeliver-attempt".into(), AMQPValue::LongInt(7));
+        (number.to_string().into_bytes(), properties(number).with_headers(headers))
+    })
+    .await;
+    give_back(&lab, 3, true).await;
+    until("the server has moved it", || async { lab.raw.count(&lab.dead()).await == 2 }).await;
+
+    let letters = dead_letters(&service).await;
+    let told: Vec<_> = letters
+        .iter()
+        .map(|letter| {
+            (letter.id.as_deref(), letter.reason, letter.attempts, letter.error.as_deref())
+        })
+        .collect();
+    let poison = Some(Reason::Poison);
+    assert_eq!(told, [(Some("1"), poison, 1, Some("not yet")), (Some("2"), poison, 0, None)]);
+    service.stop().await;
+}
+
+#[tokio::test]
 async fn what_an_open_page_hides_is_counted_and_nobody_says_that_there_is_none() {
     let lab = Lab::new().await;
     let service = lab.start(&lab.toml("", ""), reject).await;
