@@ -71,7 +71,7 @@ fn rabbitmq(task: &Task, style: &str, number: u64) -> Result<String, std::fmt::E
         write!(text, "[stores.main]\nkind = \"redis\"\nurl = \"{redis}\"\n")?;
     }
     let topology = match style {
-        "failing" | "waiting" => "declare",
+        "failing" | "steady" | "waiting" => "declare",
         _ => "none",
     };
     let consumers = match style {

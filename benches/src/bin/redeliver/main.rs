@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `plain` | consumes; the queues are taken as they are (`topology = "none"`) |
 //! | `failing-P` | P percent of the messages fail once and wait a second at the broker |
+//! | `steady-R` | publishes R messages a second and consumes them at the same time; each fails once and waits a second at the broker |
 //! | `waiting` | as `plain`, with a wait of an hour at the broker declared |
 //! | `lanes-N` | as `plain`, with N consumers of each queue |
 //! | `idle-N` | N consumers with nothing to do |
@@ -27,6 +28,7 @@ use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::StreamExt;
+use futures_util::future::try_join_all;
 use futures_util::stream::FuturesUnordered;
 use redeliver::broker::HeaderValue;
 use redeliver::{Delivery, Failure, Handled, Message, Service, wire};
@@ -51,7 +53,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let task = Task::from_arguments()?;
     let (style, number) = task.style.split_once('-').unwrap_or((&task.style, "0"));
     let number: u64 = number.parse()?;
-    let _ = PERCENT.set(if style == "failing" { number } else { 0 });
+    let _ = PERCENT.set(match style {
+        "failing" => number,
+        "steady" => 100,
+        _ => 0,
+    });
     if style == "rebalance" {
         return rebalance::run(&task).await;
     }
@@ -72,6 +78,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     match style {
         "idle" => idle().await,
         "publish" => publish(&service, &task, gauge, number as usize).await?,
+        "steady" => {
+            publish_steadily(&service, &task, number).await?;
+            gauge.wait().await;
+        }
         _ if task.messages == 0 => {}
         _ => gauge.wait().await,
     }
@@ -106,6 +116,27 @@ async fn handle_slowly(delivery: Delivery<Order>) -> Handled {
     TOOK.fetch_add(began.elapsed().as_micros() as u64, Ordering::Relaxed);
     GAUGE.get().expect("set before anything is consumed").handled();
     Ok(())
+}
+
+/// Publishes so many a second, in a hundred parts, so that their waits end one after another.
+async fn publish_steadily(service: &Service, task: &Task, rate: u64) -> Result<(), Box<dyn Error>> {
+    let publisher = service.publisher("main")?;
+    let queue = task.names().next().ok_or("there is no queue")?;
+    let mut parts = tokio::time::interval(Duration::from_millis(10));
+    let part = (rate / 100).max(1);
+    for first in (0..task.messages).step_by(part as usize) {
+        parts.tick().await;
+        let numbers = first..(first + part).min(task.messages);
+        try_join_all(numbers.map(|number| publisher.send(message(number, &queue)))).await?;
+    }
+    Ok(())
+}
+
+fn message(number: u64, queue: &str) -> Message {
+    Message::bytes(order::body(number))
+        .content_type("application/json")
+        .to_queue(queue)
+        .id(format!("order-{number}"))
 }
 
 fn note_lateness(delivery: &Delivery<Order>) {
@@ -148,11 +179,7 @@ async fn publish(
     let queue = task.names().next().ok_or("there is no queue")?;
     let mut unconfirmed = FuturesUnordered::new();
     for number in 0..task.messages {
-        let message = Message::bytes(order::body(number))
-            .content_type("application/json")
-            .to_queue(queue.clone())
-            .id(format!("order-{number}"));
-        unconfirmed.push(publisher.send(message));
+        unconfirmed.push(publisher.send(message(number, &queue)));
         while unconfirmed.len() >= window {
             unconfirmed.next().await.transpose()?;
             gauge.handled();
