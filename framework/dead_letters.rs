@@ -359,7 +359,7 @@ impl DeadLetters {
         if force {
             stamps.push((wire::FORCED, String::from("1")));
         }
-        let envelope = Arc::clone(&received.envelope);
+        let envelope = received.envelope.clone();
         Copy { source: Arc::clone(&self.source), envelope, place: Place::Source, stamps }
     }
 }

@@ -3,8 +3,12 @@
 //! Owns the view of a raw message that everything above an adapter works with. Copies nothing and
 //! interprets nothing: headers and payload stay the broker's bytes until somebody asks.
 
+mod shared;
+
 use std::any::Any;
 use std::time::{Duration, SystemTime};
+
+pub use shared::{Envelopes, SharedEnvelope};
 
 /// A message as the broker holds it: bytes stay bytes until somebody asks.
 ///

@@ -12,7 +12,7 @@ use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 
-use crate::envelope::{Envelope, HeaderValue};
+use crate::envelope::{Envelope, HeaderValue, SharedEnvelope};
 use crate::publisher::{Cause, Publisher};
 use crate::store::Locks;
 use crate::trace::{TRACEPARENT, TRACESTATE, TraceContext};
@@ -169,7 +169,7 @@ impl<T: 'static> actix::Message for Batch<T> {
 /// ```
 #[derive(Clone)]
 pub struct Metadata {
-    pub(crate) envelope: Arc<dyn Envelope>,
+    pub(crate) envelope: SharedEnvelope,
     scope: Arc<DeliveryScope>,
     /// In a box, because most deliveries have none and each is moved several times.
     known: Option<Box<Known>>,
@@ -310,7 +310,7 @@ impl DeliveryScope {
 
 impl Metadata {
     pub(crate) fn new(
-        envelope: Arc<dyn Envelope>,
+        envelope: SharedEnvelope,
         scope: Arc<DeliveryScope>,
         attempt: u32,
         known: Known,
@@ -320,7 +320,7 @@ impl Metadata {
 
     /// Of the first delivery of a message that carries nothing of ours.
     #[inline]
-    pub(crate) fn bare(envelope: Arc<dyn Envelope>, scope: Arc<DeliveryScope>) -> Self {
+    pub(crate) fn bare(envelope: SharedEnvelope, scope: Arc<DeliveryScope>) -> Self {
         Self { envelope, scope, known: None, attempt: 1 }
     }
 

@@ -4,13 +4,12 @@
 //! compiler cannot see through.
 
 use std::hint::black_box;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::actors::Ledger;
-use crate::broker::{Envelope, Received, Token};
+use crate::broker::{Envelope, Received, SharedEnvelope, Token};
 use crate::config::{Config, Subscription};
 use crate::message::Failure;
 use crate::pipeline::{Answer, Retries, Tick, Work, decide};
@@ -28,7 +27,8 @@ pub struct Parts {
 
 impl Parts {
     /// For a message as it came from the broker.
-    pub fn new(envelope: Arc<dyn Envelope>) -> Self {
+    pub fn new(envelope: impl Envelope) -> Self {
+        let envelope = SharedEnvelope::new(envelope);
         let received = Received { envelope, token: Token(1) };
         let mut work = Work::bare(received, Tick::default(), 0, 0);
         work.carried = Luggage::read(work.received.envelope.as_ref());
@@ -62,7 +62,9 @@ impl Parts {
 
     /// Enters a message into a consumer's ledger and takes it out again.
     pub fn enter_and_settle(&mut self) {
-        let slot = self.ledger.enter(black_box(self.work.received.clone()), self.instant);
+        let received = black_box(self.work.received.clone());
+        let size = received.envelope.body().len();
+        let slot = self.ledger.enter(received, size, self.instant);
         black_box(self.ledger.settle(black_box(slot)));
     }
 }

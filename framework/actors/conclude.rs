@@ -23,6 +23,8 @@ use crate::wire::Carried;
 
 /// How long nothing is handed out after a store did not answer.
 const STORE_PAUSE: Duration = Duration::from_secs(1);
+/// How long a settlement may wait for others.
+const SETTLE_AFTER: Duration = Duration::from_millis(5);
 
 impl Desk {
     /// Acts on what came of messages of this lane; why it is gone, if it is.
@@ -45,8 +47,10 @@ impl Desk {
         let mut next = letter;
         while let Some(mut letter) = next {
             if self.settle_handled(&mut letter) < letter.len() {
-                letter.into_iter().flatten().for_each(|outcome| self.conclude(outcome));
+                letter.drain(..).flatten().for_each(|outcome| self.conclude(outcome));
             }
+            letter.clear();
+            self.paper = letter;
             next = self.outcomes.try_recv().ok();
         }
         self.run_errands();
@@ -72,7 +76,11 @@ impl Desk {
             let Some(token) = self.ledger.settle_held(work.slot) else { continue };
             self.settlements.push(Settlement::Ack(token));
             self.next_turn(work);
-            *place = None;
+            if let Some(Outcome { work, verdict }) = place.take() {
+                // Nothing is in it; to drop it would be a call for each message.
+                std::mem::forget(verdict);
+                work.put_down();
+            }
             handled += 1;
         }
         if handled > 0 {
@@ -308,8 +316,40 @@ impl Desk {
         }
     }
 
-    /// Tells the broker what is settled.
+    /// A message is done with here: the next one of its key may begin.
+    pub(super) fn next_turn(&self, work: &Work) {
+        if !work.is_bare()
+            && let Some(key) = &work.key
+            && self.shared.keys.borrow_mut().leave(key)
+        {
+            self.shared.changed.notify_waiters();
+        }
+    }
+
+    /// Tells the broker what is settled, or waits a moment for more where that is cheaper for it.
     pub(super) async fn settle_at(&mut self, lane: &mut dyn Lane) -> Result<(), LaneEnd> {
+        match self.may_settle_later(lane) {
+            true => Ok(()),
+            false => self.settle_all_at(lane).await,
+        }
+    }
+
+    fn may_settle_later(&mut self, lane: &dyn Lane) -> bool {
+        let count = self.settlements.len();
+        // After a crash what was handled and not acknowledged runs again, like what runs: together no more than may run.
+        let could_be_repeated = count + self.running;
+        if count == 0
+            || count >= lane.settlements_at_once()
+            || could_be_repeated > self.settings().in_flight_max.get()
+        {
+            return false;
+        }
+        self.now < *self.settle_by.get_or_insert(self.now + SETTLE_AFTER)
+    }
+
+    /// Tells the broker what is settled.
+    pub(super) async fn settle_all_at(&mut self, lane: &mut dyn Lane) -> Result<(), LaneEnd> {
+        self.settle_by = None;
         if self.settlements.is_empty() {
             return Ok(());
         }

@@ -337,7 +337,7 @@ async fn wind_down(
         let changed = shared.changed.notified();
         desk.run_errands();
         desk.show();
-        let settled = desk.settle_at(lane).await;
+        let settled = desk.settle_all_at(lane).await;
         let busy = desk.running + desk.leaving();
         if busy + desk.awaited == 0 || settled.is_err() {
             break busy;

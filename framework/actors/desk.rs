@@ -56,7 +56,11 @@ pub(super) struct Desk {
     /// Whom to answer when the loss of the lane was seen to.
     pub(super) asked: Vec<Arc<Inquiry>>,
     pub(super) received: Vec<Received>,
+    /// A letter that came back empty, to be written anew.
+    pub(super) paper: Letter,
     pub(super) settlements: Vec<Settlement>,
+    /// When they are told at the latest.
+    pub(super) settle_by: Option<Instant>,
     pub(super) outcomes: mpsc::Receiver<Letter>,
     pub(super) outcomes_to: mpsc::Sender<Letter>,
     pub(super) news: mpsc::UnboundedReceiver<News>,
@@ -113,7 +117,9 @@ impl Desk {
             asking: None,
             asked: Vec::new(),
             received: Vec::new(),
+            paper: Letter::new(),
             settlements: Vec::new(),
+            settle_by: None,
             outcomes,
             outcomes_to,
             news,
@@ -146,16 +152,6 @@ impl Desk {
 
     pub(super) fn is_ordered(&self) -> bool {
         self.settings().ordering != config::Ordering::None
-    }
-
-    /// A message is done with here: the next one of its key may begin.
-    pub(super) fn next_turn(&self, work: &Work) {
-        if !work.is_bare()
-            && let Some(key) = &work.key
-            && self.shared.keys.borrow_mut().leave(key)
-        {
-            self.shared.changed.notify_waiters();
-        }
     }
 
     /// How many messages may be pulled now.
@@ -238,16 +234,24 @@ impl Desk {
         let has_orphans = !shared.orphans.borrow().is_empty();
         // A whole batch of messages that nothing keeps back is put into a letter at once: to let each wait in line for its
         // permit would be 80 instructions more.
-        let mut letter = Letter::with_capacity(batch.len());
+        let mut letter = std::mem::take(&mut self.paper);
+        letter.reserve(batch.len());
+        let looks_into_all = shared.scope.looks_into_messages();
         let mut goes_straight = self.may_go_straight(batch.len());
         for received in batch.drain(..) {
             if has_orphans && received.envelope.is_redelivered() && self.adopt(&received) {
                 continue;
             }
-            let slot = self.ledger.enter(received.clone(), self.now);
-            let work = Work::new(received, received_at, self.index, slot, &shared.scope);
+            let envelope = received.envelope.as_ref();
+            let (size, returns) = (envelope.body().len(), envelope.returns());
+            let is_bare = !looks_into_all && !envelope.may_be_stamped();
+            let slot = self.ledger.enter(received.clone(), size, self.now);
+            let work = match is_bare {
+                true => Work::bare(received, received_at, self.index, slot),
+                false => Work::new(received, received_at, self.index, slot, &shared.scope),
+            };
             // Most messages: nothing is known of them, and nobody is before them.
-            let is_news = work.is_bare() && work.received.envelope.returns() == 0;
+            let is_news = work.is_bare() && returns == 0;
             if is_news && goes_straight {
                 letter.push(undecided(work));
                 continue;
@@ -398,8 +402,9 @@ impl Desk {
         self.shared.store_down_until.get().is_some_and(|until| until > now)
     }
 
-    /// When something is due by time: a parked message, the breaker, a look at a silent lane, or at
-    /// the oldest message for those who want to see it; and at whether a lane is still there that nothing is asked for.
+    /// When something is due by time: a parked message, the breaker, settlements that wait for more, a look at a silent
+    /// lane, or at the oldest message for those who want to see it; and at whether a lane is still there that nothing is
+    /// asked for.
     pub(super) fn wake_at(&mut self, lane: &dyn Lane, room: usize) -> Instant {
         self.is_watching = room == 0 && lane.is_lost().is_some();
         let stall = self.last_delivery + self.settings().stall_after;
@@ -414,7 +419,7 @@ impl Desk {
         let store = store.filter(|until| *until > self.now);
         let look = self.shown_is_old.then(|| self.shown_at + SHOWN_AGE_MAX);
         let watch = self.is_watching.then(|| self.now + LOOK_EVERY);
-        [parked, gate, store, look, watch, self.ask_on_at()]
+        [parked, gate, store, look, watch, self.settle_by, self.ask_on_at()]
             .into_iter()
             .flatten()
             .fold(stall, Instant::min)

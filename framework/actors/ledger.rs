@@ -49,9 +49,10 @@ impl Ledger {
         self.generation = generation;
     }
 
-    /// Enters a message that was received.
-    pub(crate) fn enter(&mut self, received: Received, received_at: Instant) -> Slot {
-        self.insert(received, received_at, None)
+    /// Enters a message that was received, with a payload of `size` bytes.
+    #[inline]
+    pub(crate) fn enter(&mut self, received: Received, size: usize, received_at: Instant) -> Slot {
+        self.insert(received, size, received_at, None)
     }
 
     /// Enters the redelivery of an orphan that was received first at `received_at`.
@@ -61,16 +62,19 @@ impl Ledger {
         received_at: Instant,
         orphan: OrphanId,
     ) -> Slot {
-        self.insert(received, received_at, Some(orphan))
+        let size = received.envelope.body().len();
+        self.insert(received, size, received_at, Some(orphan))
     }
 
+    // Always: where the compiler makes a call of it, that is 20 instructions more for each message.
+    #[inline(always)]
     fn insert(
         &mut self,
         received: Received,
+        size: usize,
         received_at: Instant,
         orphan: Option<OrphanId>,
     ) -> Slot {
-        let size = received.envelope.body().len();
         self.bytes += size;
         let generation = self.generation;
         let entry = Some(Entry { received, size, generation, received_at, orphan });

@@ -90,9 +90,8 @@ impl Links {
         tenure: &Arc<Tenure>,
     ) {
         if let Some(link) = self.routes.iter_mut().flat_map(|route| &mut route.seats).next() {
-            link.letter = letter;
+            link.send_all(letter, reply, tenure);
         }
-        self.dispatch(reply, tenure);
     }
 
     /// The handler that a message is for.
@@ -120,20 +119,24 @@ impl Links {
             if !link.letter.is_empty() {
                 let capacity = link.letter.len().min(LETTER_MAX);
                 let letter = std::mem::replace(&mut link.letter, Vec::with_capacity(capacity));
-                if letter.len() <= LETTER_MAX {
-                    link.send(letter, reply, tenure);
-                } else {
-                    let mut rest = letter.into_iter();
-                    while rest.len() > 0 {
-                        link.send(rest.by_ref().take(LETTER_MAX).collect(), reply, tenure);
-                    }
-                }
+                link.send_all(letter, reply, tenure);
             }
         }
     }
 }
 
 impl Link {
+    /// Sends a letter, in parts where it is too long for one.
+    fn send_all(&self, letter: Letter, reply: &mpsc::Sender<Letter>, tenure: &Arc<Tenure>) {
+        if letter.len() <= LETTER_MAX {
+            return self.send(letter, reply, tenure);
+        }
+        let mut rest = letter.into_iter();
+        while rest.len() > 0 {
+            self.send(rest.by_ref().take(LETTER_MAX).collect(), reply, tenure);
+        }
+    }
+
     fn send(&self, letter: Letter, reply: &mpsc::Sender<Letter>, tenure: &Arc<Tenure>) {
         let dispatch = Dispatch { letter, reply: reply.clone(), tenure: Arc::clone(tenure) };
         // Bounded by the permits of all lanes, however many there are: a letter that was turned away would be
@@ -145,7 +148,7 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::broker::{Received, Token};
+    use crate::broker::{Received, SharedEnvelope, Token};
     use crate::envelope::tests::Bare;
 
     #[test]
@@ -155,7 +158,8 @@ mod tests {
             let (reply, _outcomes) = mpsc::channel(1);
             let mut links = Links::new(vec![(None, vec![queue])]);
             for number in 0..count {
-                let (envelope, token) = (Arc::new(Bare::default()), Token(u64::from(number)));
+                let (envelope, token) =
+                    (SharedEnvelope::new(Bare::default()), Token(u64::from(number)));
                 links.enqueue(0, Work::of(Received { envelope, token }, number));
             }
             links.dispatch(&reply, &Arc::default());

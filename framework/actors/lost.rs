@@ -27,6 +27,7 @@ impl Desk {
         self.tenure.end();
         self.lose_ledger(now);
         self.settlements.clear();
+        self.settle_by = None;
         self.received.clear();
         let followers = self.shared.keys.borrow_mut().forget(self.index);
         let ordered = self.is_ordered();

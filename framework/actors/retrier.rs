@@ -260,7 +260,7 @@ fn copy_of(work: &Work, errand: &Errand, scope: &Scope) -> Copy {
         }
     };
     let Received { envelope, .. } = &work.received;
-    Copy { source: scope.source.load_full(), envelope: Arc::clone(envelope), place, stamps }
+    Copy { source: scope.source.load_full(), envelope: envelope.clone(), place, stamps }
 }
 
 /// The wait for `delay`, or the longest there is, with the rest to be waited afterwards.

@@ -20,6 +20,7 @@ impl Desk {
     /// Hands out what has its permits.
     pub(super) fn send_straight(&mut self, letter: Letter) {
         if letter.is_empty() {
+            self.paper = letter;
             return;
         }
         self.running += letter.len();

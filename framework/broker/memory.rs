@@ -5,6 +5,7 @@
 //! its queues; shares them with nobody.
 
 mod bindings;
+mod ready;
 mod texts;
 
 use std::any::Any;
@@ -28,6 +29,7 @@ use super::{
 use crate::clock::Clock;
 use crate::config::BrokerKind;
 use crate::wire;
+use ready::{Ready, Stored};
 use texts::{Page, Texts};
 
 /// The largest body that is copied, in bytes, rather than shared with its publisher.
@@ -76,7 +78,7 @@ struct Queues {
 
 #[derive(Default)]
 struct Queue {
-    ready: VecDeque<Arc<Message>>,
+    ready: Ready,
     unsettled: u64,
     waiting: u64,
     arrived: Arc<Notify>,
@@ -88,11 +90,10 @@ struct Waiting {
     due: Instant,
     number: u64,
     queue: String,
-    message: Arc<Message>,
+    message: Message,
 }
 
-/// A stored message. Small, because the system's allocator frees a block of up to 120 bytes, its counts included, for a
-/// part of what a larger one costs.
+/// A stored message.
 #[derive(Clone, Debug)]
 struct Message {
     texts: Texts,
@@ -109,8 +110,6 @@ struct Extras {
     key: Option<Bytes>,
     time_to_live: Option<Duration>,
 }
-
-const _: () = assert!(size_of::<Message>() <= 104);
 
 impl MemoryBroker {
     /// An empty broker.
@@ -164,14 +163,14 @@ impl Shared {
 }
 
 impl Queues {
-    fn push(&mut self, name: &str, message: Arc<Message>) -> Result<(), BrokerError> {
+    fn push(&mut self, name: &str, message: Message) -> Result<(), BrokerError> {
         let Some(queue) = self.by_name.get_mut(name) else {
             return Err(BrokerError::new(
                 Fault::Unroutable,
                 format!("there is no queue `{name}` in the memory broker; subscribe to it first"),
             ));
         };
-        queue.ready.push_back(message);
+        queue.ready.push(message);
         queue.arrived.notify_one();
         Ok(())
     }
@@ -329,7 +328,7 @@ struct MemoryLane {
     generation: u64,
     /// The token of the oldest entry of `unsettled`.
     first: u64,
-    unsettled: VecDeque<Option<Arc<Message>>>,
+    unsettled: VecDeque<Option<Stored>>,
 }
 
 impl MemoryLane {
@@ -337,11 +336,16 @@ impl MemoryLane {
         let shared = Arc::clone(&self.shared);
         let mut queues = shared.lock();
         let Some(queue) = queues.by_name.get_mut(&self.queue) else { return false };
-        let count = queue.ready.len().min(limit);
-        let tokens = (self.first + self.unsettled.len() as u64..).map(Token);
-        self.unsettled.extend(queue.ready.iter().take(count).cloned().map(Some));
-        let taken = queue.ready.drain(..count).zip(tokens);
-        batch.extend(taken.map(|(envelope, token)| Received { envelope, token }));
+        let taken = queue.ready.take(limit);
+        let count = taken.len();
+        let mut token = Token(self.first + self.unsettled.len() as u64);
+        self.unsettled.reserve(count);
+        batch.reserve(count);
+        for stored in taken {
+            batch.push(Received { envelope: stored.envelope(), token });
+            self.unsettled.push_back(Some(stored));
+            token.0 += 1;
+        }
         queue.unsettled += count as u64;
         if !queue.ready.is_empty() {
             // Another lane may have slept through the same notice.
@@ -363,7 +367,7 @@ impl MemoryLane {
         removed as u64
     }
 
-    fn remove(&mut self, token: Token) -> Option<Arc<Message>> {
+    fn remove(&mut self, token: Token) -> Option<Stored> {
         let place = usize::try_from(token.0.checked_sub(self.first)?).ok()?;
         let message = self.unsettled.get_mut(place)?.take();
         self.forget_removed();
@@ -377,12 +381,11 @@ impl MemoryLane {
         }
     }
 
-    fn give_back(&mut self, messages: impl DoubleEndedIterator<Item = Arc<Message>>) {
+    fn give_back(&mut self, messages: impl DoubleEndedIterator<Item = Stored>) {
         let mut queues = self.shared.lock();
         let Some(queue) = queues.by_name.get_mut(&self.queue) else { return };
         for message in messages.rev() {
-            let returns = message.returns + 1;
-            queue.ready.push_front(Arc::new(Message { returns, ..Message::clone(&message) }));
+            queue.ready.push_first(message.returned());
             queue.unsettled -= 1;
             queue.arrived.notify_one();
         }
@@ -472,7 +475,7 @@ impl Publisher for MemoryPublisher {
         }
         for name in names {
             let message = stored(&mut queues.page, outgoing, &name, self.shared.clock.now());
-            queues.push(&name, Arc::new(message)).map_err(|error| {
+            queues.push(&name, message).map_err(|error| {
                 let text = format!("message `{}`: {error}", outgoing.id);
                 BrokerError::new(error.fault, text)
             })?;
@@ -490,17 +493,17 @@ impl Publisher for MemoryPublisher {
             // A message here never outlives a process, so none is ever suspected.
             Place::Source | Place::Suspects => {
                 let message = original.copied(&mut queues.page, copy, &source);
-                queues.push(&source, Arc::new(message))?;
+                queues.push(&source, message)?;
             }
             Place::Dead => {
                 let dead = dead_queue(&copy.source);
                 let message = original.copied(&mut queues.page, copy, &dead);
-                queues.push(&dead, Arc::new(message))?;
+                queues.push(&dead, message)?;
             }
             Place::Wait(delay) => {
                 queues.count += 1;
                 let due = Instant::now() + delay;
-                let message = Arc::new(original.copied(&mut queues.page, copy, &source));
+                let message = original.copied(&mut queues.page, copy, &source);
                 let first = queues.waits.peek().is_none_or(|Reverse(first)| due < first.due);
                 let number = queues.count;
                 queues.by_name.entry(source.clone()).or_default().waiting += 1;
@@ -538,6 +541,16 @@ impl Extras {
 }
 
 impl Message {
+    /// Whether it has a payload that is not copied.
+    fn is_large(&self) -> bool {
+        self.extras.as_ref().is_some_and(|extras| extras.body.is_some())
+    }
+
+    /// The same, come back once more.
+    fn returned(&self) -> Self {
+        Self { returns: self.returns + 1, ..self.clone() }
+    }
+
     /// What another place gets: everything but our own headers, which the stamps replace.
     fn copied(&self, page: &mut Page, copy: &Copy, queue: &str) -> Self {
         let own =
@@ -624,7 +637,7 @@ struct MemoryDeadLetters {
     /// Until it is closed.
     turn: Option<Turn>,
     name: String,
-    held: VecDeque<(Token, Arc<Message>)>,
+    held: VecDeque<(Token, Stored)>,
     next: u64,
 }
 
@@ -633,12 +646,13 @@ impl DeadLetterReader for MemoryDeadLetters {
     async fn next(&mut self) -> Result<Option<Received>, BrokerError> {
         let mut queues = self.shared.lock();
         let Some(queue) = queues.by_name.get_mut(&self.name) else { return Ok(None) };
-        let Some(message) = queue.ready.pop_front() else { return Ok(None) };
+        let Some(message) = queue.ready.take(1).next() else { return Ok(None) };
         queue.unsettled += 1;
         self.next += 1;
         let token = Token(self.next);
-        self.held.push_back((token, Arc::clone(&message)));
-        Ok(Some(Received { envelope: message, token }))
+        let envelope = message.envelope();
+        self.held.push_back((token, message));
+        Ok(Some(Received { envelope, token }))
     }
 
     async fn remove(&mut self, token: Token) -> Result<(), BrokerError> {
@@ -662,10 +676,8 @@ impl MemoryDeadLetters {
     fn give_back(&mut self) {
         let mut queues = self.shared.lock();
         let Some(queue) = queues.by_name.get_mut(&self.name) else { return };
-        for (_, message) in self.held.drain(..).rev() {
-            queue.ready.push_front(message);
-            queue.unsettled -= 1;
-        }
+        queue.unsettled -= self.held.len() as u64;
+        queue.ready.put_back(self.held.drain(..).map(|(_, message)| message));
     }
 }
 

@@ -52,7 +52,7 @@ use tokio::time::Instant;
 use crate::config;
 use crate::wire::Stamps;
 
-pub use crate::envelope::{Envelope, HeaderValue};
+pub use crate::envelope::{Envelope, Envelopes, HeaderValue, SharedEnvelope};
 
 #[cfg(feature = "kafka")]
 pub mod kafka;
@@ -276,6 +276,12 @@ pub trait Lane: Send {
     /// Settles, and empties `settlements`. Returns as soon as the broker's client has taken them.
     async fn settle(&mut self, settlements: &mut Vec<Settlement>) -> Result<(), LaneEnd>;
 
+    /// So many settlements are better told at once, where each telling costs the broker something: fewer are kept back for
+    /// some milliseconds, and never so many that a crash would repeat more than may be in flight.
+    fn settlements_at_once(&self) -> usize {
+        1
+    }
+
     /// Stops delivering, returns what is unsettled, and lets every settlement arrive.
     async fn close(&mut self) -> Result<(), LaneEnd>;
 
@@ -402,7 +408,7 @@ pub enum LaneEnd {
 #[derive(Clone)]
 pub struct Received {
     /// What the broker delivered, as it delivered it.
-    pub envelope: Arc<dyn Envelope>,
+    pub envelope: SharedEnvelope,
     /// How the lane that delivered it calls it.
     pub token: Token,
 }
@@ -678,7 +684,7 @@ pub struct Copy {
     /// The subscription it belongs to.
     pub source: Arc<Source>,
     /// What is copied.
-    pub envelope: Arc<dyn Envelope>,
+    pub envelope: SharedEnvelope,
     /// Where to.
     pub place: Place,
     /// Our own headers, replacing all that it carried (but `redeliver-original-*`).

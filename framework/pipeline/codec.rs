@@ -182,11 +182,11 @@ impl<T: 'static> Codecs<T> {
     }
 
     #[inline]
-    pub(crate) fn decode(&self, envelope: &dyn Envelope) -> Result<T, DecodeError> {
+    pub(crate) fn decode(&self, envelope: &dyn Envelope, body: &[u8]) -> Result<T, DecodeError> {
         let content_type = envelope.content_type();
         for codec in &self.codecs {
             if codec.accepts(content_type) {
-                return codec.decode((!envelope.is_tombstone()).then(|| envelope.body()));
+                return codec.decode((!envelope.is_tombstone()).then_some(body));
             }
         }
         let shown: String = content_type.unwrap_or("(none)").chars().take(100).collect();

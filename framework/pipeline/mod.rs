@@ -110,14 +110,16 @@ fn prepare<T: 'static>(
     scope: &Scope,
     codecs: &Codecs<T>,
 ) -> Result<Delivery<T>, Answer> {
-    screen(work, scope).map_err(Answer::Refused)?;
     let envelope = work.received.envelope.as_ref();
+    let body = envelope.body();
+    screen(work, (envelope, body), scope).map_err(Answer::Refused)?;
     // Left here by the closure: as its answer, a large payload would be moved half a dozen times.
     let mut payload = None;
     // A codec is the user's code and meets hostile input, and so is its error: uncaught, a panic would end
     // the actor at each try, until the restarts are spent.
-    let decode =
-        || codecs.decode(envelope).map(|decoded| payload = Some(decoded)).map_err(undecodable);
+    let decode = || {
+        codecs.decode(envelope, body).map(|decoded| payload = Some(decoded)).map_err(undecodable)
+    };
     caught(decode)
         .unwrap_or_else(|panic| Err(panicked_in_codec(&panic)))
         .map_err(Answer::Refused)?;

@@ -4,12 +4,17 @@ use std::time::SystemTime;
 
 use super::{Epitaph, Reason, Scope, Work};
 use crate::config::IdMissing;
+use crate::envelope::Envelope;
 
-/// Refuses what no handler should see; says why.
+/// Refuses what no handler should see; says why. The broker's message and its payload come along: asked once, for all.
 #[inline]
-pub(crate) fn screen(work: &Work, scope: &Scope) -> Result<(), Box<Epitaph>> {
+pub(crate) fn screen(
+    work: &Work,
+    (envelope, body): (&dyn Envelope, &[u8]),
+    scope: &Scope,
+) -> Result<(), Box<Epitaph>> {
     let settings = &scope.settings;
-    let size = work.received.envelope.body().len();
+    let size = body.len();
     if size as u64 > settings.body_max {
         let limit = settings.body_max;
         let error = format!("the body has {size} bytes; body_max is {limit}");
@@ -24,7 +29,7 @@ pub(crate) fn screen(work: &Work, scope: &Scope) -> Result<(), Box<Epitaph>> {
         return refuse(Reason::NoId, error);
     }
     // Hardly any message has either.
-    match work.is_bare() && work.received.envelope.time_to_live().is_none() {
+    match work.is_bare() && envelope.time_to_live().is_none() {
         true => Ok(()),
         false => refuse_expired(work, scope),
     }

@@ -36,7 +36,7 @@ fn path(what: &str, count: u64) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 fn run(part: &str, count: u64) -> Result<(), Box<dyn std::error::Error>> {
-    let mut parts = Parts::new(Arc::new(Retried::new()));
+    let mut parts = Parts::new(Retried::new());
     for _ in 0..count {
         match part {
             "nothing" => {}

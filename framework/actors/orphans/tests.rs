@@ -2,14 +2,13 @@
 //! lanes and handlers, a settlement is for the delivery of that very message, and none is settled or run twice.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use proptest::prelude::*;
 
 use super::super::ledger::{Ledger, Lost};
 use super::*;
-use crate::broker::Token;
+use crate::broker::{SharedEnvelope, Token};
 use crate::envelope::tests::Bare;
 use crate::pipeline::{Verdict, Work};
 use crate::wire;
@@ -74,12 +73,13 @@ impl Model {
         self.tokens += 1;
         self.places[number] = Place::Here(lane, self.tokens);
         let (id, body) = (number.to_string(), vec![7; number % 5]);
-        let envelope = Arc::new(Bare { id, body, redelivered, header: None });
+        let envelope = SharedEnvelope::new(Bare { id, body, redelivered, header: None });
         Received { envelope, token: Token(self.tokens) }
     }
 
     fn enter(&mut self, lane: usize, received: Received, now: Instant) {
-        let slot = self.ledgers[lane].enter(received.clone(), now);
+        let size = received.envelope.body().len();
+        let slot = self.ledgers[lane].enter(received.clone(), size, now);
         let mut work = Work::of(received, slot);
         work.lane = lane as u32;
         let before = self.running.insert((work.lane, slot), work);
@@ -288,7 +288,7 @@ fn a_redriven_copy_is_not_taken_for_the_message_that_it_was_made_of() {
         let (now, mut orphans) = (Instant::now(), Orphans::default());
         let received = |header, body| {
             let id = String::from("7");
-            let envelope = Arc::new(Bare { id, body, redelivered: true, header });
+            let envelope = SharedEnvelope::new(Bare { id, body, redelivered: true, header });
             Received { envelope, token: Token(1) }
         };
         let first = received(None, vec![7]);

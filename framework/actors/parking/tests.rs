@@ -1,15 +1,14 @@
 //! Parking against a sorted list.
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 
 use super::*;
-use crate::broker::{Received, Token};
+use crate::broker::{Received, SharedEnvelope, Token};
 use crate::envelope::tests::Bare;
 
 fn work(number: u32) -> Work {
-    let received = Received { envelope: Arc::new(Bare::default()), token: Token(number.into()) };
+    let received =
+        Received { envelope: SharedEnvelope::new(Bare::default()), token: Token(number.into()) };
     Work::of(received, number)
 }
 

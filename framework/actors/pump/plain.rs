@@ -92,8 +92,9 @@ where
             }
             progress.step = Step::Codec;
             let envelope = work.received.envelope.as_ref();
-            let decoded = match screen(work, scope) {
-                Ok(()) => self.workplace.codecs.decode(envelope).map_err(undecodable),
+            let body = envelope.body();
+            let decoded = match screen(work, (envelope, body), scope) {
+                Ok(()) => self.workplace.codecs.decode(envelope, body).map_err(undecodable),
                 Err(epitaph) => Err(epitaph),
             };
             let handled = match decoded {

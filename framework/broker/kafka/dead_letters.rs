@@ -23,7 +23,7 @@ use super::marks::{Mark, Place, TEXT_LENGTH_MAX};
 use super::offsets::{Offsets, Receipt};
 use super::partition::{Alarm, Consumer, Name, Queue};
 use super::rebalance::Assignment;
-use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, Token};
+use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, SharedEnvelope, Token};
 
 /// How long one look for the next record may take.
 const READ_MAX: Duration = Duration::from_secs(10);
@@ -174,7 +174,7 @@ impl KafkaDeadLetters {
             }
             let token = Token(self.read.len() as u64);
             self.read.push((index, offset));
-            let envelope = Arc::new(KafkaEnvelope::new(batch, 0, (0, false), None));
+            let envelope = SharedEnvelope::new(KafkaEnvelope::new(batch, 0, (0, false), None));
             return Ok(Some(Received { envelope, token }));
         }
     }

@@ -19,7 +19,8 @@ use super::offsets::Receipt;
 use super::outbox::Outbox;
 use super::partition::{LaneState, Partition, Queue, Rest};
 use crate::broker::{
-    BrokerError, Envelope, Fault, Lane, LaneEnd, Recall, Received, Settlement, Token,
+    BrokerError, Envelope, Fault, Lane, LaneEnd, Recall, Received, Settlement, SharedEnvelope,
+    Token,
 };
 use crate::wire::Carried;
 
@@ -230,7 +231,7 @@ impl KafkaLane {
                 outbox
             });
             let envelope = KafkaEnvelope::new(records, index, (crashes, again), outbox);
-            let envelope = Arc::new(envelope);
+            let envelope = SharedEnvelope::new(envelope);
             batch.push(Received { envelope, token: token(self.generation, offset - origin) });
         }
         if self.care == Care::First {

@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use crate::wire::PREFIX;
 
 /// The length of a page. It is freed with the last of the messages in it: one that stays keeps a page, no more.
-const PAGE_LENGTH: usize = 8192;
+const PAGE_LENGTH: usize = 32 * 1024;
 
 /// Where the next messages are put.
 #[derive(Debug)]

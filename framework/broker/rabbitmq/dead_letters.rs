@@ -29,7 +29,9 @@ use super::lane::Tally;
 use super::ledger::Ledger;
 use super::topology::{dead_name, short};
 use crate::broker::turn::{Turn, turn};
-use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, Source, Token};
+use crate::broker::{
+    BrokerError, DeadLetterReader, Fault, Received, SharedEnvelope, Source, Token,
+};
 
 /// How many fetches are under way at once, so that reading is not one round trip a message.
 const FETCHES_MAX: usize = 32;
@@ -185,7 +187,7 @@ impl DeadLetterReader for RabbitDeadLetters {
         };
         let tag = message.delivery.delivery_tag;
         self.ledger.deliver(tag);
-        let envelope = Arc::new(AmqpEnvelope {
+        let envelope = SharedEnvelope::new(AmqpEnvelope {
             delivery: message.delivery,
             queue: self.queue.clone(),
             dead_of: Some(Arc::clone(&self.source)),

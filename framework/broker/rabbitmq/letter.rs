@@ -3,7 +3,6 @@
 //! Owns where it goes and what it carries. Sends nothing.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use bytes::Bytes;
@@ -14,7 +13,7 @@ use lapin::types::ShortString;
 use super::copies;
 use super::envelope::AmqpEnvelope;
 use super::topology::{abbreviated, short};
-use crate::broker::{BrokerError, Copy, Envelope, Fault, Outgoing, Target};
+use crate::broker::{BrokerError, Copy, Envelope, Fault, Outgoing, SharedEnvelope, Target};
 
 /// Something to publish. Reads as what is attempted.
 #[derive(Clone, Copy)]
@@ -34,7 +33,7 @@ pub(super) struct Parcel {
 /// A payload that is shared with whoever wrote or received it.
 pub(super) enum Body {
     Written(Bytes),
-    Received(Arc<dyn Envelope>),
+    Received(SharedEnvelope),
 }
 
 impl AsRef<[u8]> for Body {
@@ -58,7 +57,7 @@ impl<'a> Letter<'a> {
             }
             Self::Copy { copy, original, .. } => (
                 copies::properties_of_copy(&original.delivery.properties, &copy.stamps),
-                Body::Received(Arc::clone(&copy.envelope)),
+                Body::Received(copy.envelope.clone()),
             ),
         };
         Ok(Parcel {

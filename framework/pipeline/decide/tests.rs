@@ -1,13 +1,12 @@
 //! What must hold for every policy, every message and every answer there can be.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::SystemTime;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::broker::{Received, Token};
+use crate::broker::{Received, SharedEnvelope, Token};
 use crate::config::{Config, Retry, Rule as RuleTable, Subscription, Then};
 use crate::envelope::tests::Bare;
 use crate::retry::{Backoff, Jitter};
@@ -17,7 +16,7 @@ fn now() -> SystemTime {
 }
 
 fn work(attempts: u32, age: Option<Duration>, delay: Option<Duration>) -> Work {
-    let received = Received { envelope: Arc::new(Bare::default()), token: Token(1) };
+    let received = Received { envelope: SharedEnvelope::new(Bare::default()), token: Token(1) };
     let mut work = Work::of(received, 0);
     work.carried.attempts = attempts;
     work.carried.first_seen = age.map(|age| now() - age);
