@@ -33,6 +33,11 @@ pub(crate) fn connecting(broker: &str, error: &dyn Display) {
     tracing::warn!(broker, %error, "broker not reached yet; trying again");
 }
 
+/// A store could not be reached yet.
+pub(crate) fn store_not_reached(store: &str, error: &dyn Display) {
+    tracing::warn!(store, %error, "store not reached yet; trying again");
+}
+
 /// Whether a span is made for each message.
 pub(crate) fn traces() -> bool {
     tracing::enabled!(tracing::Level::INFO)

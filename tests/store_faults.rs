@@ -6,6 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use redeliver::Service;
+use redeliver::config::Config;
 use redeliver::store::redis::{RedisSettings, RedisStore};
 use redeliver::store::{
     Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, Guard,
@@ -120,6 +122,29 @@ async fn r5_a_flush_is_told_to_the_holder_at_its_next_renewal() {
     let flushed = Instant::now();
     assert_eq!(guard.lost().await, Loss::NotOwner);
     assert!(flushed.elapsed() < Duration::from_millis(1500), "{:?}", flushed.elapsed());
+}
+
+#[actix::test]
+async fn a_redis_that_is_not_there_yet_is_tried_for_startup_max_and_told() {
+    let mut server = Server::start();
+    let start = |startup_max: &str| {
+        let url = server.url();
+        let config = Config::from_toml(&format!(
+            "[service]\nstartup_max = \"{startup_max}\"\n[stores.main]\nkind = \"redis\"\nurl = \"{url}\""
+        ));
+        Service::builder(config.expect("it is complete")).signals(false).start()
+    };
+    let (hasty, patient) = (start("1s"), start("2m"));
+    server.kill();
+    let error = hasty.await.err().expect("there is no Redis").to_string();
+    for part in ["store `main`", "startup_max", "is Redis up?"] {
+        assert!(error.contains(part), "{part} is missing in: {error}");
+    }
+    let patient = tokio::task::spawn_local(patient);
+    sleep(Duration::from_secs(1)).await;
+    server.restart();
+    let service = patient.await.expect("no panic").expect("Redis came up");
+    service.stop().await;
 }
 
 #[tokio::test]

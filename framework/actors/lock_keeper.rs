@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
 
 use crate::store::{
     Guard, Keeper, LockError, LockPolicy, LockState, Locks, Store, StoreError, StoreFault,
@@ -18,6 +19,8 @@ use crate::telemetry;
 
 /// How often a store is asked whether it is there.
 const PROBE_EVERY: Duration = Duration::from_secs(1);
+/// How soon a store that was not reached at the start is tried again.
+const CHECK_AGAIN_AFTER: Duration = Duration::from_millis(500);
 
 /// The actor that watches one store and answers for its locks.
 ///
@@ -75,6 +78,24 @@ fn probe_later(ctx: &mut Context<LockKeeper>) {
             probe_later(ctx);
         }));
     });
+}
+
+/// What a store warns of at the start; one that does not answer is asked again for so long.
+async fn checked(
+    name: &str,
+    store: &dyn Store,
+    patience: Duration,
+) -> Result<Vec<String>, StoreError> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match store.check().await {
+            Err(error) if error.fault == StoreFault::Down && Instant::now() < deadline => {
+                telemetry::store_not_reached(name, &error);
+            }
+            checked => return checked,
+        }
+        sleep(CHECK_AGAIN_AFTER).await;
+    }
 }
 
 /// Asks for a lock.
@@ -188,6 +209,7 @@ impl KeeperSeat {
         name: &str,
         store: Arc<dyn Store>,
         holder: &str,
+        patience: Duration,
         threads: bool,
     ) -> Result<Self, StoreError> {
         let arbiter = threads.then(Arbiter::new);
@@ -197,7 +219,7 @@ impl KeeperSeat {
         };
         let clock = store.clock();
         let locks = Locks::new(store.clone(), Keeper::new(runtime, clock), holder);
-        for warning in store.check().await? {
+        for warning in checked(name, store.as_ref(), patience).await? {
             telemetry::store_warning(name, &warning);
         }
         let name: Arc<str> = name.into();
@@ -273,7 +295,7 @@ mod tests {
 
     async fn seat() -> KeeperSeat {
         let store = Arc::new(MemoryStore::new());
-        KeeperSeat::start("main", store, "test", true).await.expect("a keeper")
+        KeeperSeat::start("main", store, "test", Duration::ZERO, true).await.expect("a keeper")
     }
 
     fn ask(key: &str, wait: Duration) -> AcquireLock {

@@ -31,7 +31,7 @@ pub struct Service {
     /// How long a stop waits for handlers that run, before they are cancelled and their messages returned; 25s.
     #[serde(deserialize_with = "units::duration")]
     pub shutdown_grace: Duration,
-    /// How long an unreachable broker is tried at start before that is an error; 30s. Once connected: for ever.
+    /// How long an unreachable broker or store is tried at start before that is an error; 30s. Once connected: for ever.
     #[serde(deserialize_with = "units::duration")]
     pub startup_max: Duration,
     /// How many restarts within `restarts_window` are borne; 5.

@@ -20,7 +20,7 @@ use crate::retry::Schedule;
 use crate::store::memory::MemoryStore;
 #[cfg(feature = "redis")]
 use crate::store::redis::{RedisSettings, RedisStore};
-use crate::store::{LockPolicy, Locks, Store, StoreError};
+use crate::store::{LockPolicy, Locks, Store, StoreError, StoreFault};
 use crate::telemetry::{self, Counter, Metrics};
 
 /// Connects every broker that is configured; each is tried for `service.startup_max`.
@@ -181,18 +181,27 @@ fn guards_of(
     Guards::new(claims_of, claims, locks)
 }
 
-/// Starts the keeper of every store that is configured.
+/// Starts the keeper of every store that is configured; each is tried for `service.startup_max`.
 pub(super) async fn start_stores(
     config: &Config,
     threads: bool,
 ) -> Result<BTreeMap<String, Arc<KeeperSeat>>, Error> {
     let mut keepers = BTreeMap::new();
     let holder = consumer_name(&config.service.name);
+    let patience = config.service.startup_max;
     for (name, settings) in &config.stores {
-        let failed = |error: StoreError| Error::Store(format!("store `{name}`: {error}"));
+        let failed = |error: StoreError| {
+            let tried = match error.fault {
+                StoreFault::Down => {
+                    format!("not reached within service.startup_max ({patience:?}): ")
+                }
+                _ => String::new(),
+            };
+            Error::Store(format!("store `{name}`: {tried}{error}"))
+        };
         let store = store_of(name, settings)?;
-        let seat = KeeperSeat::start(name, store, &holder, threads).await.map_err(failed)?;
-        keepers.insert(name.clone(), Arc::new(seat));
+        let seat = KeeperSeat::start(name, store, &holder, patience, threads);
+        keepers.insert(name.clone(), Arc::new(seat.await.map_err(failed)?));
     }
     Ok(keepers)
 }
