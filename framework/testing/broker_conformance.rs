@@ -120,6 +120,7 @@ pub async fn every_sentence(subject: &dyn Subject) {
     sentences::s03_a_cancelled_next_loses_nothing(subject).await;
     sentences::s04_what_nobody_settled_comes_again(subject).await;
     sentences::s05_what_is_acknowledged_is_gone_and_what_is_returned_comes_again(subject).await;
+    sentences::s05_what_is_behind_a_message_that_is_returned_comes_too(subject).await;
     sentences::s06_a_settlement_of_an_earlier_generation_settles_nothing(subject).await;
     sentences::s07_a_slow_message_holds_no_other_settlement_back(subject).await;
     sentences::s08_closing_right_after_the_last_acknowledgement_loses_none(subject).await;

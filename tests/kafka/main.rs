@@ -44,6 +44,7 @@ sentences! {
     s03_a_cancelled_next_loses_nothing
     s04_what_nobody_settled_comes_again
     s05_what_is_acknowledged_is_gone_and_what_is_returned_comes_again
+    s05_what_is_behind_a_message_that_is_returned_comes_too
     s06_a_settlement_of_an_earlier_generation_settles_nothing
     s07_a_slow_message_holds_no_other_settlement_back
     s08_closing_right_after_the_last_acknowledgement_loses_none

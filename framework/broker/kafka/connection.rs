@@ -20,6 +20,7 @@ use super::fault;
 use super::limits::Limits;
 use super::partition::Consumer;
 use super::properties::Clients;
+use super::reader::Reader;
 use super::rebalance::Assignment;
 use crate::broker::{BrokerError, BrokerState, Fault};
 use crate::telemetry;
@@ -233,6 +234,8 @@ pub(super) struct Context {
     pub(super) assignment: Assignment,
     /// The consumer this belongs to.
     pub(super) consumer: OnceLock<Weak<Consumer>>,
+    /// Who reads ahead, where somebody does.
+    pub(super) reader: Option<Reader>,
 }
 
 impl Context {

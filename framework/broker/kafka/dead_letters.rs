@@ -16,12 +16,13 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 use super::connection::{ANSWER_MAX, Cluster, Context};
-use super::envelope::{Batch, KafkaEnvelope, millis};
+use super::envelope::{KafkaEnvelope, millis};
 use super::fault;
 use super::group::{Kind, Member};
 use super::marks::{Mark, Place, TEXT_LENGTH_MAX};
 use super::offsets::{Offsets, Receipt};
 use super::partition::{Alarm, Consumer, Name, Queue};
+use super::reader::{Batch, Record};
 use super::rebalance::Assignment;
 use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, SharedEnvelope, Token};
 
@@ -81,6 +82,7 @@ fn read_logs(
         watch: Arc::clone(&cluster.watch),
         assignment: Assignment::new(member, Duration::ZERO),
         consumer: OnceLock::new(),
+        reader: None,
     };
     let consumer = Arc::new(Consumer::from_config_and_context(&config, context)?);
     let mut list = TopicPartitionList::new();
@@ -135,8 +137,8 @@ impl KafkaDeadLetters {
             let (queue, consumer) = (Arc::clone(&log.queue), Arc::clone(&self.consumer));
             let read = spawn_blocking(move || {
                 let _ = consumer.poll(Duration::ZERO);
-                Batch::try_new(queue, |queue| match queue.records().poll(READ_MAX) {
-                    Some(record) => record.map(|record| vec![record]),
+                Batch::of_one(queue, |queue| match queue.records().poll(READ_MAX) {
+                    Some(record) => record.map(Record::of),
                     None => Err(KafkaError::NoMessageReceived),
                 })
             });
@@ -158,7 +160,7 @@ impl KafkaDeadLetters {
                 Err(error) => return Err(fault::fault(&self.attempt(), &error)),
             };
             let log = &mut self.logs[index];
-            let record = &batch.borrow_dependent()[0];
+            let record = batch.record(0);
             let (offset, time) = (record.offset(), millis(record).unwrap_or(-1));
             log.position = offset + 1;
             if offset >= log.end {

@@ -1,7 +1,7 @@
 //! A record as librdkafka holds it, answered without copying.
 //!
-//! Owns how Kafka's records read as messages. A batch of records travels with the queue it was read from, whose
-//! memory it lies in; one record that is held keeps its batch, and the batch the fetched buffers.
+//! Owns how Kafka's records read as messages; `reader` owns the batches that they lie in. One record that is held keeps
+//! its batch.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -10,10 +10,9 @@ use std::time::{Duration, SystemTime};
 
 use rdkafka::Timestamp;
 use rdkafka::message::{BorrowedMessage, Header, Headers, Message};
-use self_cell::self_cell;
 
 use super::outbox::Outbox;
-use super::partition::Queue;
+use super::reader::Batch;
 use crate::envelope::{Envelope, HeaderValue};
 use crate::wire::ID_LENGTH_MAX;
 
@@ -21,17 +20,6 @@ use crate::wire::ID_LENGTH_MAX;
 pub(super) const CONTENT_TYPE: &str = "content-type";
 /// The header that holds the type.
 pub(super) const TYPE: &str = "type";
-
-type Records<'a> = Vec<BorrowedMessage<'a>>;
-
-self_cell! {
-    /// Records with the queue whose memory they lie in.
-    pub(super) struct Batch {
-        owner: Arc<Queue>,
-        #[covariant]
-        dependent: Records,
-    }
-}
 
 /// One record of a batch.
 pub(super) struct KafkaEnvelope {
@@ -41,7 +29,6 @@ pub(super) struct KafkaEnvelope {
     crashes: u32,
     /// It was delivered to this process before.
     again: bool,
-    /// Asked for once: librdkafka allocates and clears a kilobyte to find out that there are none, each time.
     has_headers: bool,
     /// What is written when it is settled, where that is one transaction.
     pub(super) outbox: Option<Arc<Outbox>>,
@@ -56,12 +43,12 @@ impl KafkaEnvelope {
         (crashes, again): (u32, bool),
         outbox: Option<Arc<Outbox>>,
     ) -> Self {
-        let has_headers = batch.borrow_dependent()[index].headers().is_some();
+        let has_headers = batch.has_headers(index);
         Self { batch, index, crashes, again, has_headers, outbox, position: OnceLock::new() }
     }
 
     pub(super) fn record(&self) -> &BorrowedMessage<'_> {
-        &self.batch.borrow_dependent()[self.index]
+        self.batch.record(self.index)
     }
 
     /// When its producer or the broker wrote it, in milliseconds.

@@ -23,6 +23,7 @@ use super::fault;
 use super::lane::{Care, KafkaLane, Pace};
 use super::marks::Place;
 use super::partition::{Consumer, LaneState, Name, Partition, Rest};
+use super::reader::Reader;
 use super::rebalance::Assignment;
 use super::topology::Names;
 use super::transaction::Transactions;
@@ -146,6 +147,9 @@ fn live(member: &Arc<Member>, commands: &Receiver<Command>) {
                     schedule = Schedule::default();
                 }
                 consumer.context().assignment.lose_all();
+                if let Some(reader) = &consumer.context().reader {
+                    reader.end();
+                }
                 if left.is_continue() {
                     abandon(&consumer);
                 }
@@ -188,12 +192,20 @@ fn consumer(member: &Arc<Member>) -> Result<Arc<Consumer>, KafkaError> {
         watch: Arc::clone(&member.cluster.watch),
         assignment: Assignment::new(Arc::clone(member), drain_max(member)),
         consumer: OnceLock::new(),
+        reader: reader(member),
     };
     let consumer = Arc::new(Consumer::from_config_and_context(&config, context)?);
     let _ = consumer.context().consumer.set(Arc::downgrade(&consumer));
     let topics = member.names.subscription(member.kind);
     consumer.subscribe(&topics.iter().map(String::as_str).collect::<Vec<_>>())?;
     Ok(consumer)
+}
+
+/// Who reads ahead. Waits come one by one, and suspects alone.
+fn reader(member: &Member) -> Option<Reader> {
+    let reads_much = member.kind == Kind::Source;
+    // Without it the lanes read for themselves.
+    reads_much.then(|| Reader::start(&member.group).ok()).flatten()
 }
 
 /// Half of what the group would wait for us.
@@ -289,6 +301,7 @@ fn serve(member: &Member, consumer: &Consumer, partitions: &[Arc<Partition>]) {
             let is_done = seek(consumer, partition, base);
             state = partition.lock();
             state.rewound(is_done, Instant::now());
+            partition.queue.tell();
         }
         if state.opens() {
             drop(state);
@@ -343,7 +356,7 @@ fn stray(consumer: &Consumer, record: &rdkafka::message::BorrowedMessage<'_>) {
     let name = Name { topic: record.topic().into(), number: record.partition() };
     if let Some(partition) = consumer.context().assignment.of_name(&name) {
         let mut state = partition.lock();
-        state.strayed_to = state.strayed_to.max(Some(record.offset() + 1));
+        state.stray(None, record.offset() + 1);
         state.offsets.expect_again(record.offset());
     }
     let offset = Offset::Offset(record.offset());

@@ -14,20 +14,17 @@ use futures_util::future::BoxFuture;
 use rdkafka::message::Message;
 use tokio::time::{sleep, timeout};
 
-use super::envelope::{Batch, KafkaEnvelope, millis};
+use super::envelope::{KafkaEnvelope, millis};
 use super::offsets::Receipt;
 use super::outbox::Outbox;
-use super::partition::{LaneState, Partition, Queue, Rest};
+use super::partition::{LaneState, Partition, Rest};
+use super::reader::{Ahead, BATCH_MAX, Batch, Found};
 use crate::broker::{
     BrokerError, Envelope, Fault, Lane, LaneEnd, Recall, Received, Settlement, SharedEnvelope,
     Token,
 };
 use crate::wire::Carried;
 
-/// At most so many records are read at once.
-const BATCH_MAX: usize = 256;
-/// A batch of at least so many bytes is long enough.
-const BATCH_BYTES_MAX: usize = 1 << 20;
 /// How long a lane trusts that it is told about records (librdkafka tells only of an empty queue that fills).
 const LOOK_MAX: Duration = Duration::from_secs(1);
 /// How long a commit that is waited for may have been missed.
@@ -78,7 +75,9 @@ pub(super) struct KafkaLane {
     partition: Arc<Partition>,
     generation: u64,
     pace: Pace,
-    /// Read and not due yet; no offset of them is noted.
+    /// What is read ahead; by nobody but where much is read at once.
+    ahead: Arc<Ahead>,
+    /// Read and not due yet, or not asked for yet; no offset of them is noted.
     held: VecDeque<(Arc<Batch>, usize)>,
     /// The offset that tokens count from.
     origin: Option<i64>,
@@ -101,6 +100,7 @@ impl KafkaLane {
         is_transactional: bool,
     ) -> Self {
         Self {
+            ahead: Ahead::of(&partition.queue),
             partition,
             generation,
             pace,
@@ -169,15 +169,27 @@ impl KafkaLane {
         Ok(true)
     }
 
-    /// Reads records; false if there are none.
+    /// Takes records that were read ahead, or reads some; false if there are none, or none yet.
     fn read(&mut self, limit: usize) -> bool {
         self.rest(false);
-        let limit = limit.clamp(1, BATCH_MAX);
-        let queue = Arc::clone(&self.partition.queue);
-        let Ok(batch) = Batch::try_new(queue, |queue| read(queue, limit)) else { return false };
+        if self.partition.lock().goes_back {
+            return false;
+        }
+        let batch = match self.ahead.take() {
+            Found::Batch(batch) => batch,
+            Found::Soon => return false,
+            Found::Nothing => {
+                let limit = limit.clamp(1, BATCH_MAX);
+                let Some(batch) = Batch::read(&self.partition.queue, limit) else { return false };
+                if batch.len() == limit {
+                    // There is more.
+                    self.ahead.ask();
+                }
+                batch
+            }
+        };
         let batch = Arc::new(batch);
-        let count = batch.borrow_dependent().len();
-        self.held.extend((0..count).map(|index| (Arc::clone(&batch), index)));
+        self.held.extend((0..batch.len()).map(|index| (Arc::clone(&batch), index)));
         true
     }
 
@@ -212,7 +224,7 @@ impl KafkaLane {
             return Err(LaneEnd::Revoked);
         }
         for (records, index) in self.held.drain(..count) {
-            let record = &records.borrow_dependent()[index];
+            let record = records.record(index);
             let offset = record.offset();
             let time = millis(record).unwrap_or(-1);
             let (crashes, again) = match state.offsets.receive(offset, time) {
@@ -245,13 +257,14 @@ impl KafkaLane {
 
     /// Forgets what was read and not noted: it is read again, and until then the consumer's position lies.
     fn drop_held(&mut self) {
-        if let Some((records, index)) = self.held.back() {
-            let behind = records.borrow_dependent()[*index].offset() + 1;
-            let mut state = self.partition.lock();
-            state.strayed_to = state.strayed_to.max(Some(behind));
-            drop(state);
-            self.held.clear();
+        let ahead = std::mem::replace(&mut self.ahead, Ahead::of(&self.partition.queue)).end();
+        let offset = |held: &(Arc<Batch>, usize)| held.0.record(held.1).offset();
+        let first = self.held.front().map(offset);
+        let end = ahead.or(self.held.back().map(|held| offset(held) + 1));
+        if let Some(end) = end {
+            self.partition.lock().stray(first, end);
         }
+        self.held.clear();
     }
 
     /// Tells the owner of the group whether the consumer's position is what was noted.
@@ -265,7 +278,7 @@ impl KafkaLane {
 
     /// Waits until there may be more.
     async fn wait(&mut self) {
-        self.rest(self.held.is_empty() && self.pending.is_empty());
+        self.rest(self.held.is_empty() && self.pending.is_empty() && self.ahead.is_idle());
         let mut look = LOOK_MAX;
         if let Some(head) = self.held.front() {
             let left = self.due_at(head).duration_since(SystemTime::now()).unwrap_or_default();
@@ -309,23 +322,6 @@ fn begins_again(partition: &Partition, offset: i64) -> BrokerError {
 
 fn token(generation: u64, distance: i64) -> Token {
     Token(generation << DISTANCE_BITS | distance.cast_unsigned() & ((1 << DISTANCE_BITS) - 1))
-}
-
-/// Reads what is in the queue, without waiting.
-fn read(queue: &Queue, limit: usize) -> Result<Vec<rdkafka::message::BorrowedMessage<'_>>, ()> {
-    let mut records = Vec::new();
-    let mut bytes = 0;
-    while records.len() < limit && bytes < BATCH_BYTES_MAX {
-        match queue.records().poll(Duration::ZERO) {
-            Some(Ok(record)) => {
-                bytes += record.payload_len() + record.key_len();
-                records.push(record);
-            }
-            Some(Err(error)) => queue.context.note_error(&error),
-            None => break,
-        }
-    }
-    if records.is_empty() { Err(()) } else { Ok(records) }
 }
 
 #[async_trait(?Send)]

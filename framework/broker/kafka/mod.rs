@@ -6,6 +6,7 @@
 //!   source: the subscription's topics      rebalance.rs: what is dealt anew, drained and committed first
 //!   waits:  TOPIC.GROUP.wait.MS, .redrive  partition.rs: one assignment of one partition
 //!   suspects: one partition                lane.rs: drains librdkafka's queue of it, on its consumer's thread
+//!                                          reader.rs: batches of records, and the thread that reads them ahead
 //!   outbox.rs, transaction.rs: where offsets and what handlers publish are one transaction
 //! KafkaPublisher ── one producer: acks=all, idempotent                                       publisher.rs
 //! ```
@@ -31,6 +32,7 @@ mod partition;
 mod prepare;
 mod properties;
 mod publisher;
+mod reader;
 mod rebalance;
 mod topology;
 mod transaction;

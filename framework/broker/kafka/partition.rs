@@ -74,6 +74,8 @@ pub(super) struct State {
     pub(super) is_behind: bool,
     /// When the client is told to read from the lowest unfinished record on once more.
     rewind_at: Option<Instant>,
+    /// It is to go back, and has not yet: what is read until then would be taken for what comes after what is missing.
+    pub(super) goes_back: bool,
     /// A lane is to be handed out, once the client has gone back.
     is_wanted: bool,
 }
@@ -178,14 +180,14 @@ impl Partition {
     /// Asks the lane to close until `deadline`.
     pub(super) fn recall(&self, deadline: Instant) {
         self.recall.send_replace(Some(Recall::Until(deadline.into())));
-        self.queue.alarm.arrived.notify_one();
+        self.queue.tell();
     }
 
     /// It belongs to somebody else from now on.
     pub(super) fn lose(&self) {
         self.lock().lane = LaneState::Gone;
         self.recall.send_replace(Some(Recall::Gone));
-        self.queue.alarm.arrived.notify_one();
+        self.queue.tell();
         self.committed.notify_waiters();
     }
 
@@ -229,6 +231,7 @@ impl State {
             behind: None,
             is_behind: false,
             rewind_at: None,
+            goes_back: false,
             is_wanted: false,
         }
     }
@@ -238,25 +241,40 @@ impl State {
         if matches!(self.lane, LaneState::Closed | LaneState::Dropped(_)) {
             self.lane = LaneState::Closed;
             self.is_wanted = true;
-            self.rewind_at = Some(now);
+            self.read_again(now);
         }
     }
 
     /// What was given back is to be read again.
     pub(super) fn read_again(&mut self, now: Instant) {
         self.rewind_at = Some(now);
+        self.goes_back = true;
+    }
+
+    /// What was read of these is dropped without having been noted: the first of them, and behind the last.
+    pub(super) fn stray(&mut self, first: Option<i64>, end: i64) {
+        self.strayed_to = self.strayed_to.max(Some(end));
+        if let Some(first) = first.filter(|_| self.offsets.base().is_none()) {
+            // Nothing was noted at all, and the client is to go back nevertheless.
+            self.offsets.pass(first);
+        }
     }
 
     /// Where the client is to go now, if it has to go back.
     pub(super) fn rewind(&mut self, now: Instant) -> Option<i64> {
         self.rewind_at.take_if(|at| *at <= now)?;
-        self.offsets.rewind()
+        let base = self.offsets.rewind();
+        self.goes_back = base.is_some();
+        base
     }
 
     /// The client has gone back, or is asked once more after a while.
     pub(super) fn rewound(&mut self, is_done: bool, now: Instant) {
         match is_done {
-            true => self.offsets.rewound(),
+            true => {
+                self.offsets.rewound();
+                self.goes_back = self.rewind_at.is_some();
+            }
             false => self.rewind_at = Some(now + REWIND_AGAIN_AFTER),
         }
     }
@@ -391,6 +409,11 @@ impl Queue {
         &self.records
     }
 
+    /// Tells whoever waits for records to look again.
+    pub(super) fn tell(&self) {
+        self.alarm.arrived.notify_one();
+    }
+
     /// Waits until records have arrived since this was called last.
     pub(super) async fn arrived(&self) {
         self.alarm.arrived.notified().await;
@@ -475,6 +498,31 @@ mod tests {
         state.rewound(true, later);
         assert_eq!((state.rewind(later), state.opens(), state.opens()), (None, true, false));
         assert_eq!(state.offsets.receive(0, 0), Receipt::Deliver { crashes: 0, again: true });
+    }
+
+    #[test]
+    fn a_lane_reads_nothing_from_a_return_until_the_client_has_gone_back() {
+        let now = Instant::now();
+        let mut state = State::new(Offsets::new(Some(5), None), i64::MIN);
+        state.offsets.receive(5, 0);
+        state.offsets.give_back(5);
+        state.read_again(now);
+        assert!(state.goes_back);
+        assert_eq!(state.rewind(now), Some(5));
+        state.rewound(false, now);
+        assert!(state.goes_back, "it could not");
+        assert_eq!(state.rewind(now + REWIND_AGAIN_AFTER), Some(5));
+        state.rewound(true, now);
+        assert!(!state.goes_back);
+    }
+
+    #[test]
+    fn what_was_read_and_dropped_before_anything_was_noted_is_where_the_client_goes_back_to() {
+        let now = Instant::now();
+        let mut state = State::new(Offsets::default(), i64::MIN);
+        state.stray(Some(7), 9);
+        state.read_again(now);
+        assert_eq!((state.rewind(now), state.strayed_to), (Some(7), Some(9)));
     }
 
     #[test]

@@ -107,6 +107,29 @@ pub async fn s05_what_is_acknowledged_is_gone_and_what_is_returned_comes_again(
     bench.end().await;
 }
 
+/// Sentence 5, where more was read meanwhile than was handed out.
+pub async fn s05_what_is_behind_a_message_that_is_returned_comes_too(subject: &dyn Subject) {
+    let mut bench = Bench::open(subject).await;
+    bench.send(40).await;
+    let mut missing: BTreeSet<String> = (0..40).map(|number| format!("message {number}")).collect();
+    let got = bench.receive(5).await;
+    let token = |index: usize| Settlement::Ack(got[index].token);
+    bench
+        .settle(vec![token(0), Settlement::Return(got[1].token), token(2), token(3), token(4)])
+        .await;
+    for index in [0, 2, 3, 4] {
+        missing.remove(&bodies(&got)[index]);
+    }
+    while !missing.is_empty() {
+        let got = bench.receive(1).await;
+        missing.remove(&bodies(&got)[0]);
+        bench.settle(vec![Settlement::Ack(got[0].token)]).await;
+    }
+    bench.reopen().await;
+    bench.expect_silence().await;
+    bench.end().await;
+}
+
 /// Sentence 6.
 pub async fn s06_a_settlement_of_an_earlier_generation_settles_nothing(subject: &dyn Subject) {
     let mut bench = Bench::open(subject).await;
