@@ -250,17 +250,21 @@ impl Desk {
                 true => Work::bare(received, received_at, self.index, slot),
                 false => Work::new(received, received_at, self.index, slot, &shared.scope),
             };
-            // Most messages: nothing is known of them, and nobody is before them.
-            let is_news = work.is_bare() && returns == 0;
+            // Most messages: nothing is known of them but their key, and nobody is before them.
+            let is_news = work.is_known_by_key_alone() && returns == 0;
             if is_news && goes_straight {
-                letter.push(undecided(work));
+                let its_turn = match work.is_bare() {
+                    true => Some(work),
+                    false => shared.keys.borrow_mut().enter(work),
+                };
+                letter.extend(its_turn.map(undecided));
                 continue;
             }
             counted -= u64::from(work.carried.rest.is_some());
             // In the order in which they came.
             goes_straight = false;
             self.ready.extend(letter.drain(..).flatten().map(|outcome| outcome.work));
-            match is_news {
+            match is_news && work.is_bare() {
                 true => self.ready.push_back(work),
                 false => self.admit(work),
             }

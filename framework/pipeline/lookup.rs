@@ -1,5 +1,7 @@
 //! Finds a value in a message: in a header, or by a JSON pointer in its payload.
 
+use std::borrow::Cow;
+
 use sha2::{Digest, Sha256};
 
 use crate::config::Pointer;
@@ -32,10 +34,10 @@ pub(super) fn fingerprint(envelope: &dyn Envelope) -> String {
 }
 
 /// The routing key or the record's key; one that is no text in hexadecimal.
-pub(super) fn key(envelope: &dyn Envelope) -> Option<String> {
+pub(super) fn key(envelope: &dyn Envelope) -> Option<Cow<'_, str>> {
     let key = envelope.key()?;
     match std::str::from_utf8(key) {
-        Ok(text) => Some(text.to_owned()),
+        Ok(text) => Some(text.into()),
         Err(_) => Some(key.iter().map(|byte| format!("{byte:02x}")).collect()),
     }
 }

@@ -1,6 +1,7 @@
 //! What travels with a message while it is in this process, and what all messages of a
 //! subscription share.
 
+use std::borrow::Cow;
 use std::ops::{Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -156,6 +157,17 @@ impl Work {
         self.extras.is_none()
     }
 
+    /// Whether nothing else is known of it but the key that orders it.
+    #[inline]
+    pub(crate) fn is_known_by_key_alone(&self) -> bool {
+        let Some(extras) = self.extras.as_deref() else { return true };
+        let Extras { carried, id, key: _, claim, sharing, woken, held, recorded, asks_since, doom } =
+            extras;
+        let is_guarded = claim.is_some() || sharing.is_some() || held.is_some() || woken.is_some();
+        let was_tried = recorded.is_some() || asks_since.is_some() || doom.is_some();
+        carried.is_empty() && id.is_none() && !is_guarded && !was_tried
+    }
+
     /// An attempt was made and counts; the next one comes after `delay`.
     pub(crate) fn count_attempt(&mut self, delay: Option<Duration>, scope: &Scope) {
         self.carried.attempts = self.attempt(scope.attempts_max()).get();
@@ -206,7 +218,7 @@ impl Work {
     fn metadata(&self, scope: &Scope) -> Metadata {
         let envelope = self.received.envelope.clone();
         let delivery = Arc::clone(&scope.delivery);
-        if self.extras.is_none() && !delivery.is_transactional {
+        if self.is_known_by_key_alone() && !delivery.is_transactional {
             return Metadata::bare(envelope, delivery);
         }
         let attempt = match self.carried.attempts {
@@ -265,13 +277,13 @@ pub(crate) fn lane_order(lane: u32) -> Arc<str> {
 }
 
 /// Looks for a key where `source` says; long ones by their hash.
-pub(crate) fn find_key(envelope: &dyn Envelope, source: &KeySource) -> Option<String> {
+pub(crate) fn find_key<'a>(envelope: &'a dyn Envelope, source: &KeySource) -> Option<Cow<'a, str>> {
     let key = match source {
-        KeySource::Header(name) => lookup::header(envelope, name)?,
-        KeySource::Pointer(pointer) => lookup::pointer(envelope, pointer)?,
+        KeySource::Header(name) => lookup::header(envelope, name)?.into(),
+        KeySource::Pointer(pointer) => lookup::pointer(envelope, pointer)?.into(),
         KeySource::RoutingKey => lookup::key(envelope)?,
     };
-    Some(if key.len() <= KEY_LENGTH_MAX { key } else { lookup::hash(key.as_bytes()) })
+    Some(if key.len() <= KEY_LENGTH_MAX { key } else { lookup::hash(key.as_bytes()).into() })
 }
 
 /// Longer keys are kept as their SHA-256, so that memory does not grow with them.
