@@ -177,7 +177,7 @@ impl Subject for Lab {
     }
 
     fn is_main(&self, lane: &LaneId) -> bool {
-        lane.0.ends_with("-orders/0")
+        lane.0.ends_with(".orders/0")
     }
 
     fn has_lanes_for_copies(&self) -> bool {
