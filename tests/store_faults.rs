@@ -459,7 +459,7 @@ async fn a_user_with_no_more_than_is_needed_keeps_the_contract() {
     let (keys, channels) = (format!("~{prefix}:*"), format!("&{prefix}:*"));
     let mut user = vec!["acl", "setuser", "app", "on", ">secret", &keys, &channels];
     user.extend(
-        "-@all +evalsha +eval +time +get +set +setrange +del +pexpire +zadd +zrem +zrange +zrank \
+        "-@all +evalsha +eval +time +get +mget +set +setrange +del +pttl +pexpire +zadd +zrem +zrange +zrank \
          +zscore +zcard +zcount +publish +subscribe +info +ping +wait"
             .split_whitespace(),
     );

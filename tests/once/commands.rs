@@ -57,7 +57,8 @@ async fn check(guards: &str) {
     // Fewer where many ask at the same time: they share them.
     let asked = calls(&server, "evalsha");
     assert!((2..=2 * COUNT).contains(&asked), "{guards}: {asked} round trips");
-    assert_eq!(calls(&server, "eval"), 0, "{guards}");
+    // A lock alone has scripts of its own: then those of a round of several come later, once each.
+    assert!(calls(&server, "eval") <= 2, "{guards}");
     let clients = server.cli(&["client", "list", "type", "normal"]);
     // One is the client that asks for the list.
     assert_eq!(clients.lines().count() - 1, 1, "{guards}: one connection for all: {clients}");

@@ -37,7 +37,7 @@ use link::Link;
 use lock::milliseconds;
 use part::Part;
 use replicas::Replicas;
-use rounds::{First, Form, Rounds};
+use rounds::{First, Form, Lone, Rounds};
 use scripts::SCRIPTS;
 
 /// A probe is worth nothing afterwards.
@@ -182,20 +182,23 @@ struct AllRounds {
 
 impl AllRounds {
     fn new(link: &Link, keys: &Keys) -> Self {
-        let asks = |what, code, keys, rules| {
-            Rounds::new(link.clone(), Form { what, code, keys, rules, first: First::Seen })
+        let asks = |what, code, keys, rules, lone| {
+            let form = Form { what, code, keys, rules, first: First::Seen, lone };
+            Rounds::new(link.clone(), form)
         };
-        let ends = |what, code, of, rules| {
+        let ends = |what, code, of, rules, lone| {
             let first = First::Channels(keys.channels().to_owned());
-            Rounds::new(link.clone(), Form { what, code, keys: of, rules, first })
+            Rounds::new(link.clone(), Form { what, code, keys: of, rules, first, lone })
         };
+        let acquire = Lone { code: &SCRIPTS.acquire_lone, has_rules: true };
+        let release = Lone { code: &SCRIPTS.release_lone, has_rules: false };
         Self {
-            claims: asks("claim a message id", &SCRIPTS.claims, 1, 4),
-            ends: ends("end a claim", &SCRIPTS.ends, 1, 1),
-            admits: asks("ask for a claim and a lock", &SCRIPTS.admits, 4, 7),
-            finishes: ends("end a claim and release a lock", &SCRIPTS.finishes, 4, 1),
-            acquires: asks("acquire a lock", &SCRIPTS.acquires, 3, 3),
-            releases: ends("release a lock", &SCRIPTS.releases, 3, 0),
+            claims: asks("claim a message id", &SCRIPTS.claims, 1, 4, None),
+            ends: ends("end a claim", &SCRIPTS.ends, 1, 3, None),
+            admits: asks("ask for a claim and a lock", &SCRIPTS.admits, 2, 7, None),
+            finishes: ends("end a claim and release a lock", &SCRIPTS.finishes, 2, 3, None),
+            acquires: asks("acquire a lock", &SCRIPTS.acquires, 3, 3, Some(acquire)),
+            releases: ends("release a lock", &SCRIPTS.releases, 3, 0, Some(release)),
         }
     }
 }

@@ -9,7 +9,7 @@ use super::keys::Keys;
 use super::lock::{exact, milliseconds};
 
 /// Keys and arguments of the longest question.
-const PIECES_MAX: usize = 8;
+const PIECES_MAX: usize = 5;
 /// Numbers that a question shares with its neighbours, at most.
 const RULES_MAX: usize = 7;
 /// What most questions need.
@@ -44,16 +44,16 @@ impl Part {
         let rules = [lease, keep, force, waits, lock_lease, fair, lock_waits];
         let mut part = Self::new(rules, claim.seen.0.max(lock.seen.0));
         part.add(|bytes| keys.claim(bytes, claim.key));
-        part.add_lock_keys(keys, lock.key);
+        part.add(|bytes| keys.lock(bytes, lock.key));
         part.add(|bytes| claim_tail(bytes, claim));
-        part.add_lock(lock);
+        part.add(|bytes| lock_tail(bytes, lock));
         part
     }
 
     pub(super) fn acquire(keys: &Keys, ask: &LockAsk<'_>) -> Self {
         let mut part = Self::new(lock_rules(ask), ask.seen.0);
         part.add_lock_keys(keys, ask.key);
-        part.add_lock(ask);
+        part.add(|bytes| lock_tail(bytes, ask));
         part
     }
 
@@ -64,9 +64,10 @@ impl Part {
         ending: &Ending<'_>,
         keep: u64,
     ) -> Self {
-        let mut part = Self::new([keep, 0, 0, 0, 0, 0, 0], 0);
+        let mut part = Self::new(end_rules(keep, owner, ending), 0);
         part.add(|bytes| keys.claim(bytes, key));
-        part.add_ending(key, owner, ending);
+        part.add(|bytes| end_tail(bytes, key, owner));
+        part.add_ending(ending);
         part
     }
 
@@ -77,11 +78,12 @@ impl Part {
         keep: u64,
         lock: (&str, &Owner),
     ) -> Self {
-        let mut part = Self::new([keep, 0, 0, 0, 0, 0, 0], 0);
+        let mut part = Self::new(end_rules(keep, claim.1, ending), 0);
         part.add(|bytes| keys.claim(bytes, claim.0));
-        part.add_lock_keys(keys, lock.0);
-        part.add_ending(claim.0, claim.1, ending);
+        part.add(|bytes| keys.lock(bytes, lock.0));
+        part.add(|bytes| end_tail(bytes, claim.0, claim.1));
         part.add(|bytes| sized(bytes, lock.1.as_str()));
+        part.add_ending(ending);
         part
     }
 
@@ -115,27 +117,22 @@ impl Part {
         }
     }
 
-    /// Its owner, and what stands behind that in its record.
-    fn add_lock(&mut self, ask: &LockAsk<'_>) {
-        self.add(|bytes| sized(bytes, ask.owner.as_str()));
-        self.add(|bytes| {
-            sized(bytes, ask.holder);
-            // Nobody had it taken away.
-            sized(bytes, "");
-        });
-    }
-
-    fn add_ending(&mut self, key: &ClaimKey, owner: &Owner, ending: &Ending<'_>) {
-        self.add(|bytes| sized(bytes, owner.as_str()));
-        self.add(|bytes| behind_owner(bytes, key, 0, ""));
-        self.add(|bytes| write_ending(bytes, ending));
+    /// The common one is said by the rules.
+    fn add_ending(&mut self, ending: &Ending<'_>) {
+        if !is_common(ending) {
+            self.add(|bytes| write_ending(bytes, ending));
+        }
     }
 
     /// Its keys and arguments in order.
     pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        let starts = std::iter::once(0).chain(self.ends);
-        let ends = &self.ends[..self.count];
-        starts.zip(ends).map(|(start, end)| &self.bytes[start..*end])
+        (0..self.count).map(|number| self.piece(number))
+    }
+
+    /// One of them.
+    pub(super) fn piece(&self, number: usize) -> &[u8] {
+        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[number]]
     }
 
     pub(super) fn len(&self) -> usize {
@@ -152,10 +149,34 @@ fn lock_rules(ask: &LockAsk<'_>) -> Rules {
     [milliseconds(ask.lease), ask.fair.into(), ask.waits.into(), 0, 0, 0, 0]
 }
 
+/// How long its owner is with its length in front, and whether its ending is the common one.
+fn end_rules(keep: u64, owner: &Owner, ending: &Ending<'_>) -> Rules {
+    let who_bytes = size_of::<u32>() + owner.as_str().len();
+    [keep, who_bytes as u64, is_common(ending).into(), 0, 0, 0, 0]
+}
+
+fn is_common(ending: &Ending<'_>) -> bool {
+    matches!(ending, Ending::Complete(None))
+}
+
 /// What stands behind the head of a claim's record.
 fn claim_tail(bytes: &mut Vec<u8>, ask: &ClaimAsk<'_>) {
     sized(bytes, ask.owner.as_str());
     behind_owner(bytes, ask.key, ask.attempts, ask.holder);
+}
+
+/// What stands there when a claim ends whose record is gone.
+fn end_tail(bytes: &mut Vec<u8>, key: &ClaimKey, owner: &Owner) {
+    sized(bytes, owner.as_str());
+    behind_owner(bytes, key, 0, "");
+}
+
+/// What stands behind the head of a lock's record, but for since when it is held.
+fn lock_tail(bytes: &mut Vec<u8>, ask: &LockAsk<'_>) {
+    sized(bytes, ask.owner.as_str());
+    sized(bytes, ask.holder);
+    // Nobody had it taken away.
+    sized(bytes, "");
 }
 
 fn behind_owner(bytes: &mut Vec<u8>, key: &ClaimKey, attempts: u32, holder: &str) {

@@ -40,6 +40,15 @@ pub(super) struct Form {
     /// Numbers that neighbours share.
     pub(super) rules: usize,
     pub(super) first: First,
+    pub(super) lone: Option<Lone>,
+}
+
+/// What one question alone is asked with before anything else. It answers nothing, and does nothing, where the case is not the
+/// simple one.
+pub(super) struct Lone {
+    pub(super) code: &'static Code,
+    /// Whether the largest fence that was seen, and the first rule, go with it.
+    pub(super) has_rules: bool,
 }
 
 /// The first argument of a round.
@@ -162,12 +171,50 @@ impl Shared {
         let Some(until) = requests.iter().map(|request| request.until).max() else {
             return requests;
         };
+        if let (Some(lone), [request]) = (&self.form.lone, requests.as_slice()) {
+            let answer = self.ask_alone(lone, until, request).await;
+            match answer {
+                Ok(Some(Value::Nil)) => {}
+                answer => return self.answered(answer.map(in_a_list), requests).await,
+            }
+        }
         let Form { what, code, .. } = self.form;
         let call = || {
             requests.retain(|request| !request.done.is_closed());
             (!requests.is_empty()).then(|| self.call(&requests))
         };
-        let answer = match self.link.run_once(until, what, code, call).await {
+        let answer = self.link.run_once(until, what, code, call).await;
+        self.answered(answer, requests).await
+    }
+
+    async fn ask_alone(
+        &self,
+        lone: &Lone,
+        until: Instant,
+        request: &Request,
+    ) -> Result<Option<Value>, Failed> {
+        let Form { what, keys, .. } = self.form;
+        let part = &request.part;
+        let make = || {
+            let mut command = call(lone.code, 1);
+            command.arg(part.piece(0));
+            if lone.has_rules {
+                command.arg(part.seen).arg(part.rules[0]);
+            }
+            command.arg(part.piece(keys));
+            (!request.done.is_closed()).then_some(command)
+        };
+        self.link.run_once(until, what, lone.code, make).await
+    }
+
+    /// Tells those who asked; returns who has to ask again.
+    async fn answered(
+        &self,
+        answer: Result<Option<Value>, Failed>,
+        requests: Vec<Request>,
+    ) -> Vec<Request> {
+        let what = self.form.what;
+        let answer = match answer {
             Ok(Some(answer)) => answer,
             Ok(None) => return requests,
             Err(failed) => return self.failed(failed, requests).await,
@@ -213,8 +260,11 @@ impl Shared {
         let Form { code, keys, rules, ref first, .. } = self.form;
         let parts = || requests.iter().map(|request| &request.part);
         let mut command = call(code, keys * requests.len());
-        for key in parts().flat_map(|part| part.pieces().take(keys)) {
-            command.arg(key);
+        // The first key of all, then the second of all: a script asks for those of one kind together.
+        for number in 0..keys {
+            for part in parts() {
+                command.arg(part.piece(number));
+            }
         }
         match first {
             First::Seen => command.arg(parts().map(|part| part.seen).max().unwrap_or_default()),
@@ -231,6 +281,11 @@ impl Shared {
         }
         command
     }
+}
+
+/// As a round of one would have been answered.
+fn in_a_list(answer: Option<Value>) -> Option<Value> {
+    answer.map(|answer| Value::Array(vec![answer]))
 }
 
 impl Request {

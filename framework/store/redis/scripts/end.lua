@@ -41,22 +41,22 @@ local function finish_known(key, r, is_known, ending, keep, channels)
   return 1
 end
 
-local running_alone = string.char(running, 0)
+local running_alone, done_byte = string.char(running, 0), string.char(done)
 
--- The end of a claim; 0 if somebody else took it over. Safe to repeat: the owner stays on record. `late` is what comes
--- behind the owner where the record is gone.
-local function finish(key, who, late, ending, keep, channels)
-  local known = redis.call('GET', key)
+-- The end of a claim; 0 if somebody else took it over. Safe to repeat: the owner stays on record. `tail` is what comes
+-- behind the head where the record is gone, and its first `who_bytes` are the owner.
+local function finish(key, known, tail, who_bytes, ending, keep, channels)
+  known = known or redis.call('GET', key)
   if not known then
     -- Nobody took over: what happened is written down all the same.
-    return finish_known(key, read_claim(head(running, 0, 0, 0, 0) .. who .. late), false, ending, keep, channels)
+    return finish_known(key, read_claim(head(running, 0, 0, 0, 0) .. tail), false, ending, keep, channels)
   end
-  if not is_of(known, who) then return 0 end
+  if not is_of(known, string.sub(tail, 1, who_bytes)) then return 0 end
   if ending == 'c' and string.sub(known, 1, 2) == running_alone then
     -- The common one: nothing but its first byte changes.
     local forgotten = struct.unpack('>d', known, 19)
     if forgotten - now >= keep then
-      redis.call('SETRANGE', key, 0, string.char(done))
+      redis.call('SETRANGE', key, '0', done_byte)
       return 1
     end
   end

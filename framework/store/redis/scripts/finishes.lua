@@ -1,12 +1,15 @@
--- KEYS: for each, the claim, the lock, its queue, its beats. ARGV as of ends, and for each its lock's owner with its length.
-local answers, a, k = {}, 2, 1
+-- KEYS: for all, the claim; then for all, the lock. ARGV as of ends, and for each its lock's owner with its length in front of
+-- the ending.
+local answers, a, k, locks = {}, 2, 0, #KEYS / 2
+local read = reader(1, #KEYS)
 while ARGV[a] do
-  local count, keep = ARGV[a], tonumber(ARGV[a + 1])
-  a = a + 2
+  local count, keep, who_bytes, is_common = ARGV[a], tonumber(ARGV[a + 1]), ARGV[a + 2], ARGV[a + 3] == '1'
+  a = a + 4
   for _ = 1, count do
-    answers[#answers + 1] = finish(KEYS[k], ARGV[a], ARGV[a + 1], ARGV[a + 2], keep, ARGV[1])
-    release(KEYS[k + 1], KEYS[k + 2], KEYS[k + 3], ARGV[a + 3], ARGV[1])
-    k, a = k + 4, a + 4
+    k = k + 1
+    answers[k] = finish(KEYS[k], read(k), ARGV[a], who_bytes, is_common and 'c' or ARGV[a + 2], keep, ARGV[1])
+    release(KEYS[locks + k], read(locks + k), ARGV[a + 1], ARGV[1])
+    a = a + (is_common and 2 or 3)
   end
 end
 return answers

@@ -2,8 +2,8 @@
 local owner = string.sub(ARGV[1], 5)
 redis.call('ZREM', KEYS[2], owner)
 redis.call('ZREM', KEYS[3], owner)
-if release(KEYS[1], KEYS[2], KEYS[3], ARGV[1], ARGV[2]) == 1 then return 1 end
 local known = redis.call('GET', KEYS[1])
+if release(KEYS[1], known, ARGV[1], ARGV[2]) == 1 then return 1 end
 if not known or not read_lock(known).is_held then
   -- Perhaps the wake-up was for the one who leaves: it goes on to the next.
   wake(KEYS[2], KEYS[3], ARGV[2])

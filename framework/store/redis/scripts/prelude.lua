@@ -8,14 +8,28 @@ local function whole(number)
   return string.format('%.0f', number)
 end
 
+-- Numbers among a command's arguments stand in quotes for the same reason: Redis writes each with 17 digits.
+
 -- Records are strings, because one that is read and written whole costs a third of a hash. Each begins with its state,
 -- its marks, when it ends, its fence, when Redis forgets it, and its owner behind the owner's length: `who`.
 local head_layout, head_bytes = '>BBddd', 26
 
 local function is_of(record, who)
-  return string.sub(record, head_bytes + 1, head_bytes + #who) == who
+  return string.find(record, who, head_bytes + 1, true) == head_bytes + 1
 end
 
 local function head(...)
   return struct.pack(head_layout, ...)
+end
+
+-- What is at these keys, asked for together: half of what a `GET` for each costs. A key that comes a second time is read
+-- again. Of what is no string it says, as of nothing, `false`: whoever is about to write there asks with `GET`.
+local function reader(first, last)
+  local known, is_read = redis.call('MGET', unpack(KEYS, first, last)), {}
+  return function(k)
+    local key = KEYS[k]
+    if is_read[key] then return redis.call('GET', key) end
+    is_read[key] = true
+    return known[k - first + 1]
+  end
 end
