@@ -253,11 +253,9 @@ impl Desk {
             // Most messages: nothing is known of them but their key, and nobody is before them.
             let is_news = work.is_known_by_key_alone() && returns == 0;
             if is_news && goes_straight {
-                let its_turn = match work.is_bare() {
-                    true => Some(work),
-                    false => shared.keys.borrow_mut().enter(work),
-                };
-                letter.extend(its_turn.map(undecided));
+                let keys = &shared.keys;
+                let turn = if work.is_bare() { Some(work) } else { keys.borrow_mut().enter(work) };
+                letter.extend(turn.map(undecided));
                 continue;
             }
             counted -= u64::from(work.carried.rest.is_some());
