@@ -72,6 +72,19 @@ fn a_job_that_cannot_be_begun_ends_with_2_and_with_its_line() {
 }
 
 #[test]
+fn an_option_that_only_the_other_half_uses_is_told_of() {
+    let consume = ["consume", "--input", "FILE"];
+    let config = ["--config", "/no/such/file"];
+    let output = run("webhooks", consume.into_iter().chain(config));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("--input is left unread"), "{}", told(&output));
+    let publish = ["publish", "--effects", "FILE"];
+    let output = run("webhooks", publish.into_iter().chain(config));
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("--effects is left unwritten"), "{}", told(&output));
+}
+
+#[test]
 fn what_cannot_be_is_refused_with_what_contradicts_what() {
     let folder = folder();
     let file = folder.path().join("rabbit.toml");
@@ -79,12 +92,9 @@ fn what_cannot_be_is_refused_with_what_contradicts_what() {
         CONFIG.replace("kind = \"memory\"", "kind = \"rabbitmq\"\nurl = \"amqp://rabbit/\"");
     std::fs::write(&file, rabbit).expect("the folder can be written");
     let file = file.to_str().expect("its name is text");
-    let on_rabbit = ["--broker", "rabbitmq"];
     for (flags, said) in [
         (&["publish"][..], "use `run`"),
         (&["consume"], "use `run`"),
-        (&["consume", on_rabbit[0], on_rabbit[1], "--input", "FILE"], "no use for --input"),
-        (&["publish", on_rabbit[0], on_rabbit[1], "--effects", "FILE"], "no --effects"),
         (&["--broker", "memory", "--config", file], "whose [brokers.main] is at amqp://rabbit/"),
         (&["--broker", "memory", "--url", "amqp://rabbit/"], "take --url away"),
         (&["--repeat", "0"], "--repeat"),

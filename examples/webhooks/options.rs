@@ -112,7 +112,7 @@ pub(crate) struct Job {
 
 impl Options {
     pub(crate) fn into_job(self) -> Result<Job, crate::Error> {
-        self.refuse_what_the_other_half_uses()?;
+        self.tell_what_the_other_half_uses();
         let mut config = match &self.config {
             Some(file) => Config::load(file)?,
             None => Config::from_toml(include_str!("../../config/webhooks.toml"))?,
@@ -134,16 +134,16 @@ impl Options {
         })
     }
 
-    /// It would be silently ignored, and whoever said it meant something by it.
-    fn refuse_what_the_other_half_uses(&self) -> Result<(), &'static str> {
+    /// One command line may serve both halves; whoever gave an option to the wrong one alone is told.
+    fn tell_what_the_other_half_uses(&self) {
         match self.part {
-            Part::Consume if self.input.is_some() => Err(
-                "`consume` publishes nothing, so that it has no use for --input; take it away, or use `publish` or `run`",
-            ),
-            Part::Publish if self.effects.is_some() => Err(
-                "`publish` handles nothing, so that it has no --effects; take it away, or use `consume` or `run`",
-            ),
-            Part::Run | Part::Publish | Part::Consume => Ok(()),
+            Part::Consume if self.input.is_some() => {
+                eprintln!("webhooks: `consume` publishes nothing: --input is left unread");
+            }
+            Part::Publish if self.effects.is_some() => {
+                eprintln!("webhooks: `publish` handles nothing: --effects is left unwritten");
+            }
+            Part::Run | Part::Publish | Part::Consume => {}
         }
     }
 }
