@@ -168,13 +168,16 @@ impl Shared {
 
     /// Asks once; returns who has to ask again.
     async fn round(&self, mut requests: Vec<Request>) -> Vec<Request> {
+        // Those whom nobody waits for any more would be asked again for ever.
+        requests.retain(|request| !request.done.is_closed());
         let Some(until) = requests.iter().map(|request| request.until).max() else {
             return requests;
         };
         if let (Some(lone), [request]) = (&self.form.lone, requests.as_slice()) {
             let answer = self.ask_alone(lone, until, request).await;
             match answer {
-                Ok(Some(Value::Nil)) => {}
+                // Not the simple case, or nobody wants to know any more.
+                Ok(Some(Value::Nil) | None) => {}
                 answer => return self.answered(answer.map(in_a_list), requests).await,
             }
         }
@@ -353,6 +356,49 @@ impl Drop for Driving {
                 std::mem::take(&mut queue.waiting)
             };
             drop(waiting);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::address::Address;
+    use super::super::scripts::SCRIPTS;
+    use super::super::{Keys, RedisSettings};
+    use super::*;
+    use crate::store::{Fence, LockAsk, Owner};
+
+    #[tokio::test]
+    async fn nobody_asks_on_for_somebody_who_is_gone() {
+        let nowhere = RedisSettings::new("main", "redis://127.0.0.1:1");
+        let address = Address::parse(&nowhere).expect("an address");
+        let lone = Some(Lone { code: &SCRIPTS.acquire_lone, has_rules: true });
+        let form = Form {
+            what: "acquire a lock",
+            code: &SCRIPTS.acquires,
+            keys: 3,
+            rules: 3,
+            first: First::Seen,
+            lone,
+        };
+        let rounds = Rounds::new(Link::new(&nowhere, Arc::new(address)), form);
+        let owner = Owner::new();
+        let ask = LockAsk {
+            key: "a",
+            owner: &owner,
+            holder: "test",
+            lease: Duration::from_secs(1),
+            fair: false,
+            waits: false,
+            seen: Fence(0),
+        };
+        let part = Part::acquire(&Keys::new("redeliver"), &ask);
+        let until = Instant::now() + Duration::from_millis(50);
+        assert!(rounds.ask(until, part).await.is_err(), "nobody is there");
+        let patience = Instant::now() + Duration::from_secs(30);
+        while rounds.0.queue().is_driven {
+            assert!(Instant::now() < patience, "it is asked again and again");
+            sleep(Duration::from_millis(10)).await;
         }
     }
 }
