@@ -8,7 +8,7 @@ use futures_util::future::join_all;
 use redeliver::store::redis::RedisStore;
 use redeliver::store::{
     ClaimAnswer, ClaimAsk, ClaimKey, Ending, Fence, Fingerprint, IdempotencyStore, LockAnswer,
-    LockAsk, Owner, Store, StoreError, StoreFault,
+    LockAsk, LockStore, Owner, Store, StoreError, StoreFault,
 };
 use support::redis::{Server, settings};
 
@@ -179,4 +179,37 @@ async fn what_nobody_wants_any_more_is_not_asked() {
     }
     store.claim(&ask(&self::key("next"), &Owner::new())).await.expect("an answer");
     assert_eq!(store.peek(&key).await.expect("an answer"), None);
+}
+
+#[tokio::test]
+async fn a_lock_that_nobody_wants_any_more_holds_up_nobody_else() {
+    let server = Server::start();
+    let store = server.store();
+    let held = |answer| matches!(answer, Ok(LockAnswer::Held(_)));
+    let (owner, seen) = (Owner::new(), Fence(0));
+    let ask = |key| LockAsk {
+        key,
+        owner: &owner,
+        lease: LEASE,
+        holder: "test",
+        fair: false,
+        waits: false,
+        seen,
+    };
+    assert!(held(store.acquire(&ask("first")).await));
+    {
+        let question = ask("dropped");
+        let mut asking = std::pin::pin!(store.acquire(&question));
+        assert!(futures_util::poll!(asking.as_mut()).is_pending());
+    }
+    // So that its round is over before the next one, which would take it along.
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(held(store.acquire(&ask("next")).await));
+    assert_eq!(store.inspect("dropped").await.expect("an answer"), None);
+    {
+        let mut releasing = std::pin::pin!(store.release("next", &owner));
+        assert!(futures_util::poll!(releasing.as_mut()).is_pending());
+    }
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    assert!(store.release("first", &owner).await.expect("an answer"));
 }

@@ -219,7 +219,8 @@ impl Shared {
         let what = self.form.what;
         let answer = match answer {
             Ok(Some(answer)) => answer,
-            Ok(None) => return requests,
+            // Nobody wants to know any more.
+            Ok(None) => return Vec::new(),
             Err(failed) => return self.failed(failed, requests).await,
         };
         match answer {
