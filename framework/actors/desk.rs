@@ -246,16 +246,15 @@ impl Desk {
             let (size, returns) = (envelope.body().len(), envelope.returns());
             let is_bare = !looks_into_all && !envelope.may_be_stamped();
             let slot = self.ledger.enter(received.clone(), size, self.now);
-            let work = match is_bare {
-                true => Work::bare(received, received_at, self.index, slot),
-                false => Work::new(received, received_at, self.index, slot, &shared.scope),
-            };
-            // Most messages: nothing is known of them but their key, and nobody is before them.
+            if is_bare && returns == 0 && goes_straight {
+                // Most messages: nothing is known of them, and nobody is before them.
+                letter.push(undecided(Work::bare(received, received_at, self.index, slot)));
+                continue;
+            }
+            let work = Work::new(received, received_at, self.index, slot, &shared.scope);
             let is_news = work.is_known_by_key_alone() && returns == 0;
             if is_news && goes_straight {
-                let keys = &shared.keys;
-                let turn = if work.is_bare() { Some(work) } else { keys.borrow_mut().enter(work) };
-                letter.extend(turn.map(undecided));
+                letter.extend(shared.keys.borrow_mut().enter(work).map(undecided));
                 continue;
             }
             counted -= u64::from(work.carried.rest.is_some());
