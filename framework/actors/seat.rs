@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
-use super::letter::Letter;
+use super::letter::{Letter, Opened};
 use super::tenure::Tenure;
 use crate::pipeline::Scope;
 
@@ -68,6 +68,15 @@ impl Seat {
     /// The queue of work, for the next actor.
     pub(super) fn give_back(&self, inbox: mpsc::UnboundedReceiver<Dispatch>) {
         *self.inbox.lock().unwrap_or_else(PoisonError::into_inner) = Some(inbox);
+    }
+
+    /// Hands back what waits in the queue, undecided, if no actor has it and none will.
+    pub(super) fn put_all_down(&self) {
+        let mut inbox = self.inbox.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(inbox) = inbox.as_mut() else { return };
+        while let Ok(Dispatch { letter, reply, .. }) = inbox.try_recv() {
+            drop(Opened::new(letter, reply));
+        }
     }
 
     /// Tells the supervisor; one exit at a time, so that the channel always has room.

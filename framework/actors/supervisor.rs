@@ -380,6 +380,10 @@ impl Handler<Halt> for Supervisor {
         };
         Box::pin(halted.into_actor(self).map(move |left, supervisor, ctx| {
             supervisor.halting -= 1;
+            // Nobody sits there until somebody resumes it: what waits there would be waited for in vain.
+            for seat in &supervisor.vacant {
+                supervisor.seats[*seat].seat.put_all_down();
+            }
             if supervisor.epoch == epoch {
                 supervisor.health.update(|health| {
                     health.state = state;

@@ -16,6 +16,7 @@ use super::Envelope;
 /// # use redeliver::broker::Envelope;
 /// use redeliver::broker::Envelopes;
 ///
+/// # #[allow(dead_code, reason = "an adapter makes them")]
 /// struct Page<E>(Vec<E>);
 ///
 /// impl<E: Envelope> Envelopes for Page<E> {

@@ -132,6 +132,22 @@ fn a_factory_that_panics_spends_the_restarts_and_then_the_subscription_waits_for
 }
 
 #[test]
+fn a_stop_after_the_restarts_are_spent_waits_for_nobody() {
+    let mut test = orders("", THRICE, || -> Counted { panic!("never") });
+    for number in 0..20 {
+        test.publish("orders", text(&number.to_string(), "ok"));
+    }
+    test.advance(Duration::from_secs(60));
+    assert_eq!(depth(&mut test).ready, Some(20), "all are with the broker");
+    let service = test.service();
+    let stop = test.run(async move {
+        let began = tokio::time::Instant::now();
+        (service.stop().await.left, began.elapsed())
+    });
+    assert!(stop.0 == 0 && stop.1 < Duration::from_secs(5), "{stop:?}");
+}
+
+#[test]
 fn the_restarts_of_a_dead_factory_are_bounded() {
     let made = Arc::new(AtomicU32::new(0));
     let counter = Arc::clone(&made);
