@@ -291,6 +291,21 @@ fn what_nothing_reads_is_refused() {
 }
 
 #[test]
+fn dead_letters_that_come_back_by_way_of_others_are_refused() {
+    let ring = |dead: &str| {
+        let more = |name: &str, dead: &str| {
+            format!(
+                "[subscriptions.{name}]\nbroker = \"main\"\nqueue = \"{name}\"\ndead = \"{dead}\"\n"
+            )
+        };
+        orders_with("dead = \"refused\"") + &more("refused", "lost") + &more("lost", dead)
+    };
+    let words = ["back here by way of subscriptions.orders", "for ever"];
+    refused(&ring("orders"), "subscriptions.refused.dead", &words);
+    assert!(Config::from_toml(&ring("{queue}.dead")).is_ok(), "a chain has an end");
+}
+
+#[test]
 fn dead_letters_must_not_lead_back_to_where_messages_come_from() {
     for dead in ["{queue}", "orders", "{queue}.suspects"] {
         line_refused(&format!("dead = \"{dead}\""), "dead", &["for ever", "name another place"]);

@@ -15,6 +15,7 @@ pub(super) fn check(
     kind: BrokerKind,
 ) {
     dead_letters(check, table, subscription, kind);
+    ring(check, table, subscription, before, kind);
     shared(check, table, subscription, before, kind);
 }
 
@@ -26,9 +27,7 @@ fn dead_letters(
     kind: BrokerKind,
 ) {
     let group = subscription.group.as_deref().unwrap_or_default();
-    let template = subscription.dead_template(kind);
-    for source in sources(name, subscription, kind) {
-        let dead = template.fill(&[("queue", source), ("topic", source), ("group", group)]);
+    for (source, dead) in dead_places(name, subscription, kind) {
         let consumed = match kind {
             BrokerKind::Memory | BrokerKind::Rabbitmq => {
                 vec![source.to_owned(), format!("{source}.suspects")]
@@ -45,6 +44,35 @@ fn dead_letters(
             );
             check.say(table, "dead", &["queue", "topics", "group", "broker"], text);
         }
+    }
+}
+
+/// The same by way of other subscriptions, that each consume the dead letters of the one before.
+fn ring(
+    check: &mut Check<'_>,
+    table: &str,
+    (name, subscription): Named<'_>,
+    before: &[Named<'_>],
+    kind: BrokerKind,
+) {
+    let own = sources(name, subscription, kind);
+    let mut others: Vec<_> =
+        before.iter().filter(|(_, other)| other.broker == subscription.broker).collect();
+    let mut reached = dead_places(name, subscription, kind);
+    while let Some((_, dead)) = reached.pop() {
+        let consumes = |(name, settings): &&Named<'_>| {
+            sources(name, settings, kind).into_iter().any(|source| source == dead)
+        };
+        let Some(at) = others.iter().position(|other| consumes(other)) else { continue };
+        let (other, settings) = others.swap_remove(at);
+        let next = dead_places(other, settings, kind);
+        if next.iter().any(|(_, dead)| own.contains(&dead.as_str())) {
+            let text = format!(
+                "leads back here by way of subscriptions.{other}, so that a dead letter would be handled again for ever; let one of them name another place"
+            );
+            check.say(table, "dead", &["queue", "topics", "group", "broker"], text);
+        }
+        reached.extend(next);
     }
 }
 
@@ -72,6 +100,18 @@ fn shared(
         "has {source:?}, which subscriptions.{other} consumes too: each would get some of the messages; {advice}, or one subscription with a handler for each type"
     );
     check.say(table, key, &["broker", "group"], text);
+}
+
+/// Where the dead letters of each source go.
+fn dead_places<'s>(
+    name: &'s str,
+    subscription: &'s Subscription,
+    kind: BrokerKind,
+) -> Vec<(&'s str, String)> {
+    let group = subscription.group.as_deref().unwrap_or_default();
+    let template = subscription.dead_template(kind);
+    let of = |source| template.fill(&[("queue", source), ("topic", source), ("group", group)]);
+    sources(name, subscription, kind).into_iter().map(|source| (source, of(source))).collect()
 }
 
 /// The queue or topics; a pattern may fit anything, and is not looked into.
