@@ -63,7 +63,7 @@ fn ring(
         let consumes = |(name, settings): &&Named<'_>| {
             sources(name, settings, kind).into_iter().any(|source| source == dead)
         };
-        let Some(at) = others.iter().position(|other| consumes(other)) else { continue };
+        let Some(at) = others.iter().position(consumes) else { continue };
         let (other, settings) = others.swap_remove(at);
         let next = dead_places(other, settings, kind);
         if next.iter().any(|(_, dead)| own.contains(&dead.as_str())) {
