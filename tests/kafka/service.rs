@@ -60,6 +60,19 @@ pub(crate) async fn drained(service: &Service) {
     .await;
 }
 
+const RETRY: &str =
+    "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"1500ms\"\nattempts_max = 3\n";
+
+/// Publishes the numbers below `count`, each with an id and a key of its own.
+async fn publish(service: &Service, topic: &str, count: u32) {
+    let publisher = service.publisher("main").expect("it is configured");
+    for number in 0..count {
+        let message = Message::json(&number.to_string()).expect("text is JSON");
+        let message = message.to_topic(topic).id(format!("id-{number}")).key(format!("k{number}"));
+        publisher.send(message).await.expect("the broker stores it");
+    }
+}
+
 #[tokio::test]
 async fn messages_are_handled_waited_for_and_dead_lettered() {
     let topic = unique("orders");
@@ -79,20 +92,9 @@ async fn messages_are_handled_waited_for_and_dead_lettered() {
             }
         }
     };
-    let retry =
-        "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"1500ms\"\nattempts_max = 3\n";
-    let service = Service::builder(config(&topic, "", retry))
-        .subscribe("orders", handler)
-        .signals(false)
-        .start()
-        .await
-        .expect("it starts");
-    let publisher = service.publisher("main").expect("it is configured");
-    for number in 0..100_u32 {
-        let message = Message::json(&number.to_string()).expect("text is JSON");
-        let message = message.to_topic(&topic).id(format!("id-{number}")).key(format!("k{number}"));
-        publisher.send(message).await.expect("the broker stores it");
-    }
+    let service = Service::builder(config(&topic, "", RETRY)).subscribe("orders", handler);
+    let service = service.signals(false).start().await.expect("it starts");
+    publish(&service, &topic, 100).await;
     until("everything was handled", async || {
         seen.len() == 100 && seen.attempts("95") == 3 && seen.attempts("93") == 2
     })
@@ -141,20 +143,9 @@ async fn a_delay_beyond_the_steps_of_the_policy_is_one_hop_through_a_wait_made_f
             }
         }
     };
-    let retry =
-        "backoff = \"fixed\"\njitter = \"none\"\ndelay_min = \"1500ms\"\nattempts_max = 3\n";
-    let service = Service::builder(config(&topic, "", retry))
-        .subscribe("orders", handler)
-        .signals(false)
-        .start()
-        .await
-        .expect("it starts");
-    let publisher = service.publisher("main").expect("it is configured");
-    for number in 0..5_u32 {
-        let message = Message::json(&number.to_string()).expect("text is JSON");
-        let message = message.to_topic(&topic).id(format!("id-{number}")).key(format!("k{number}"));
-        publisher.send(message).await.expect("the broker stores it");
-    }
+    let service = Service::builder(config(&topic, "", RETRY)).subscribe("orders", handler);
+    let service = service.signals(false).start().await.expect("it starts");
+    publish(&service, &topic, 5).await;
     until("each was tried twice", async || {
         (0..5).all(|number| seen.attempts(&number.to_string()) == 2)
     })

@@ -39,10 +39,8 @@ fn dead_letters(
                 .collect(),
         };
         if consumed.contains(&dead) {
-            let text = format!(
-                "leads to {dead:?}, which this subscription consumes, so that a dead letter would be handled again for ever; name another place"
-            );
-            check.say(table, "dead", &["queue", "topics", "group", "broker"], text);
+            let way = format!("leads to {dead:?}, which this subscription consumes");
+            endless(check, table, &way, "name another place");
         }
     }
 }
@@ -67,13 +65,17 @@ fn ring(
         let (other, settings) = others.swap_remove(at);
         let next = dead_places(other, settings, kind);
         if next.iter().any(|(_, dead)| own.contains(&dead.as_str())) {
-            let text = format!(
-                "leads back here by way of subscriptions.{other}, so that a dead letter would be handled again for ever; let one of them name another place"
-            );
-            check.say(table, "dead", &["queue", "topics", "group", "broker"], text);
+            let way = format!("leads back here by way of subscriptions.{other}");
+            endless(check, table, &way, "let one of them name another place");
         }
         reached.extend(next);
     }
+}
+
+/// Says of `dead` where it leads, and what to do.
+fn endless(check: &mut Check<'_>, table: &str, way: &str, advice: &str) {
+    let text = format!("{way}, so that a dead letter would be handled again for ever; {advice}");
+    check.say(table, "dead", &["queue", "topics", "group", "broker"], text);
 }
 
 /// Two subscriptions of one source would each get a part of its messages, by chance.

@@ -176,8 +176,8 @@ impl Shared {
         if let (Some(lone), [request]) = (&self.form.lone, requests.as_slice()) {
             let answer = self.ask_alone(lone, until, request).await;
             match answer {
-                // Not the simple case, or nobody wants to know any more.
-                Ok(Some(Value::Nil) | None) => {}
+                // Not the simple case.
+                Ok(Some(Value::Nil)) => {}
                 answer => return self.answered(answer.map(in_a_list), requests).await,
             }
         }
