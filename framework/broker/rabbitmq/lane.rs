@@ -23,6 +23,7 @@ use tokio::time::timeout;
 use super::connection::{Link, Live, answer};
 use super::envelope::AmqpEnvelope;
 use super::fault;
+use super::give_way::give_way;
 use super::ledger::Ledger;
 use super::topology;
 use crate::broker::{
@@ -77,6 +78,8 @@ pub(super) struct RabbitLane {
     /// What ended the lane, once something has; told after everything delivered before it.
     end: Option<BrokerEnd>,
     single_active: bool,
+    /// Nothing was there when it last looked.
+    ran_dry: bool,
     tally: Out,
     returned: Vec<u64>,
     acked: Vec<u64>,
@@ -160,6 +163,7 @@ impl RabbitLane {
             acks_at_once: usize::from(window / 4).clamp(1, ACKS_AT_ONCE),
             end: None,
             single_active: !lane.is_suspects() && topology::is_single_active(settings),
+            ran_dry: false,
             tally: Out::new(tally, lane.is_suspects()),
             returned: Vec::new(),
             acked: Vec::new(),
@@ -173,6 +177,9 @@ impl RabbitLane {
         limit: usize,
     ) -> Poll<Result<(), LaneEnd>> {
         let before = batch.len();
+        if std::mem::take(&mut self.ran_dry) {
+            give_way();
+        }
         while self.end.is_none() && batch.len() - before < limit.max(1) {
             match Pin::new(&mut self.consumer).poll_next(context) {
                 Poll::Ready(Some(Ok(delivery))) => {
@@ -187,7 +194,10 @@ impl RabbitLane {
                 }
                 Poll::Ready(Some(Err(error))) => self.end = Some(self.lost(&error)),
                 Poll::Ready(None) => self.end = Some(self.cancelled()),
-                Poll::Pending => break,
+                Poll::Pending => {
+                    self.ran_dry = batch.len() == before;
+                    break;
+                }
             }
         }
         self.tally.set(self.ledger.open_count());

@@ -12,6 +12,7 @@ mod dead_letters;
 mod envelope;
 mod fault;
 mod fit;
+mod give_way;
 mod lane;
 mod lanes;
 mod ledger;

@@ -78,6 +78,11 @@ fn rabbitmq(task: &Task, style: &str, number: u64) -> Result<String, std::fmt::E
         "lanes" | "idle" => number,
         _ => 1,
     };
+    let breaker = match style {
+        // Every message fails once, which is what a breaker is there to stop.
+        "steady" => "breaker = { attempts_min = 1_000_000 }\n",
+        _ => "",
+    };
     let parked = task.prefetch / 4;
     let in_flight = task.prefetch - parked;
     for queue in task.names() {
@@ -85,7 +90,7 @@ fn rabbitmq(task: &Task, style: &str, number: u64) -> Result<String, std::fmt::E
             text,
             "[subscriptions.{}]\nbroker = \"main\"\nqueue = \"{queue}\"\n\
              topology = \"{topology}\"\nin_flight_max = {in_flight}\nparked_max = {parked}\n\
-             consumers = {consumers}\n{guards}",
+             consumers = {consumers}\n{breaker}{guards}",
             queue.replace('.', "_"),
         )?;
     }
