@@ -15,6 +15,7 @@ mod retries;
 mod screen;
 mod work;
 
+use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -149,12 +150,32 @@ async fn unless_lost(
     match held {
         // Not tokio's `select!`, which may give way before the handler has begun: a message that
         // shares the lock of a batch has to be in it before anybody else does anything.
-        Some(held) if can_abort => match select(pin!(handled), pin!(held.lost())).await {
-            Either::Left((answer, _)) => Ok(answer),
-            Either::Right((lost, _)) => Err(lost),
-        },
+        Some(held) if can_abort => {
+            let lost = async {
+                give_way().await;
+                held.lost().await
+            };
+            match select(pin!(handled), pin!(lost)).await {
+                Either::Left((answer, _)) => Ok(answer),
+                Either::Right((lost, _)) => Err(lost),
+            }
+        }
         _ => Ok(handled.await),
     }
+}
+
+/// Ready when it is polled for the second time, which is soon: a handler that answers at once costs no timer for what
+/// it may lose.
+async fn give_way() {
+    let mut is_second = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut is_second, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// How a delivery gets to the user's handler and its answer back.
@@ -210,8 +231,7 @@ async fn handle<T, C: Call<T>>(
     let running = call.begin(delivery).await;
     // A handler that waits for nothing is done here, and costs no timer.
     let mut running = Some(running);
-    let polled =
-        std::future::poll_fn(|cx| Poll::Ready(running.take().map(|it| answer_at_once(it, cx))));
+    let polled = poll_fn(|cx| Poll::Ready(running.take().map(|it| answer_at_once(it, cx))));
     match polled.await {
         Some(Ok(answer)) => answer,
         Some(Err(running)) => answer_in_time(running, work, scope, call.can_abort()).await,

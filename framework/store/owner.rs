@@ -15,14 +15,25 @@ use std::sync::{Arc, LazyLock};
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Owner(Arc<str>);
 
-static PROCESS: LazyLock<String> = LazyLock::new(|| uuid::Uuid::now_v7().simple().to_string());
+/// Short: it stands in every record and is hashed, byte by byte, by each script that sees it.
+static PROCESS: LazyLock<String> = LazyLock::new(|| {
+    let mut name = String::new();
+    write_digits(&mut name, uuid::Uuid::now_v7().as_u128());
+    name
+});
+/// The process's 22 digits, a dot, and at most 11 more.
+const NAME_BYTES: usize = 34;
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Owner {
     /// A new one, for one hold of one thing.
     pub fn new() -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(format!("{}.{number:x}", Self::process()).into())
+        let mut name = String::with_capacity(NAME_BYTES);
+        name.push_str(Self::process());
+        name.push('.');
+        write_digits(&mut name, number.into());
+        Self(name.into())
     }
 
     /// The process's part, which names the channel that its waiters are woken through.
@@ -33,6 +44,18 @@ impl Owner {
     /// As stores keep it.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+}
+
+/// To the base of 64, and the last digit first: nobody reads them as a number.
+fn write_digits(into: &mut String, mut number: u128) {
+    const DIGITS: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-_";
+    loop {
+        into.push(DIGITS[(number & 63) as usize].into());
+        number >>= 6;
+        if number == 0 {
+            return;
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ::redis::Value;
 use async_trait::async_trait;
 
 use super::{
@@ -32,6 +33,7 @@ mod wakes;
 mod warned;
 
 use address::Address;
+use idempotency::ask_to_end;
 use keys::Keys;
 use link::Link;
 use lock::milliseconds;
@@ -250,9 +252,13 @@ impl Store for RedisStore {
         }
         let part = Part::admit(&self.keys, claim, lock);
         let answer = self.rounds.admits.ask(self.link.until(), part).await?;
-        let [claimed, locked] = reply::array("ask for a claim and a lock", answer)?;
+        let (claimed, locked) = match answer {
+            // Both are new, and have one fence.
+            Value::Int(fence) => (Value::Int(fence), Value::Int(fence)),
+            both => reply::array("ask for a claim and a lock", both).map(<(_, _)>::from)?,
+        };
         let locked = match locked {
-            ::redis::Value::Nil => None,
+            Value::Nil => None,
             locked => Some(reply::lock(locked)?),
         };
         let claimed = reply::claim(claimed, claim.attempts)?;
@@ -278,9 +284,10 @@ impl Store for RedisStore {
             return released.and(ended);
         }
         let (claim, lock) = ((claim, claim_owner), (lock, lock_owner));
-        let part = Part::finish(&self.keys, claim, ending, milliseconds(keep), lock);
-        let answer = self.rounds.finishes.ask(self.link.until(), part).await?;
-        reply::truth("end a claim and release a lock", answer)
+        let keep = milliseconds(keep);
+        let part = |said| Part::finish(&self.keys, claim, ending, keep, lock, said);
+        let what = "end a claim and release a lock";
+        ask_to_end(what, &self.rounds.finishes, self.link.until(), part).await
     }
 
     async fn check(&self) -> Result<Vec<String>, StoreError> {

@@ -19,6 +19,15 @@ const HEAD_BYTES: usize = 26;
 
 pub(super) type Rules = [u64; RULES_MAX];
 
+/// What is said of a claim that ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Said {
+    /// Whose it is. That is enough while there is a record of it.
+    Owner,
+    /// Everything that its record is written anew with, where it is gone.
+    Whole,
+}
+
 /// One question of a batch.
 pub(super) struct Part {
     bytes: Vec<u8>,
@@ -59,15 +68,14 @@ impl Part {
 
     pub(super) fn end(
         keys: &Keys,
-        key: &ClaimKey,
-        owner: &Owner,
+        (key, owner): (&ClaimKey, &Owner),
         ending: &Ending<'_>,
         keep: u64,
+        said: Said,
     ) -> Self {
-        let mut part = Self::new(end_rules(keep, owner, ending), 0);
+        let mut part = Self::new(end_rules(keep, ending, said), 0);
         part.add(|bytes| keys.claim(bytes, key));
-        part.add(|bytes| end_tail(bytes, key, owner));
-        part.add_ending(ending);
+        part.add_end((key, owner), ending, said);
         part
     }
 
@@ -77,13 +85,13 @@ impl Part {
         ending: &Ending<'_>,
         keep: u64,
         lock: (&str, &Owner),
+        said: Said,
     ) -> Self {
-        let mut part = Self::new(end_rules(keep, claim.1, ending), 0);
+        let mut part = Self::new(end_rules(keep, ending, said), 0);
         part.add(|bytes| keys.claim(bytes, claim.0));
         part.add(|bytes| keys.lock(bytes, lock.0));
-        part.add(|bytes| end_tail(bytes, claim.0, claim.1));
         part.add(|bytes| sized(bytes, lock.1.as_str()));
-        part.add_ending(ending);
+        part.add_end(claim, ending, said);
         part
     }
 
@@ -117,8 +125,12 @@ impl Part {
         }
     }
 
-    /// The common one is said by the rules.
-    fn add_ending(&mut self, ending: &Ending<'_>) {
+    /// Of a claim; the common ending is said by the rules.
+    fn add_end(&mut self, (key, owner): (&ClaimKey, &Owner), ending: &Ending<'_>, said: Said) {
+        self.add(|bytes| sized(bytes, owner.as_str()));
+        if said == Said::Whole {
+            self.add(|bytes| behind_owner(bytes, key, 0, ""));
+        }
         if !is_common(ending) {
             self.add(|bytes| write_ending(bytes, ending));
         }
@@ -149,10 +161,8 @@ fn lock_rules(ask: &LockAsk<'_>) -> Rules {
     [milliseconds(ask.lease), ask.fair.into(), ask.waits.into(), 0, 0, 0, 0]
 }
 
-/// How long its owner is with its length in front, and whether its ending is the common one.
-fn end_rules(keep: u64, owner: &Owner, ending: &Ending<'_>) -> Rules {
-    let who_bytes = size_of::<u32>() + owner.as_str().len();
-    [keep, who_bytes as u64, is_common(ending).into(), 0, 0, 0, 0]
+fn end_rules(keep: u64, ending: &Ending<'_>, said: Said) -> Rules {
+    [keep, is_common(ending).into(), (said == Said::Whole).into(), 0, 0, 0, 0]
 }
 
 fn is_common(ending: &Ending<'_>) -> bool {
@@ -163,12 +173,6 @@ fn is_common(ending: &Ending<'_>) -> bool {
 fn claim_tail(bytes: &mut Vec<u8>, ask: &ClaimAsk<'_>) {
     sized(bytes, ask.owner.as_str());
     behind_owner(bytes, ask.key, ask.attempts, ask.holder);
-}
-
-/// What stands there when a claim ends whose record is gone.
-fn end_tail(bytes: &mut Vec<u8>, key: &ClaimKey, owner: &Owner) {
-    sized(bytes, owner.as_str());
-    behind_owner(bytes, key, 0, "");
 }
 
 /// What stands behind the head of a lock's record, but for since when it is held.

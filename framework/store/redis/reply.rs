@@ -40,6 +40,12 @@ pub(super) fn truth(what: &str, value: Value) -> Result<bool, StoreError> {
     Ok(number(what, &value)? != 0)
 }
 
+/// What became of a claim's end; `None`: its record is gone.
+pub(super) fn ended(what: &str, value: Value) -> Result<Option<bool>, StoreError> {
+    let answer = number(what, &value)?;
+    Ok((answer != 2).then_some(answer != 0))
+}
+
 /// A number, or digits.
 pub(super) fn number(what: &str, value: &Value) -> Result<u64, StoreError> {
     let read = match value {

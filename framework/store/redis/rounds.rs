@@ -11,7 +11,8 @@ use ::redis::{Cmd, Value};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::{Notify, oneshot};
-use tokio::time::{sleep, timeout_at};
+use tokio::task::unconstrained;
+use tokio::time::sleep;
 
 use super::link::{Failed, Link};
 use super::part::Part;
@@ -99,18 +100,18 @@ impl Rounds {
         let shared = &self.0;
         let (done, told) = oneshot::channel();
         let request = Request { part, until, is_alone: false, done };
-        let answer = if shared.link.is_cluster() {
+        if shared.link.is_cluster() {
             // Two keys of one script may not be on two servers.
             shared.link.spawn(round_alone(shared.clone(), request));
-            timeout_at(until.into(), told).await
         } else {
             shared.push(request);
-            timeout_at(until.into(), told).await
-        };
-        let answer = match answer {
-            Ok(Ok(answer)) => answer,
-            // The thread that drives connections is gone, or the time is up.
-            Ok(Err(_)) | Err(_) => Err(shared.heard()),
+        }
+        // Not tokio's turn to make us give way: who is told out of turn acknowledges out of turn, with a frame for each message.
+        // Without a timer: a round keeps the time of all that are in it.
+        let answer = match unconstrained(told).await {
+            Ok(answer) => answer,
+            // The thread that drives connections is gone.
+            Err(_) => Err(shared.heard()),
         };
         answer.map_err(|failed| shared.link.down(shared.form.what, failed))
     }
@@ -135,6 +136,19 @@ impl Shared {
             self.link.spawn(drive(Driving { shared: self.clone(), is_over: false }));
         } else if count == 1 || count == ROUND_MAX {
             self.came.notify_one();
+        }
+    }
+
+    /// Tells those whose time is up while all rounds are on their way.
+    fn give_up_waiting(&self) {
+        let now = Instant::now();
+        let is_over = |request: &Request| request.until <= now;
+        let mut queue = self.queue();
+        if queue.waiting.iter().any(is_over) {
+            let (over, waiting): (VecDeque<_>, _) = queue.waiting.drain(..).partition(is_over);
+            queue.waiting = waiting;
+            drop(queue);
+            over.into_iter().for_each(|it| it.answer(Err(self.heard())));
         }
     }
 
@@ -170,7 +184,8 @@ impl Shared {
     async fn round(&self, mut requests: Vec<Request>) -> Vec<Request> {
         // Those whom nobody waits for any more would be asked again for ever.
         requests.retain(|request| !request.done.is_closed());
-        let Some(until) = requests.iter().map(|request| request.until).max() else {
+        // Nobody waits longer than their own time; who has more is asked for again.
+        let Some(until) = requests.iter().map(|request| request.until).min() else {
             return requests;
         };
         if let (Some(lone), [request]) = (&self.form.lone, requests.as_slice()) {
@@ -224,11 +239,15 @@ impl Shared {
             Err(failed) => return self.failed(failed, requests).await,
         };
         match answer {
+            // The same for all.
+            Value::Int(answer) => {
+                self.queue().heard = None;
+                requests.into_iter().for_each(|it| it.answer(Ok(Value::Int(answer))));
+            }
             Value::Array(answers) if answers.len() == requests.len() => {
                 self.queue().heard = None;
                 for (request, answer) in requests.into_iter().zip(answers) {
-                    // Whoever asked may be gone.
-                    let _ = request.done.send(Ok(answer));
+                    request.answer(Ok(answer));
                 }
             }
             other => {
@@ -244,7 +263,10 @@ impl Shared {
         match &failed {
             Failed::Now(_) => {
                 self.queue().heard = Some(failed);
-                sleep(RETRY_PAUSE).await;
+                self.give_up(&mut requests);
+                if !requests.is_empty() {
+                    sleep(RETRY_PAUSE).await;
+                }
                 requests
             }
             // Perhaps of one key among them, to which somebody else wrote. What was asked for the others may be done: it
@@ -257,6 +279,14 @@ impl Shared {
                 requests.into_iter().for_each(|it| it.answer(Err(failed.clone())));
                 Vec::new()
             }
+        }
+    }
+
+    /// Tells those whose time is up before they could be asked for again.
+    fn give_up(&self, requests: &mut Vec<Request>) {
+        let soon = Instant::now() + RETRY_PAUSE;
+        for request in requests.extract_if(.., |request| request.until <= soon) {
+            request.answer(Err(self.heard()));
         }
     }
 
@@ -329,7 +359,10 @@ async fn drive(mut driving: Driving) {
                 again.into_iter().rev().for_each(|request| queue.waiting.push_front(request));
             }
             () = shared.came.notified() => {}
-            () = ripens => is_ripe = true,
+            () = ripens => {
+                is_ripe = true;
+                shared.give_up_waiting();
+            }
         }
     }
 }
@@ -369,8 +402,8 @@ mod tests {
     use super::*;
     use crate::store::{Fence, LockAsk, Owner};
 
-    #[tokio::test]
-    async fn nobody_asks_on_for_somebody_who_is_gone() {
+    /// Of a server that nobody can reach.
+    fn rounds() -> Rounds {
         let nowhere = RedisSettings::new("main", "redis://127.0.0.1:1");
         let address = Address::parse(&nowhere).expect("an address");
         let lone = Some(Lone { code: &SCRIPTS.acquire_lone, has_rules: true });
@@ -382,10 +415,13 @@ mod tests {
             first: First::Seen,
             lone,
         };
-        let rounds = Rounds::new(Link::new(&nowhere, Arc::new(address)), form);
+        Rounds::new(Link::new(&nowhere, Arc::new(address)), form)
+    }
+
+    fn part(key: &str) -> Part {
         let owner = Owner::new();
         let ask = LockAsk {
-            key: "a",
+            key,
             owner: &owner,
             holder: "test",
             lease: Duration::from_secs(1),
@@ -393,13 +429,33 @@ mod tests {
             waits: false,
             seen: Fence(0),
         };
-        let part = Part::acquire(&Keys::new("redeliver"), &ask);
-        let until = Instant::now() + Duration::from_millis(50);
-        assert!(rounds.ask(until, part).await.is_err(), "nobody is there");
+        Part::acquire(&Keys::new("redeliver"), &ask)
+    }
+
+    fn in_milliseconds(count: u64) -> Instant {
+        Instant::now() + Duration::from_millis(count)
+    }
+
+    #[tokio::test]
+    async fn nobody_asks_on_for_somebody_who_is_gone() {
+        let rounds = rounds();
+        assert!(rounds.ask(in_milliseconds(50), part("a")).await.is_err(), "nobody is there");
         let patience = Instant::now() + Duration::from_secs(30);
         while rounds.0.queue().is_driven {
             assert!(Instant::now() < patience, "it is asked again and again");
             sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn who_has_less_time_than_others_of_the_round_is_told_in_time() {
+        let rounds = rounds();
+        let patient = rounds.ask(in_milliseconds(600_000), part("a"));
+        let hasty = rounds.ask(in_milliseconds(50), part("b"));
+        tokio::select! {
+            biased;
+            _ = patient => panic!("nobody is there, and it has ten minutes"),
+            told = hasty => assert!(told.is_err(), "nobody is there"),
         }
     }
 }

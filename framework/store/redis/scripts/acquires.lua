@@ -12,4 +12,4 @@ while ARGV[a] do
   end
   a = last + 1
 end
-return answers
+return alike(answers)

@@ -14,4 +14,4 @@ while ARGV[a] do
   end
   a = last + 1
 end
-return answers
+return alike(answers)

@@ -43,15 +43,16 @@ end
 
 local running_alone, done_byte = string.char(running, 0), string.char(done)
 
--- The end of a claim; 0 if somebody else took it over. Safe to repeat: the owner stays on record. `tail` is what comes
--- behind the head where the record is gone, and its first `who_bytes` are the owner.
-local function finish(key, known, tail, who_bytes, ending, keep, channels)
+-- The end of a claim; 0 if somebody else took it over. Safe to repeat: the owner stays on record. `rest` is what comes behind
+-- `who` where the record is gone; without it the answer is 2 then, and nothing is done.
+local function finish(key, known, who, rest, ending, keep, channels)
   known = known or redis.call('GET', key)
   if not known then
+    if not rest then return 2 end
     -- Nobody took over: what happened is written down all the same.
-    return finish_known(key, read_claim(head(running, 0, 0, 0, 0) .. tail), false, ending, keep, channels)
+    return finish_known(key, read_claim(head(running, 0, 0, 0, 0) .. who .. rest), false, ending, keep, channels)
   end
-  if not is_of(known, string.sub(tail, 1, who_bytes)) then return 0 end
+  if not is_of(known, who) then return 0 end
   if ending == 'c' and string.sub(known, 1, 2) == running_alone then
     -- The common one: nothing but its first byte changes.
     local forgotten = struct.unpack('>d', known, 19)

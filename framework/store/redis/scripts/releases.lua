@@ -5,4 +5,4 @@ local read = reader(1, count)
 for k = 1, count do
   answers[k] = release(KEYS[k], read(k), ARGV[k + 2], ARGV[1])
 end
-return answers
+return alike(answers)
