@@ -5,13 +5,15 @@
 
 mod programs;
 
+use std::ffi::OsStr;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use programs::road::Road;
 use programs::{
-    Place, Queue, count_lines, folder, job, rabbitmq, run, summary, told, wait_for, webhooks,
+    Place, Queue, count_lines, folder, job, program, rabbitmq, run, summary, told, wait_for,
+    webhooks,
 };
 use serde_json::{Value, json};
 
@@ -107,6 +109,88 @@ fn what_cannot_be_is_refused_with_what_contradicts_what() {
         assert!(stderr.contains(said), "{flags:?}: {}", told(&output));
         assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{flags:?}");
     }
+}
+
+#[test]
+fn a_line_whose_id_nobody_could_count_is_refused_where_it_stands() {
+    let folder = folder();
+    let file = folder.path().join("webhooks.jsonl");
+    for (id, said) in
+        [("", "is empty"), ("a b", "spaces"), (r"a\nb", "spaces"), (r"\u0007", "control")]
+    {
+        let line = |id: &str| format!(r#"{{"delivery":"{id}","event":"push"}}"#);
+        let lines = format!("{}\n{}\n", line("good"), line(id));
+        std::fs::write(&file, lines).expect("the folder can be written");
+        let output = run("webhooks", [OsStr::new("--input"), file.as_os_str()]);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let place = format!("{}:2: `delivery` ", file.display());
+        assert!(stderr.contains(&place) && stderr.contains(said), "{id:?}: {}", told(&output));
+        assert_eq!(output.status.code(), Some(2), "{id:?}");
+        assert_eq!(summary(&output)["published"], Value::Null, "{id:?}");
+    }
+}
+
+#[test]
+fn a_summary_that_cannot_be_written_is_an_error_and_no_panic() {
+    let full = std::fs::File::options().write(true).open("/dev/full").expect("it is there");
+    let (unread, output) = std::io::pipe().expect("a pipe can be made");
+    drop(unread);
+    for stdout in [Stdio::from(full), Stdio::from(output)] {
+        let mut quickly = program("webhooks");
+        let quickly = quickly.args(["--idle-exit", "100ms"]).stdout(stdout).stderr(Stdio::piped());
+        let output = quickly.spawn().expect("the program can be started").wait_with_output();
+        let output = output.expect("it ends");
+        assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("writing the summary to standard output"), "{}", told(&output));
+        assert!(!stderr.contains("panicked"), "{}", told(&output));
+    }
+}
+
+#[test]
+fn effects_that_cannot_be_kept_end_the_job_and_cost_no_attempt() {
+    let output = run("webhooks", ["--effects", "/no/such/folder/effects"]);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("opening --effects /no/such/folder/effects: No such"), "{stderr}");
+    assert_eq!(output.status.code(), Some(2), "{}", told(&output));
+    assert_eq!(summary(&output)["published"], Value::Null);
+    let fails = ["--fail-percent", "0", "--dead-percent", "0", "--effects", "/dev/full"];
+    let output = run("webhooks", fails);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("wrong: writing --effects /dev/full: No space"), "{stderr}");
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    let summary = summary(&output);
+    assert_eq!((&summary["handled"], &summary["retried"]), (&json!(0), &json!(0)), "{summary}");
+}
+
+#[test]
+fn publish_that_is_stopped_says_so_and_blames_no_message() {
+    let queue = Queue::unique("stopped-publish", CONFIG);
+    let mut publish = job("publish", &queue.place());
+    let publish = publish.args(["--repeat", "100000"]).stderr(Stdio::piped());
+    let mut publish = publish.spawn().expect("the program can be started");
+    let stderr = publish.stderr.take().expect("it is piped");
+    let mut lines = BufReader::new(stderr).lines().map_while(Result::ok);
+    let begun = lines.find(|line| line.starts_with("published")).expect("it publishes");
+    terminate(&publish);
+    let wrong: Vec<String> = lines.filter(|line| line.starts_with("wrong")).collect();
+    assert_eq!(wrong, ["wrong: stopped by a signal before the end"], "after {begun}");
+    let output = publish.wait_with_output().expect("it ends");
+    assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+    assert!(summary(&output)["published"].as_u64().is_some_and(|count| count > 0));
+}
+
+#[test]
+fn what_the_configuration_refuses_is_said_before_anything_is_begun() {
+    let effects = folder();
+    let file = effects.path().join("effects");
+    let refused = ["consume", "--broker", "rabbitmq", "--url", "not a url", "--idempotent"];
+    let mut job = program("webhooks");
+    let output = job.args(refused).arg("--effects").arg(&file).output().expect("it can be started");
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("brokers.main.url does not begin with amqp://"), "{stderr}");
+    assert_eq!((output.status.code(), output.stdout.len()), (Some(2), 0), "{}", told(&output));
+    assert!(!file.exists(), "nothing was begun");
 }
 
 /// A run whose broker went away while it was publishing.

@@ -26,6 +26,7 @@ mod summary;
 #[cfg(feature = "kafka")]
 mod topic;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -62,7 +63,10 @@ async fn main() -> ExitCode {
     let mut account = Account::new();
     let done = done(&job, &mut account).await;
     account.complaints.iter().for_each(|complaint| eprintln!("wrong: {complaint}"));
-    println!("{}", account.json());
+    // Not by println!, which panics where nobody reads it.
+    if let Err(error) = writeln!(io::stdout(), "{}", account.json()) {
+        return fail(&format!("writing the summary to standard output: {error}").into());
+    }
     match done {
         Ok(()) => ExitCode::from(u8::from(!account.complaints.is_empty())),
         Err(error) => fail(&error),
@@ -90,8 +94,8 @@ async fn run(job: &Job, account: &mut Account) -> Result<(), Error> {
     let ids = deliveries::ids(&webhooks);
     account.summary.distinct = Some(ids.len());
     let progress = Progress::of_run(job, &webhooks, &ids);
-    let tally = Arc::new(Tally::default());
-    let service = start_consuming(job, &tally).await?;
+    let (tally, effects) = (Arc::new(Tally::default()), open_effects(job)?);
+    let service = start_consuming(job, &tally, &effects).await?;
     let all = async {
         send_all(job, &service, &webhooks, account, |_| progress.show(&tally)).await?;
         let letters = all_handled(job, &service, &progress, &tally).await?;
@@ -101,7 +105,7 @@ async fn run(job: &Job, account: &mut Account) -> Result<(), Error> {
         account.summary.lost = Some(lost.len());
         Ok(())
     };
-    let ended = all.await;
+    let ended = unless_failed(&effects, all).await;
     account.end(ended);
     account.count(tally.handled().len(), tally.retried());
     service.stop().await;
@@ -125,10 +129,11 @@ async fn publish(job: &Job, account: &mut Account) -> Result<(), Error> {
 
 /// Consumes what others published, until nothing more can come.
 async fn consume(job: &Job, account: &mut Account) -> Result<(), Error> {
-    let tally = Arc::new(Tally::default());
-    let service = start_consuming(job, &tally).await?;
+    let (tally, effects) = (Arc::new(Tally::default()), open_effects(job)?);
+    let service = start_consuming(job, &tally, &effects).await?;
     let progress = Progress::of_consume(job);
-    let ended = all_handled(job, &service, &progress, &tally).await;
+    let all = all_handled(job, &service, &progress, &tally);
+    let ended = unless_failed(&effects, all).await;
     account.summary.dead_lettered = ended.as_ref().ok().map(Letters::len);
     account.end(ended.map(drop));
     account.count(tally.handled().len(), tally.retried());
@@ -151,9 +156,28 @@ async fn all_handled(
     }
 }
 
-async fn start_consuming(job: &Job, tally: &Arc<Tally>) -> Result<Service, Error> {
-    let effects = job.effects.as_deref().map(Effects::open).transpose()?.map(Arc::new);
-    let (chosen, tally) = (job.chosen, Arc::clone(tally));
+fn open_effects(job: &Job) -> Result<Option<Arc<Effects>>, Error> {
+    Ok(job.effects.as_deref().map(Effects::open).transpose()?.map(Arc::new))
+}
+
+/// What came of `all`, or why an effect could not be written: what is not on record is not known to be done.
+async fn unless_failed<T>(
+    effects: &Option<Arc<Effects>>,
+    all: impl Future<Output = Result<T, Error>>,
+) -> Result<T, Error> {
+    let Some(effects) = effects else { return all.await };
+    tokio::select! {
+        why = effects.failed() => Err(why.into()),
+        ended = all => ended,
+    }
+}
+
+async fn start_consuming(
+    job: &Job,
+    tally: &Arc<Tally>,
+    effects: &Option<Arc<Effects>>,
+) -> Result<Service, Error> {
+    let (chosen, tally, effects) = (job.chosen, Arc::clone(tally), effects.clone());
     let notifier = move || Notifier::new(chosen, effects.clone(), Arc::clone(&tally));
     let service = Service::builder(job.config.clone());
     Ok(service.subscribe(options::SUBSCRIPTION, notifier).start().await?)
@@ -184,7 +208,8 @@ async fn send_all(
     Ok(())
 }
 
-/// The broker was not there; the message is not at fault.
+/// The broker was not there; the message is not at fault. It is closed where the service stops, which is what has to be
+/// said then, and soon is.
 fn is_outage(error: &PublishError) -> bool {
-    matches!(error.fault(), Fault::Unreachable | Fault::Unconfirmed)
+    matches!(error.fault(), Fault::Unreachable | Fault::Unconfirmed | Fault::Closed)
 }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use actix::prelude::*;
 use redeliver::{Claim, ClaimStatus, Delivery, Failure, Handled};
@@ -17,6 +18,9 @@ pub(crate) struct Notice {
     event: String,
     repository: Option<String>,
 }
+
+/// How long a webhook is put off whose effect could not be written.
+const DEFERRED: Duration = Duration::from_secs(1);
 
 /// Tells whom it concerns about webhooks; at times that does not work.
 pub(crate) struct Notifier {
@@ -63,7 +67,9 @@ impl Handler<Delivery<Notice>> for Notifier {
             }
             // The effect, and then at once the answer: a kill in between repeats it.
             if let Some(effects) = effects {
-                effects.append(id, delivery.attempt())?;
+                // Ends the program; whoever comes after it has every attempt left.
+                let appended = effects.append(id, delivery.attempt());
+                appended.map_err(|error| Failure::defer(DEFERRED, error))?;
             }
             tally.lock().insert(id.to_owned());
             Ok(())

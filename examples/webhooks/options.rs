@@ -18,8 +18,11 @@ pub(crate) const SUBSCRIPTION: &str = "webhooks";
 #[command(
     name = "webhooks",
     after_help = "The last line on standard output is a summary as JSON, with null for what is not \
-                  known. Ends with 0 if all went as it had to, with 1 if it did not or was stopped \
-                  before its end, with 2 if it could not be tried."
+                  known; there is none where the command line or the configuration is refused, \
+                  which is said before anything is begun, nor after a second signal. Ends with 0 \
+                  if all went as it had to, with 1 if it did not or was stopped before its end, \
+                  with 2 if it could not be tried or the summary could not be written. What went \
+                  wrong is said on standard error."
 )]
 pub(crate) struct Options {
     /// Which half of the job to do.
@@ -36,7 +39,8 @@ pub(crate) struct Options {
     /// created with 6 partitions.
     #[arg(long, value_name = "NAME")]
     name: Option<String>,
-    /// Deliveries to publish, a JSON object a line; 1000 are made up without it.
+    /// Deliveries to publish, a JSON object a line with `delivery` (its id, without spaces and control characters),
+    /// `event` and `repository`; 1000 are made up without it.
     #[arg(long, value_name = "FILE.jsonl")]
     input: Option<PathBuf>,
     /// How often to publish each delivery.
@@ -48,7 +52,8 @@ pub(crate) struct Options {
     /// How many percent of the ids fail on every attempt.
     #[arg(long, value_name = "D", default_value_t = 1.0, allow_negative_numbers = true)]
     dead_percent: f64,
-    /// Gets a line for each effect: id, attempt, process id, milliseconds since 1970.
+    /// Gets a line for each effect: id, attempt, process id, milliseconds since 1970; one that cannot be written
+    /// ends the job.
     #[arg(long, value_name = "FILE")]
     effects: Option<PathBuf>,
     /// How long nothing may be left to come before this ends.
@@ -122,6 +127,8 @@ impl Options {
         let place = Place::choose(asked, self.part, &mut config)?;
         let guards = Guards { idempotent: self.idempotent, lock: self.lock, redis: self.redis };
         guards.put_into(&mut config, place.kind == BrokerKind::Memory);
+        // Before anything is begun: a topic, or an effect.
+        config.check()?;
         Ok(Job {
             part: self.part,
             config,

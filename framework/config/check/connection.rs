@@ -30,7 +30,7 @@ pub(super) fn check(check: &mut Check<'_>) {
                 ],
             ),
             BrokerKind::Rabbitmq => {
-                address(check, &table, url, &["amqp", "amqps"], "amqp://USER@HOST:5672/%2f");
+                address(check, &table, url, &["amqp", "amqps"], "amqp://HOST:5672/%2f");
                 let keys = &["replication_min", "in_sync_min", "properties"];
                 foreign(check, &table, "rabbitmq", keys);
             }
