@@ -120,6 +120,15 @@ fn a_misspelled_name_is_named_with_the_nearest_one() {
 }
 
 #[test]
+fn what_has_to_be_a_table_or_a_choice_is_told_in_words_of_toml() {
+    let keys = "but must be a table: its keys below a [name] of its own, or in { .. }";
+    refused("[retry]\nslow = 5", "retry.slow", &["is the number `5`", keys]);
+    refused("[stores]\nmain = \"redis\"", "stores.main", &["is the text \"redis\"", keys]);
+    line_refused("breaker = true", "breaker", &["is `true`", keys]);
+    line_refused("ordering = 5", "ordering", &["must be text in quotes"]);
+}
+
+#[test]
 fn nothing_is_taken_for_a_number_that_is_none() {
     line_refused(
         "in_flight_max = 5.7",

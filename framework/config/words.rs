@@ -1,6 +1,6 @@
 //! Turns what serde says of a value into words that follow its path, and names the nearest known word.
 //!
-//! serde hands over only text, so its four fixed sentences are recognised; any other passes as it is.
+//! serde hands over only text, so its fixed sentences are recognised; any other passes as it is.
 
 use super::nearest::nearest;
 
@@ -16,6 +16,8 @@ pub(super) fn of(message: &str) -> Words {
     let text = match message.split_once(' ') {
         Some(("unknown", rest)) => return unknown(rest),
         Some(("invalid", rest)) => invalid(rest),
+        // What toml says of anything but text where one word of several is meant.
+        Some(("wanted", "string or table")) => String::from("must be text in quotes"),
         _ => message.to_owned(),
     };
     Words { text, is_unknown_key: false, meant_key: None }
@@ -63,6 +65,7 @@ fn plain(found: &str) -> String {
         "map" => "a table".to_owned(),
         "sequence" => "a list".to_owned(),
         _ => found
+            .replace("boolean ", "")
             .replace("floating point", "the number")
             .replace("integer", "the number")
             .replace("string", "the text"),
@@ -76,6 +79,10 @@ fn plain_expected(expected: &str) -> String {
         "f64" => "a number".to_owned(),
         "a map" => "a table".to_owned(),
         "a sequence" => "a list".to_owned(),
-        _ => expected.replace("struct ", "a table: ").to_owned(),
+        // Followed by the name of a type, which says nothing to whoever writes TOML.
+        _ if expected.starts_with("struct ") => {
+            "a table: its keys below a [name] of its own, or in { .. }".to_owned()
+        }
+        _ => expected.to_owned(),
     }
 }
