@@ -21,15 +21,25 @@ const PAYMENTS: usize = 100;
 async fn main() -> Result<(), Error> {
     match std::env::args().nth(1) {
         Some(account) => pay(Path::new(&account)).await,
-        None => watch(),
+        None => {
+            // Before any process is started: without Redis nobody can pay.
+            connect().await?.stop().await;
+            watch()
+        }
     }
+}
+
+async fn connect() -> Result<Service, Error> {
+    let redis = std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".into());
+    let config =
+        format!("[service]\nstartup_max = '5s'\n[stores.main]\nkind = 'redis'\nurl = '{redis}'");
+    let started = Service::builder(Config::from_toml(&config)?).start().await;
+    started.map_err(|error| format!("this example needs a Redis, at REDIS_URL: {error}").into())
 }
 
 /// A process that pays, and says so after each payment.
 async fn pay(account: &Path) -> Result<(), Error> {
-    let redis = std::env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:6379".into());
-    let config = Config::from_toml(&format!("[stores.main]\nkind = 'redis'\nurl = '{redis}'"))?;
-    let service = Service::builder(config).start().await?;
+    let service = connect().await?;
     let locks = service.locks("main")?;
     for _ in 0..PAYMENTS {
         let key = account.display().to_string();

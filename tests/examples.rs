@@ -62,6 +62,16 @@ fn idempotent_names_a_file_that_it_cannot_use() {
 }
 
 #[test]
+fn locks_begins_nothing_without_its_redis_and_says_where_it_looked() {
+    let mut locks = programs::program("locks");
+    let output = locks.env("REDIS_URL", "redis://127.0.0.1:1").output().expect("it can be started");
+    let said = told(&output);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("needs a Redis, at REDIS_URL") && said.contains("refused"), "{said}");
+    assert_eq!(said.matches("Error: ").count(), 1, "{said}");
+}
+
+#[test]
 fn no_example_is_forgotten() {
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
     let entries = std::fs::read_dir(folder).expect("there are examples");

@@ -216,6 +216,29 @@ fn a_url_that_cannot_be_read_is_told_without_the_password() {
     }
 }
 
+#[test]
+fn a_setting_of_the_url_that_cannot_be_read_is_named() {
+    for (settings, said) in [
+        ("heartbeat=hunter2", "`heartbeat` after the `?` is no whole number"),
+        ("frame_max=8192&channel_max=70000", "`channel_max` after the `?` is no whole number"),
+        ("auth_mechanism=hunter2", "`auth_mechanism` after the `?` is none that is known"),
+    ] {
+        let settings = broker_settings(&format!("amqp://127.0.0.1:1/%2f?{settings}"));
+        let error = RabbitBroker::new("main", &settings, "shop").err().expect("it cannot be read");
+        assert!(error.text.contains(said) && !error.text.contains("hunter2"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn tls_at_a_port_without_it_is_told_from_a_wrong_certificate() {
+    let plain = url().replace("amqp://", "amqps://");
+    let error = Lab::new(&url(), &broker_settings(&plain)).broker.connect().await;
+    let error = error.expect_err("it does not speak TLS");
+    assert_eq!(error.fault, Fault::Refused, "{error}");
+    assert!(error.text.contains("amqp:// for this one"), "{error}");
+    assert!(!error.text.contains("certificate"), "{error}");
+}
+
 #[tokio::test]
 async fn a_closed_broker_sends_nothing_more() {
     let lab = Lab::connect().await;

@@ -90,9 +90,18 @@ impl Address {
             .ok_or_else(|| refused("url is missing; write \"amqp://host:5672/%2f\""))?;
         // The parser's own error may show the whole url, password and all.
         let unreadable = |_| {
-            refused(&format!(
-                "url ({url}) cannot be read; write \"amqp://user@host:5672/vhost\", special characters as %XX"
-            ))
+            let advice = match unreadable_setting(url.expose()) {
+                Some(name @ "auth_mechanism") => {
+                    format!("`{name}` after the `?` is none that is known; write plain or external")
+                }
+                Some(name) => format!(
+                    "`{name}` after the `?` is no whole number, or too large; write it like {name}=30"
+                ),
+                None => {
+                    "write \"amqp://user@host:5672/vhost\", special characters as %XX".to_owned()
+                }
+            };
+            refused(&format!("url ({url}) cannot be read; {advice}"))
         };
         let mut uri: AMQPUri = url.expose().parse().map_err(unreadable)?;
         if let Some(host) = ipv6_host(url.expose()) {
@@ -124,6 +133,15 @@ impl fmt::Display for Address {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown)
     }
+}
+
+/// The name of a setting after the `?` for which alone the url cannot be read; never its value, which could be anything.
+fn unreadable_setting(url: &str) -> Option<&str> {
+    let (base, settings) = url.split_once('?')?;
+    base.parse::<AMQPUri>().ok()?;
+    let is_unreadable = |pair: &&str| format!("{base}?{pair}").parse::<AMQPUri>().is_err();
+    let pair = settings.split('&').find(is_unreadable)?;
+    Some(pair.split_once('=').map_or(pair, |(name, _)| name))
 }
 
 fn ipv6_host(url: &str) -> Option<&str> {

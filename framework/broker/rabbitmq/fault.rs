@@ -45,6 +45,12 @@ fn judge(error: &Error, said: &str) -> (Fault, Option<&'static str>) {
     match error.kind() {
         ErrorKind::ProtocolError(answer) => judge_answer(answer.get_id(), said),
         ErrorKind::AuthProviderError(_) => (Fault::Refused, Some(CREDENTIALS)),
+        // Rustls says so of an answer that is not TLS at all: the port of amqp://, as a rule.
+        ErrorKind::IOError(cause)
+            if cause.kind() == io::ErrorKind::InvalidData && said.contains("corrupt message") =>
+        {
+            (Fault::Refused, Some(NO_TLS))
+        }
         // What rustls refuses arrives as invalid data.
         ErrorKind::IOError(cause) if cause.kind() == io::ErrorKind::InvalidData => {
             (Fault::Refused, Some(CERTIFICATES))
@@ -59,6 +65,7 @@ fn judge(error: &Error, said: &str) -> (Fault, Option<&'static str>) {
 const CREDENTIALS: &str =
     "check the user, its password and its permissions, and the url they stand in";
 const CERTIFICATES: &str = "check that the url's host stands in the server's certificate, and tls.ca, tls.cert and tls.key";
+const NO_TLS: &str = "this port does not speak TLS: write the port that does (5671 unless the server says otherwise), or amqp:// for this one";
 const VHOST: &str =
     "check the url's virtual host (`/` is written %2f) and the user's permissions for it";
 
