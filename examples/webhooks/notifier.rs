@@ -19,8 +19,8 @@ pub(crate) struct Notice {
     repository: Option<String>,
 }
 
-/// How long a webhook is put off whose effect could not be written.
-const DEFERRED: Duration = Duration::from_secs(1);
+/// How long a webhook is put off whose effect could not be written: one of the waits that its retries have anyway.
+const DEFERRED: Duration = Duration::from_millis(400);
 
 /// Tells whom it concerns about webhooks; at times that does not work.
 pub(crate) struct Notifier {
