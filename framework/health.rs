@@ -24,7 +24,7 @@ use serde::Serialize;
 pub struct Health {
     /// The process is worth keeping: false when only a restart can help.
     pub live: bool,
-    /// Every subscription consumes, or is paused because somebody said so.
+    /// Every subscription consumes, is paused because somebody said so, or has no handler here.
     pub ready: bool,
     /// Why it is not ready, a sentence each.
     pub reasons: Vec<String>,
@@ -85,6 +85,8 @@ pub enum SubscriptionState {
     Running,
     /// Held by `pause`.
     Paused,
+    /// Prepared, and left to others: `without_handler` says that nothing of it is consumed here.
+    Unhandled,
     /// Given up until it is resumed; with the reason.
     Failed(String),
     /// Stopped with the service.
@@ -116,7 +118,7 @@ impl SubscriptionHealth {
             SubscriptionState::Starting => Some(String::from("is starting")),
             SubscriptionState::Failed(why) => Some(why.clone()),
             SubscriptionState::Stopped => Some(String::from("is stopped")),
-            SubscriptionState::Paused => None,
+            SubscriptionState::Paused | SubscriptionState::Unhandled => None,
             SubscriptionState::Running if self.breaker_open => {
                 Some(String::from("nearly everything fails: its breaker is open"))
             }

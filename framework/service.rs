@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use crate::actors::lock_keeper::LockKeeper;
-use crate::actors::{InspectAll, KeeperSeat, Pause, ResumeOne, Root, StopAll};
+use crate::actors::{KeeperSeat, Pause, ResumeOne, Root, StopAll};
 use crate::broker::{Broker, BrokerState};
 use crate::clock::Clock;
 use crate::config::{Config, Topology};
@@ -29,6 +29,7 @@ use crate::telemetry::{self, Metrics};
 
 mod adapters;
 mod build;
+mod sample;
 
 pub use build::ServiceBuilder;
 
@@ -37,7 +38,10 @@ const CLOSE_MAX: Duration = Duration::from_secs(20);
 
 /// A running service. Cheap to clone; usable from any thread.
 ///
-/// It runs on threads of its own until it is stopped, whether or not a handle is kept. Its async methods, and those of its
+/// It runs on threads of its own until it is stopped, whether or not a handle is kept: **dropping the last one stops nothing**,
+/// so that a program which needs none may let it go, and it goes on consuming. What ends it is [`stop`](Self::stop), which needs a
+/// handle, or a signal, unless `.signals(false)`; whoever drops the last handle without signals can end it only with the
+/// process, as by a crash: what ran comes again. Its async methods, and those of its
 /// publishers and [`DeadLetters`], work in every runtime and in none, such as a plain `block_on`; within Tokio they take what is
 /// there, whose timers must be enabled. Code that is not async publishes by
 /// [`send_blocking`](crate::Publisher::send_blocking).
@@ -306,7 +310,10 @@ impl Service {
     }
 
     /// Every metric in the OpenMetrics text format, for Prometheus; asks the brokers how much
-    /// waits, for at most a second.
+    /// waits, for at most a second, and at the same time each subscription what it holds, for at most 250 ms.
+    ///
+    /// What is not told in that time stays as it was: so `redeliver_in_flight`, `redeliver_parked`, `redeliver_carrying` and
+    /// `redeliver_oldest_delivery_seconds` of a subscription whose handler blocks its thread, which answers nobody meanwhile.
     ///
     /// ```
     /// # actix::System::new().block_on(async {
@@ -319,28 +326,8 @@ impl Service {
     /// # }).unwrap();
     /// ```
     pub async fn metrics(&self) -> String {
-        // What cannot be had in time stays as it was.
-        let sample = async { timeout(Duration::from_secs(1), self.sample()).await };
-        let _ = outside::in_context(sample).await;
+        outside::in_context(sample::all(&self.inner)).await;
         self.inner.metrics.text()
-    }
-
-    async fn sample(&self) {
-        let holdings = self.inner.root.send(InspectAll).await.unwrap_or_default();
-        for (name, Subscription { scope, .. }) in &self.inner.subscriptions {
-            let metrics = &scope.metrics;
-            let holdings = holdings.get(name).map(Vec::as_slice).unwrap_or_default();
-            let sum = |count: fn(&crate::actors::Holding) -> usize| {
-                holdings.iter().map(count).sum::<usize>() as i64
-            };
-            metrics.in_flight.set(sum(|holding| holding.running));
-            metrics.parked.set(sum(|holding| holding.parked));
-            metrics.carrying.set(sum(|holding| holding.carrying));
-            let oldest = holdings.iter().filter_map(|holding| holding.oldest).min();
-            metrics.oldest.set(oldest.map_or(0.0, |oldest| oldest.elapsed().as_secs_f64()));
-        }
-        // Together, so that a broker which does not answer hides nothing but its own.
-        futures_util::future::join_all(self.inner.subscriptions.values().map(sample_depth)).await;
     }
 
     /// How many messages of this subscription are where.
@@ -415,18 +402,6 @@ impl Service {
     #[cfg(feature = "testing")]
     pub(crate) fn inner(&self) -> &Inner {
         &self.inner
-    }
-}
-
-async fn sample_depth(Subscription { scope, broker, .. }: &Subscription) {
-    let metrics = &scope.metrics;
-    let source = scope.source.load_full();
-    let Ok(depth) = broker.depth(&source).await else { return };
-    let gauges = [&metrics.ready, &metrics.waiting, &metrics.dead_letters];
-    for (gauge, count) in gauges.into_iter().zip([depth.ready, depth.waiting, depth.dead]) {
-        if let Some(count) = count {
-            gauge.set(count as i64);
-        }
     }
 }
 

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use actix::prelude::*;
+use futures_util::future::join_all;
 use tokio::sync::oneshot;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::{Dismiss, Halt, Holding, Inspect, Plan, Resume, Supervisor};
 use crate::health::SubscriptionState;
@@ -45,10 +46,14 @@ pub(crate) struct Pause {
 #[rtype(result = "bool")]
 pub(crate) struct ResumeOne(pub(crate) String);
 
-/// What every subscription holds.
+/// What every subscription holds; `None` of one that does not answer in time.
 #[derive(Message)]
-#[rtype(result = "BTreeMap<String, Vec<Holding>>")]
+#[rtype(result = "BTreeMap<String, Option<Vec<Holding>>>")]
 pub(crate) struct InspectAll;
+
+/// How long a subscription may take to tell what it holds. One whose thread a handler blocks tells nothing until that
+/// returns; others answer between two messages.
+const INSPECTED_MAX: Duration = Duration::from_millis(250);
 
 impl Root {
     /// Starts the subscriptions in order, each on a thread of its own unless `threads` is false.
@@ -92,9 +97,9 @@ impl Handler<StopAll> for Root {
             let halts = subscriptions.iter().map(|running| {
                 running.supervisor.send(Halt { deadline, state: SubscriptionState::Stopped })
             });
-            let left = futures_util::future::join_all(halts).await;
+            let left = join_all(halts).await;
             let dismissed = subscriptions.iter().map(|running| running.supervisor.send(Dismiss));
-            let handlers = futures_util::future::join_all(dismissed).await;
+            let handlers = join_all(dismissed).await;
             let mut threads: Vec<Arbiter> = handlers.into_iter().flatten().flatten().collect();
             for arbiter in subscriptions.into_iter().filter_map(|running| running.arbiter) {
                 arbiter.stop();
@@ -156,20 +161,16 @@ impl Handler<ResumeOne> for Root {
 }
 
 impl Handler<InspectAll> for Root {
-    type Result = ResponseFuture<BTreeMap<String, Vec<Holding>>>;
+    type Result = ResponseFuture<BTreeMap<String, Option<Vec<Holding>>>>;
 
     fn handle(&mut self, InspectAll: InspectAll, _: &mut Context<Self>) -> Self::Result {
-        let asked: Vec<_> = self
-            .subscriptions
-            .iter()
-            .map(|running| (running.name.clone(), running.supervisor.send(Inspect)))
-            .collect();
-        Box::pin(async move {
-            let mut holdings = BTreeMap::new();
-            for (name, holding) in asked {
-                holdings.insert(name, holding.await.unwrap_or_default());
-            }
-            holdings
-        })
+        let asked = self.subscriptions.iter().map(|running| {
+            let asked = timeout(INSPECTED_MAX, running.supervisor.send(Inspect));
+            let name = running.name.clone();
+            async move { (name, asked.await.ok().map(Result::unwrap_or_default)) }
+        });
+        // At once: one that is blocked hides nobody else.
+        let answers = join_all(asked);
+        Box::pin(async move { answers.await.into_iter().collect() })
     }
 }

@@ -290,7 +290,7 @@ impl ServiceBuilder {
                     threads: self.threads,
                 });
             } else {
-                health.update(|health| health.state = SubscriptionState::Paused);
+                health.update(|health| health.state = SubscriptionState::Unhandled);
             }
             let broker = Arc::clone(broker);
             let subscription = Subscription { scope, broker, health, is_consumed };

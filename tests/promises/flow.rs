@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use redeliver::broker::Depth;
 use redeliver::testing::{Fate, TestService};
-use redeliver::{Delivery, Failure, Handled, SubscriptionState};
+use redeliver::{Delivery, Failure, Handled, Service, SubscriptionState};
 
-use crate::bench::{THRICE, obey, orders, text};
+use crate::bench::{THRICE, config, obey, orders, text};
 
 fn pause(test: &mut TestService) {
     let service = test.service();
@@ -42,6 +42,17 @@ fn a_paused_subscription_takes_nothing_and_goes_on_when_it_is_resumed() {
     resume(&mut test);
     assert_eq!(handled(&test), 10);
     assert!(test.log().iter().all(|line| line.ends_with("attempt 1 handled")), "{:?}", test.log());
+}
+
+#[test]
+fn a_subscription_without_a_handler_is_told_from_one_that_is_paused() {
+    let builder = Service::builder(config("", THRICE)).without_handler("orders");
+    let test = TestService::start(builder).expect("it starts");
+    let health = test.service().health();
+    assert_eq!(health.subscriptions["orders"].state, SubscriptionState::Unhandled);
+    assert!(health.ready, "{:?}", health.reasons);
+    let told = serde_json::to_value(&health).expect("it is JSON");
+    assert_eq!(told["subscriptions"]["orders"]["state"], "unhandled");
 }
 
 #[test]

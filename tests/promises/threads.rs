@@ -5,7 +5,8 @@ use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
 
-use redeliver::{Delivery, Handled, Service};
+use redeliver::config::Config;
+use redeliver::{Delivery, Handled, Message, Service};
 
 use crate::bench::{THRICE, config};
 use crate::runtimes::{blocking_on, drained, publish};
@@ -35,6 +36,60 @@ fn threads_used(handlers: usize) -> usize {
 fn several_handlers_use_as_many_threads() {
     assert_eq!(threads_used(1), 1);
     assert_eq!(threads_used(3), 3);
+}
+
+#[test]
+fn a_handler_that_blocks_its_thread_hides_no_count_but_its_own() {
+    let two = r#"
+        [service]
+        shutdown_grace = "100ms"
+        [brokers.main]
+        kind = "memory"
+        [subscriptions.orders]
+        broker = "main"
+        in_flight_max = 1
+        parked_max = 1
+        [subscriptions.refunds]
+        broker = "main"
+    "#;
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = std::sync::mpsc::channel::<()>();
+    let released = Arc::new(Mutex::new(released));
+    let block = move |_: Delivery<u32>| {
+        let _ = begun.send(());
+        // Until the test lets it go, or is over.
+        let _ = released.lock().unwrap().recv();
+        async { Handled::Ok(()) }
+    };
+    let run = |_: Delivery<u32>| std::future::pending::<Handled>();
+    blocking_on(async {
+        let builder = Service::builder(Config::from_toml(two).expect("it is right"));
+        let builder = builder.subscribe("orders", block).subscribe("refunds", run).signals(false);
+        let service = builder.start().await.expect("it starts");
+        let publisher = service.publisher("main").expect("it is configured");
+        for (queue, count) in [("orders", 10), ("refunds", 3)] {
+            for number in 0..count {
+                let message = Message::json(&number).expect("a number is JSON");
+                publisher.send(message.to_queue(queue)).await.expect("it is stored");
+            }
+        }
+        has_begun.recv().expect("it is called");
+        // Orders holds at most one that runs and one that is parked, whatever its thread does.
+        let told = |metrics: &str| {
+            let line =
+                |count| format!("redeliver_source_ready{{subscription=\"orders\"}} {count}\n");
+            [8, 9].iter().any(|count| metrics.contains(&line(*count)))
+                && metrics.contains("redeliver_in_flight{subscription=\"refunds\"} 3\n")
+        };
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut metrics = service.metrics().await;
+        while !told(&metrics) {
+            assert!(Instant::now() < deadline, "{metrics}");
+            metrics = service.metrics().await;
+        }
+        drop(release);
+        service.stop().await;
+    });
 }
 
 const COUNTS_THREADS: &str = "REDELIVER_TEST_COUNTS_THREADS";

@@ -425,6 +425,28 @@ async fn attempts_that_were_made_are_told_from_those_that_a_publisher_made_up() 
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_count_dips_while_a_page_is_read() {
+    const LETTERS: u32 = 2_000;
+    let lab = Lab::new().await;
+    let service = lab.start(&lab.toml("", ""), reject).await;
+    lab.publish(0..LETTERS).await;
+    until("all are dead", || async { lab.raw.count(&lab.dead()).await == LETTERS }).await;
+    let dead = service.dead_letters("orders").expect("it has this subscription");
+    let mut pages = dead.pages(10).await.expect("they can be read");
+    let reading = tokio::spawn(async move {
+        while pages.next().await.expect("they can be read").is_some() {}
+        pages
+    });
+    while !reading.is_finished() {
+        let depth = service.depth("orders").await.expect("the server answers");
+        assert_eq!(depth.dead, Some(LETTERS.into()));
+    }
+    let pages = reading.await.expect("it was read");
+    pages.close().await.expect("it is given back");
+    service.stop().await;
+}
+
 #[tokio::test]
 async fn what_an_open_page_hides_is_counted_and_nobody_says_that_there_is_none() {
     let lab = Lab::new().await;

@@ -18,7 +18,8 @@ use lapin::options::{
     BasicQosOptions,
 };
 use lapin::types::{FieldTable, ShortString};
-use tokio::sync::mpsc;
+use tokio::sync::mpsc::{self, OwnedPermit};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
@@ -37,6 +38,27 @@ use crate::broker::{
 const FETCHES_MAX: usize = 32;
 /// How long closing may take before the channel is dropped, which gives everything back too.
 const CLOSE_MAX: Duration = Duration::from_secs(10);
+/// How long whoever counts waits for the fetches that are under way; then it counts without what they bring.
+const QUIET_MAX: Duration = Duration::from_secs(5);
+
+/// A permit for each fetch of a queue that may be under way.
+pub(super) struct Fetches(Arc<Semaphore>);
+
+impl Default for Fetches {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(FETCHES_MAX)))
+    }
+}
+
+impl Fetches {
+    /// Waits until none is under way, and lets none begin while what this returns is held: what is out is counted then,
+    /// either by the server or here.
+    pub(super) async fn quiet(&self) -> Option<SemaphorePermit<'_>> {
+        let all = self.0.acquire_many(FETCHES_MAX as u32);
+        // The semaphore is never closed.
+        timeout(QUIET_MAX, all).await.ok()?.ok()
+    }
+}
 
 /// A reader of one queue of dead letters.
 pub(super) struct RabbitDeadLetters {
@@ -45,7 +67,7 @@ pub(super) struct RabbitDeadLetters {
     source: Arc<Source>,
     queue: Arc<str>,
     /// What was fetched, in the order of its tags; begun when it is first asked for, and ends with the queue.
-    fetched: Option<mpsc::Receiver<lapin::Result<BasicGetMessage>>>,
+    fetched: Option<mpsc::Receiver<Fetched>>,
     /// The task that fetches.
     fetcher: JoinSet<()>,
     ledger: Ledger,
@@ -107,53 +129,66 @@ impl RabbitDeadLetters {
     }
 
     /// Begins to fetch, unless that was begun.
-    fn fetched(
-        &mut self,
-    ) -> Result<&mut mpsc::Receiver<lapin::Result<BasicGetMessage>>, BrokerError> {
+    fn fetched(&mut self) -> Result<&mut mpsc::Receiver<Fetched>, BrokerError> {
         if self.fetched.is_none() {
             let (to, fetched) = mpsc::channel(FETCHES_MAX);
             let (channel, queue) = (self.channel.clone(), short(&self.queue)?);
-            self.fetcher.spawn(fetch_all(channel, queue, self.held.clone(), to));
+            if let Some(held) = self.held.clone() {
+                self.fetcher.spawn(fetch_all(channel, queue, held, to));
+            }
             self.fetched = Some(fetched);
         }
         Ok(self.fetched.as_mut().expect("it was begun above"))
     }
 }
 
+type Fetched = lapin::Result<BasicGetMessage>;
+
 /// Fetches until the queue is found empty (later arrivals are not ours to chase), as much ahead as `to` has room for. One
 /// task, so that fetches are sent, and counted, in the order in which they are answered.
 async fn fetch_all(
     channel: Channel,
     queue: ShortString,
-    held: Option<Arc<Held>>,
-    to: mpsc::Sender<lapin::Result<BasicGetMessage>>,
+    held: Arc<Held>,
+    to: mpsc::Sender<Fetched>,
 ) {
     let (mut fetches, mut reached_end) = (FuturesOrdered::new(), false);
     loop {
-        let mut place = to.clone().try_reserve_owned().ok();
-        if fetches.is_empty() && !reached_end && place.is_none() {
-            place = to.clone().reserve_owned().await.ok();
+        let may_wait = fetches.is_empty();
+        let leave = if reached_end { None } else { leave_to_fetch(&to, &held, may_wait).await };
+        if let Some((place, permit)) = leave {
+            let (channel, queue) = (channel.clone(), queue.clone());
+            fetches.push_back(async move {
+                (place, permit, channel.basic_get(queue, BasicGetOptions::default()).await)
+            });
+            continue;
         }
-        match place.filter(|_| !reached_end) {
-            Some(place) => {
-                let (channel, queue) = (channel.clone(), queue.clone());
-                fetches.push_back(async move {
-                    (place, channel.basic_get(queue, BasicGetOptions::default()).await)
-                });
+        // The permit goes when what was fetched is counted, or there was nothing.
+        match fetches.next().await {
+            Some((place, _permit, Ok(Some(message)))) => {
+                held.add();
+                place.send(Ok(message));
             }
-            None => match fetches.next().await {
-                Some((place, Ok(Some(message)))) => {
-                    held.iter().for_each(|held| held.add());
-                    place.send(Ok(message));
-                }
-                Some((_, Ok(None))) => reached_end = true,
-                Some((place, Err(error))) => {
-                    place.send(Err(error));
-                    return;
-                }
-                None => return,
-            },
+            Some((_, _, Ok(None))) => reached_end = true,
+            Some((place, _, Err(error))) => {
+                place.send(Err(error));
+                return;
+            }
+            None => return,
         }
+    }
+}
+
+/// Room for one more, and a permit to ask for it; waits for them only where nothing is under way.
+async fn leave_to_fetch(
+    to: &mpsc::Sender<Fetched>,
+    held: &Held,
+    may_wait: bool,
+) -> Option<(OwnedPermit<Fetched>, OwnedSemaphorePermit)> {
+    let (to, permits) = (to.clone(), Arc::clone(&held.tally.fetches.0));
+    match may_wait {
+        true => Some((to.reserve_owned().await.ok()?, permits.acquire_owned().await.ok()?)),
+        false => Some((to.try_reserve_owned().ok()?, permits.try_acquire_owned().ok()?)),
     }
 }
 

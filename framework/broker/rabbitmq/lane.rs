@@ -21,6 +21,7 @@ use lapin::{Channel, Consumer};
 use tokio::time::timeout;
 
 use super::connection::{Link, Live, answer};
+use super::dead_letters::Fetches;
 use super::envelope::AmqpEnvelope;
 use super::fault;
 use super::give_way::give_way;
@@ -52,6 +53,8 @@ pub(super) struct Tally {
     pub(super) unsettled: AtomicUsize,
     /// Dead letters that are held by who reads them.
     pub(super) dead: AtomicUsize,
+    /// One for each fetch of a reader that is under way: what the server has handed out then is on nobody's count.
+    pub(super) fetches: Fetches,
     /// Whoever reads its dead letters.
     pub(super) reading: Arc<tokio::sync::Mutex<()>>,
 }

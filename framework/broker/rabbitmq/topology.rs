@@ -443,9 +443,7 @@ pub(super) async fn depth(
         waiting += count_if_there(link, &wait_name(settings, *wait)).await?.0;
     }
     let (ready, consumers) = count(link, queue_name(settings)).await?;
-    // What is held here is counted before, so that what comes back meanwhile is counted twice rather than never.
-    let held = tally.dead.load(Relaxed) as u64;
-    let dead = held + count_if_there(link, &dead_name(settings)).await?.0;
+    let dead = dead(link, settings, tally).await?;
     // Suspects are as good as ready.
     let (suspects, their_consumers) = count_if_there(link, &suspects_name(settings)).await?;
     let ready = ready + suspects;
@@ -454,6 +452,14 @@ pub(super) async fn depth(
         && (!is_single_active(settings) || consumers == 0 || tally.served_lanes.load(Relaxed) > 0);
     let unsettled = only_ours.then(|| tally.unsettled.load(Relaxed) as u64);
     Ok(Depth { ready: Some(ready), unsettled, waiting: Some(waiting), dead: Some(dead) })
+}
+
+/// How many dead letters there are, with those that are held by a reader here.
+async fn dead(link: &Link, settings: &Subscription, tally: &Tally) -> Result<u64, BrokerError> {
+    let _quiet = tally.fetches.quiet().await;
+    // What is held here is counted before, so that what comes back meanwhile is counted twice rather than never.
+    let held = tally.dead.load(Relaxed) as u64;
+    Ok(held + count_if_there(link, &dead_name(settings)).await?.0)
 }
 
 /// A name as AMQP takes it.
