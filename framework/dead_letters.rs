@@ -155,7 +155,7 @@ pub struct Redrive {
     pub filter: Filter,
     /// Only counts.
     pub dry_run: bool,
-    /// Messages a second at the most; `None` for as fast as they are confirmed.
+    /// Messages a second at the most, 1 or more; `None` for as fast as they are confirmed.
     pub rate_max: Option<u32>,
     /// Messages at the most.
     pub count_max: usize,
@@ -212,9 +212,12 @@ impl DeadLetters {
     /// All dead letters, `size` at a time, in the order of the queue, without consuming them.
     ///
     /// # Errors
-    /// What the broker says; others are open in this process and are not closed soon.
+    /// A `size` of 0; what the broker says; others are open in this process and are not closed soon.
     pub async fn pages(&self, size: usize) -> Result<Pages, Error> {
-        Ok(Pages { reader: self.reader().await?, size: size.max(1) })
+        if size == 0 {
+            return Err(self.refused("pages(0) would list nothing; use a size of 1 or more"));
+        }
+        Ok(Pages { reader: self.reader().await?, size })
     }
 
     /// The dead letter of this id.
@@ -242,12 +245,17 @@ impl DeadLetters {
     /// the middle can be made again: what was moved is not here any more.
     ///
     /// # Errors
-    /// What the broker says, and how many were moved before; the others are still here. Pages are open in this process
+    /// A [`rate_max`](Redrive::rate_max) of 0; what the broker says, and how many were moved before; the others are still here. Pages are open in this process
     /// and are not closed soon: nothing was moved, as nobody knows what they hide.
     ///
     /// # Cancel safety
     /// A cancelled call may have moved one message without having removed it here.
     pub async fn redrive(&self, redrive: &Redrive) -> Result<Redriven, Error> {
+        if redrive.rate_max == Some(0) {
+            let why = "a redrive with rate_max = Some(0) would never move one; use Some(1) or more, or None for as fast \
+                       as they are confirmed";
+            return Err(self.refused(why));
+        }
         let redriving = async {
             let (mut reader, mut done) = (self.reader().await?, Redriven::default());
             let moved = self.move_back(reader.as_mut(), redrive, &mut done).await;
@@ -263,7 +271,7 @@ impl DeadLetters {
         redrive: &Redrive,
         done: &mut Redriven,
     ) -> Result<(), BrokerError> {
-        let pause = redrive.rate_max.map(|rate| Duration::from_secs(1) / rate.max(1));
+        let pause = redrive.rate_max.map(|rate| Duration::from_secs(1) / rate);
         let publisher = self.broker.publisher();
         let started = self.clock.now();
         while done.matched < redrive.count_max {
@@ -339,6 +347,10 @@ impl DeadLetters {
         let reader = self.broker.dead_letters(Arc::clone(&self.source));
         let reader = outside::in_context(reader).await;
         reader.map_err(|error| self.error(&error))
+    }
+
+    fn refused(&self, why: &str) -> Error {
+        Error::Invalid(format!("dead letters of `{}`: {why}", self.source.name))
     }
 
     fn error(&self, error: &BrokerError) -> Error {

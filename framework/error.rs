@@ -51,6 +51,9 @@ pub enum Error {
         /// Its name.
         subscription: String,
     },
+    /// What was asked for can never be done as it was asked.
+    #[error("{0}")]
+    Invalid(String),
     /// The service is stopping, or has stopped.
     #[error("the service is stopping, or has stopped; build and start another one")]
     Stopped,

@@ -139,6 +139,23 @@ impl Default for MemoryBroker {
 }
 
 impl Shared {
+    /// As a real one, whose connection is gone: what is asked after a stop is an error, not what there was.
+    fn check_open(&self, doing: &str, name: &str) -> Result<(), BrokerError> {
+        if self.closed.load(Ordering::Acquire) {
+            let text = format!("{doing} `{name}`: the memory broker was closed by this process");
+            return Err(BrokerError::new(Fault::Closed, text));
+        }
+        Ok(())
+    }
+
+    /// The same, but that a test with a clock of its own may look at what a stop has left.
+    fn check_readable(&self, doing: &str, name: &str) -> Result<(), BrokerError> {
+        match self.clock {
+            Clock::System => self.check_open(doing, name),
+            Clock::Virtual(_) => Ok(()),
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Queues> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -237,6 +254,7 @@ impl Broker for MemoryBroker {
         source: Arc<Source>,
     ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
         let name = dead_queue(&source);
+        self.shared.check_readable("reading the dead letters in queue", &name)?;
         let reading = {
             let mut queues = self.shared.lock();
             Arc::clone(&queues.by_name.entry(name.clone()).or_default().reading)
@@ -252,6 +270,7 @@ impl Broker for MemoryBroker {
     }
 
     async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
+        self.shared.check_readable("counting what is in", &source_queue(source))?;
         let queues = self.shared.lock();
         let queue = queues.by_name.get(&source_queue(source));
         let dead = queues.by_name.get(&dead_queue(source));
@@ -264,7 +283,8 @@ impl Broker for MemoryBroker {
     }
 
     fn state(&self) -> BrokerState {
-        BrokerState::Connected
+        let closed = || BrokerState::Disconnected("closed by this process".to_owned());
+        self.shared.closed.load(Ordering::Acquire).then(closed).unwrap_or(BrokerState::Connected)
     }
 
     async fn close(&self) {
@@ -451,10 +471,7 @@ struct MemoryPublisher {
 #[async_trait]
 impl Publisher for MemoryPublisher {
     async fn send(&self, outgoing: &Outgoing) -> Result<(), BrokerError> {
-        if self.shared.closed.load(Ordering::Acquire) {
-            let error = format!("message `{}`: the memory broker was closed", outgoing.id);
-            return Err(BrokerError::new(Fault::Closed, error));
-        }
+        self.shared.check_open("message", &outgoing.id)?;
         let mut queues = self.shared.lock();
         let names = match &outgoing.target {
             Target::Queue(name) | Target::Topic(name) => vec![name.clone()],
@@ -485,6 +502,7 @@ impl Publisher for MemoryPublisher {
 
     async fn copy(&self, copy: &Copy) -> Result<Copied, BrokerError> {
         let source = source_queue(&copy.source);
+        self.shared.check_open("copying a message of queue", &source)?;
         let original = copy.envelope.as_any().downcast_ref::<Message>().ok_or_else(|| {
             BrokerError::new(Fault::Other, "a message of another broker cannot be copied here")
         })?;
@@ -644,6 +662,7 @@ struct MemoryDeadLetters {
 #[async_trait]
 impl DeadLetterReader for MemoryDeadLetters {
     async fn next(&mut self) -> Result<Option<Received>, BrokerError> {
+        self.shared.check_readable("reading the dead letters in queue", &self.name)?;
         let mut queues = self.shared.lock();
         let Some(queue) = queues.by_name.get_mut(&self.name) else { return Ok(None) };
         let Some(message) = queue.ready.take(1).next() else { return Ok(None) };
@@ -656,6 +675,7 @@ impl DeadLetterReader for MemoryDeadLetters {
     }
 
     async fn remove(&mut self, token: Token) -> Result<(), BrokerError> {
+        self.shared.check_readable("removing a dead letter from queue", &self.name)?;
         if let Some(place) = self.held.iter().position(|(held, _)| *held == token) {
             self.held.remove(place);
             if let Some(queue) = self.shared.lock().by_name.get_mut(&self.name) {

@@ -37,8 +37,11 @@
 //!     handed out when there are such messages, at the start or left behind by another process
 //!     later, and when it is released; there is one at most.
 //! 13. A dead letter that is read stays where it is until [`DeadLetterReader::remove`].
+//! 14. After [`Broker::close`], sending, counting and reading dead letters fail with
+//!     [`Fault::Closed`]: nobody is told what there was as if it were what there is.
 //!
-//! `testing::broker_conformance` turns these sentences into tests that every adapter runs.
+//! `testing::broker_conformance` turns these sentences into tests that every adapter runs (12 and 14 by tests of
+//! their own: not every broker outlives a process, and none its close).
 
 use std::fmt;
 use std::sync::Arc;

@@ -225,7 +225,8 @@ impl TestService {
         read.unwrap_or_else(|error| panic!("{error}"))
     }
 
-    /// Stops the service as a signal would.
+    /// Stops the service as a signal would. What that has left with the broker can still be asked for, which is an
+    /// error in earnest: the depth and the dead letters are then the next process's.
     pub fn stop(&mut self) -> Stop {
         let service = self.service.clone();
         self.run(async move { service.stop().await })

@@ -72,6 +72,7 @@ promises! {
         answers::what_is_to_live_for_ever_is_handled;
         stops::a_stop_leaves_nothing_in_hand;
         stops::what_is_sent_after_a_stop_is_an_error;
+        stops::what_is_asked_after_a_stop_is_an_error;
         threads::a_thread_that_knows_no_runtime_may_do_everything;
     }
     on_servers {

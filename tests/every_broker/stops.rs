@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redeliver::broker::Fault;
-use redeliver::{Delivery, Handled, SubscriptionState};
+use redeliver::{Delivery, Filter, Handled, Redrive, SubscriptionState};
 use tokio::time::sleep;
 
 use crate::ground::{Ground, Kind, drained, sample, text, until};
@@ -75,6 +75,29 @@ pub(crate) async fn what_is_sent_after_a_stop_is_an_error(kind: Kind) {
         let error = publisher.send(message()).await.expect_err("nobody is there to send it");
         assert_eq!((error.fault(), error.may_have_arrived()), (Fault::Closed, false), "{error}");
     }
+}
+
+pub(crate) async fn what_is_asked_after_a_stop_is_an_error(kind: Kind) {
+    let ground = Ground::new(kind).await;
+    let service = ground.start(&ground.toml("", ""), obey(&Seen::default())).await;
+    ground.send(&service, text("sold out", "reject")).await;
+    drained(&service).await;
+    let dead = service.dead_letters("orders").expect("it is configured");
+    assert!(dead.show("sold out").await.is_ok_and(|letter| letter.is_some()));
+    service.stop().await;
+    let answers = [
+        service.depth("orders").await.map(drop),
+        dead.pages(10).await.map(drop),
+        dead.show("sold out").await.map(drop),
+        dead.redrive(&Redrive::default()).await.map(drop),
+        dead.purge(&Filter::default()).await.map(drop),
+    ];
+    for answer in answers {
+        let error = answer.expect_err("nobody is there to ask").to_string();
+        assert!(error.contains("closed by this process"), "{error}");
+    }
+    let health = service.health();
+    assert!(!health.live && !health.ready, "{health:?}");
 }
 
 pub(crate) async fn clean_stops_repeat_none_and_lose_none(kind: Kind) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use redeliver::testing::TestService;
-use redeliver::{Filter, Reason, Redrive, Redriven};
+use redeliver::{Error, Filter, Reason, Redrive, Redriven};
 
 use crate::bench::{THRICE, obey, orders, text};
 
@@ -143,6 +143,20 @@ fn a_redrive_keeps_to_its_rate() {
     redrive(&mut test, Redrive { rate_max: Some(2), ..Redrive::default() });
     let took = test.elapsed() - before;
     assert!(took >= Duration::from_secs(10), "21 messages at 2 a second took {took:?}");
+}
+
+#[test]
+fn what_would_never_list_or_move_anything_is_refused() {
+    let mut test = filled();
+    let letters = test.service().dead_letters("orders").expect("it is configured");
+    let never = Redrive { rate_max: Some(0), ..Redrive::default() };
+    let (listed, redriven) =
+        test.run(async move { (letters.pages(0).await.map(drop), letters.redrive(&never).await) });
+    for (refused, said) in [(listed, "pages(0)"), (redriven.map(drop), "rate_max = Some(0)")] {
+        let Err(Error::Invalid(why)) = refused else { panic!("{refused:?}") };
+        assert!(why.contains("`orders`") && why.contains(said), "{why}");
+    }
+    assert_eq!(test.dead_letters("orders").len(), 21, "nothing was touched");
 }
 
 #[test]
