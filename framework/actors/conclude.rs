@@ -67,6 +67,7 @@ impl Desk {
         }
         let mut handled = 0;
         self.settlements.reserve(letter.len());
+        let mut blanks = shared.blanks.borrow_mut();
         for place in letter {
             let Some(Outcome { work, verdict: Verdict::Ack }) = place else { continue };
             if work.is_probe {
@@ -79,10 +80,11 @@ impl Desk {
             if let Some(Outcome { work, verdict }) = place.take() {
                 // Nothing is in it; to drop it would be a call for each message.
                 std::mem::forget(verdict);
-                work.put_down();
+                work.put_down(&mut blanks);
             }
             handled += 1;
         }
+        drop(blanks);
         if handled > 0 {
             self.free_permits(handled);
             shared.scope.metrics.handled.inc_by(handled as u64);

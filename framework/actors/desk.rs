@@ -251,7 +251,8 @@ impl Desk {
                 letter.push(undecided(Work::bare(received, received_at, self.index, slot)));
                 continue;
             }
-            let work = Work::new(received, received_at, self.index, slot, &shared.scope);
+            let at = (received_at, self.index, slot);
+            let work = Work::new_on(&mut shared.blanks.borrow_mut(), received, at, &shared.scope);
             let is_news = work.is_known_by_key_alone() && returns == 0;
             if is_news && goes_straight {
                 letter.extend(shared.keys.borrow_mut().enter(work).map(undecided));

@@ -7,14 +7,13 @@
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
-use std::sync::Arc;
 
-use crate::pipeline::Work;
+use crate::pipeline::{ByOrder, OrderKey, Work};
 
 /// The keys that are busy, with what waits for them.
 #[derive(Default)]
 pub(super) struct Keys {
-    busy: HashMap<Arc<str>, VecDeque<Work>>,
+    busy: ByOrder<VecDeque<Work>>,
     /// Whose turn came while another lane was at work, by lane.
     turns: HashMap<u32, Vec<Work>>,
     waiting: usize,
@@ -38,26 +37,25 @@ impl Keys {
     }
 
     /// Keeps a key busy for a message that runs elsewhere; false if it is busy.
-    pub(super) fn hold(&mut self, key: &Arc<str>) -> bool {
+    pub(super) fn hold(&mut self, key: &OrderKey) -> bool {
         let is_free = !self.busy.contains_key(key);
         if is_free {
-            self.busy.insert(Arc::clone(key), VecDeque::new());
+            self.busy.insert(key.clone(), VecDeque::new());
         }
         is_free
     }
 
     /// A message of this key is done with: the next one's turn. True if there is one.
-    pub(super) fn leave(&mut self, key: &Arc<str>) -> bool {
-        // An entry, for which a key is hashed once.
-        let Entry::Occupied(mut followers) = self.busy.entry(Arc::clone(key)) else { return false };
-        match followers.get_mut().pop_front() {
+    pub(super) fn leave(&mut self, key: &OrderKey) -> bool {
+        let Some(followers) = self.busy.get_mut(key) else { return false };
+        match followers.pop_front() {
             Some(next) => {
                 self.waiting -= 1;
                 self.turns.entry(next.lane).or_default().push(next);
                 true
             }
             None => {
-                followers.remove();
+                self.busy.remove(key);
                 false
             }
         }
@@ -80,7 +78,7 @@ impl Keys {
         }
         for work in self.take_turns(lane) {
             if let Some(key) = &work.key {
-                self.leave(&Arc::clone(key));
+                self.leave(&key.clone());
             }
             forgotten.push(work);
         }

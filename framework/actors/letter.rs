@@ -55,13 +55,23 @@ impl Opened {
     }
 }
 
-impl Drop for Opened {
-    fn drop(&mut self) {
-        let letter = std::mem::take(&mut self.letter);
+impl Opened {
+    /// Sends it back; what nothing is left of may be written anew.
+    pub(super) fn close(&mut self) -> Letter {
+        let mut letter = std::mem::take(&mut self.letter);
         if letter.iter().any(Option::is_some) {
             // The channel has room for every message that the consumer has out. It is closed when the consumer is
             // gone; then the broker delivers them again.
             let _ = self.reply.try_send(letter);
+            return Letter::new();
         }
+        letter.clear();
+        letter
+    }
+}
+
+impl Drop for Opened {
+    fn drop(&mut self) {
+        self.close();
     }
 }

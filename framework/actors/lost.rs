@@ -4,7 +4,6 @@
 //! delivers them again, here or elsewhere, over whichever lane; what comes here again goes on where it was.
 
 use std::rc::Rc;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -16,7 +15,7 @@ use super::orphans::{Heir, Identity, OrphanId};
 use super::shared::News;
 use crate::broker::Received;
 use crate::config;
-use crate::pipeline::{Epitaph, Outcome, Verdict, Waiting, Work, lane_order};
+use crate::pipeline::{Epitaph, OrderKey, Outcome, Verdict, Waiting, Work};
 use crate::telemetry;
 use crate::wire::Carried;
 
@@ -125,7 +124,7 @@ impl Desk {
                 self.ledger.inherit(slot, orphan);
                 let mut outcome = self.relabelled(outcome, slot);
                 if self.is_in_lane_order() && outcome.work.key.is_some() {
-                    outcome.work.key = Some(lane_order(self.index));
+                    outcome.work.key = Some(OrderKey::of_lane(self.index));
                 }
                 self.resume(outcome);
             }
@@ -186,15 +185,15 @@ impl Desk {
     }
 
     /// Where each lane keeps its own order, nothing of this one begins while a message of it runs for another.
-    fn begin_order(&self, home: Option<u32>) -> Option<Arc<str>> {
+    fn begin_order(&self, home: Option<u32>) -> Option<OrderKey> {
         if !self.is_in_lane_order() || home == Some(self.index) {
             return None;
         }
-        let order = lane_order(self.index);
+        let order = OrderKey::of_lane(self.index);
         self.shared.keys.borrow_mut().hold(&order).then_some(order)
     }
 
-    fn end_order(&self, order: Option<&Arc<str>>) {
+    fn end_order(&self, order: Option<&OrderKey>) {
         if let Some(order) = order
             && self.shared.keys.borrow_mut().leave(order)
         {

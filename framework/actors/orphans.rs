@@ -7,7 +7,6 @@
 //! Pure: knows neither the broker nor the handlers.
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,7 +14,7 @@ use tokio::time::Instant;
 use super::ledger::Slot;
 use crate::broker::Received;
 use crate::config::IdSource;
-use crate::pipeline::{Outcome, id_of};
+use crate::pipeline::{OrderKey, Outcome, id_of};
 use crate::wire::Carried;
 
 /// What came of an orphan that nobody delivered again for so long is with another process, or gone.
@@ -51,7 +50,7 @@ pub(super) struct Heir {
     pub(super) lane: u32,
     pub(super) slot: Slot,
     /// The order that waits for the run there, where each lane has one.
-    pub(super) order: Option<Arc<str>>,
+    pub(super) order: Option<OrderKey>,
 }
 
 struct Orphan {
@@ -221,7 +220,7 @@ impl Orphans {
 #[derive(Default)]
 pub(super) struct Disowned {
     /// The order that waited there.
-    pub(super) order: Option<Arc<str>>,
+    pub(super) order: Option<OrderKey>,
     /// What came of it, and was on its way.
     pub(super) fate: Option<Box<Outcome>>,
 }

@@ -220,6 +220,7 @@ where
             let each = began.elapsed() / progress.at_once;
             self.workplace.scope.metrics.handler_time.observe(each, progress.at_once);
         }
+        self.workplace.outbox.borrow_mut().keep(letter.close());
     }
 
     /// Gives a message a future of its own, from the beginning or from where its handler began to wait.

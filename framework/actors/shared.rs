@@ -16,7 +16,7 @@ use super::orphans::{OrphanId, Orphans};
 use super::retrier::Retrier;
 use crate::broker::Broker;
 use crate::health::HealthCell;
-use crate::pipeline::{Scope, Work};
+use crate::pipeline::{Blanks, Scope, Work};
 
 /// Shared by the consumers of a subscription, which live on one arbiter.
 pub(super) struct Shared {
@@ -33,6 +33,8 @@ pub(super) struct Shared {
     pub(super) health: HealthCell,
     /// Who is next of each key, where an order is kept.
     pub(super) keys: RefCell<Keys>,
+    /// What is left of messages that are done with, for the next ones.
+    pub(super) blanks: RefCell<Blanks>,
     /// Nothing is handed out before: the store of the guards did not answer.
     pub(super) store_down_until: Cell<Option<Instant>>,
     /// A suspect is to run, or runs, and nothing else may.

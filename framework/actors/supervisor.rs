@@ -250,6 +250,7 @@ impl Actor for Supervisor {
             running: Cell::new(0),
             health: self.health.clone(),
             keys: RefCell::default(),
+            blanks: RefCell::default(),
             store_down_until: Cell::new(None),
             alone: Cell::new(false),
             starved: RefCell::default(),

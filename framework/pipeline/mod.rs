@@ -11,6 +11,7 @@ mod guarding;
 pub(crate) mod guards;
 mod lookup;
 mod observe;
+mod order;
 mod retries;
 mod screen;
 mod work;
@@ -30,11 +31,12 @@ pub use codec::{Codec, Codecs, DecodeError, Json, Raw};
 pub use decide::Reason;
 pub(crate) use decide::{Answer, Epitaph, Fault, Verdict, Waiting, decide};
 pub(crate) use observe::{Event, Observer};
+pub(crate) use order::{ByOrder, OrderKey};
 pub(crate) use retries::Retries;
 pub(crate) use screen::{expires_at, screen};
 #[cfg(feature = "__bench")]
 pub(crate) use work::Tick;
-pub(crate) use work::{Outcome, Scope, Work, id_of, lane_order};
+pub(crate) use work::{Blanks, Outcome, Scope, Work, id_of};
 
 use crate::config::TypeSource;
 use crate::message::{Delivery, Failure, Handled};
