@@ -297,6 +297,21 @@ fn what_nothing_reads_is_refused() {
     policy_refused("backoff = \"none\"\njitter = \"equal\"", ".jitter", &["never waits"]);
     let queue_type = "arguments = { x-queue-type = \"classic\" }";
     line_refused(queue_type, "arguments.x-queue-type", &["queue_type"]);
+    let batch = "batch = { size = 64 }\nin_flight_total_max = 8";
+    line_refused(batch, "batch.size", &["in_flight_total_max (8)"]);
+    let rule = "[[retry.slow.rules]]\nclass = \"gone\"\nthen = \"reject\"\n";
+    policy_refused(&rule.repeat(2), ".rules[1]", &["never read"]);
+    for (table, plain, encrypted) in
+        [("brokers.main", "amqp", "amqps"), ("stores.main", "redis-sentinel", "rediss-sentinel")]
+    {
+        let kind = if table == "brokers.main" { "rabbitmq" } else { "redis" };
+        let toml = format!(
+            "[{table}]\nkind = \"{kind}\"\nurl = \"{plain}://127.0.0.1\"\ntls = {{ insecure = true }}\n"
+        );
+        refused(&toml, &format!("{table}.tls"), &[&format!("{encrypted}://")]);
+    }
+    let single = "arguments = { x-single-active-consumer = false }";
+    line_refused(single, "arguments.x-single-active-consumer", &["single_active_consumer"]);
 }
 
 #[test]

@@ -66,6 +66,9 @@ const CREDENTIALS: &str =
     "check the user, its password and its permissions, and the url they stand in";
 const CERTIFICATES: &str = "check that the url's host stands in the server's certificate, and tls.ca, tls.cert and tls.key";
 const NO_TLS: &str = "this port does not speak TLS: write the port that does (5671 unless the server says otherwise), or amqp:// for this one";
+const OTHER_QUEUE: &str = "the queue is there with other properties: delete it, or set `arguments` and `queue_type` to what is there, or `topology = \"verify\"` to use it as it is";
+const NO_SUCH_QUEUE: &str =
+    "a queue of this `queue_type` cannot have these `arguments`: correct one of them";
 const VHOST: &str =
     "check the url's virtual host (`/` is written %2f) and the user's permissions for it";
 
@@ -81,6 +84,10 @@ fn judge_answer(code: u16, said: &str) -> (Fault, Option<&'static str>) {
         code::RESOURCE_LOCKED => (Fault::Other, Some("another connection holds it exclusively")),
         code::PRECONDITION_FAILED if said.contains("message size") => {
             (Fault::TooLarge, Some("raise the server's max_message_size, or send less"))
+        }
+        code::PRECONDITION_FAILED if said.contains("for queue") => {
+            let is_there = said.contains("inequivalent");
+            (Fault::Mismatch, Some(if is_there { OTHER_QUEUE } else { NO_SUCH_QUEUE }))
         }
         code::PRECONDITION_FAILED => (Fault::Mismatch, None),
         _ => (Fault::Unreachable, None),

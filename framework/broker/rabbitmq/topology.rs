@@ -117,9 +117,7 @@ pub(super) fn wait_name(settings: &Subscription, wait: Duration) -> String {
 /// Whether the server serves one consumer at a time.
 pub(super) fn is_single_active(settings: &Subscription) -> bool {
     let ordered = settings.ordering != Ordering::None && settings.order_scope == OrderScope::Queue;
-    let told =
-        settings.arguments.get("x-single-active-consumer") == Some(&toml::Value::Boolean(true));
-    ordered || settings.single_active_consumer || told
+    ordered || settings.single_active_consumer
 }
 
 /// How many deliveries of a lane may be unsettled: those that are handled and those that are parked.
@@ -342,10 +340,7 @@ pub(super) async fn declare(
     let attempt = format!("subscription `{}`: declaring {queue}", source.name);
     let (_live, channel) = link.channel().await?;
     let options = QueueDeclareOptions { durable: true, ..QueueDeclareOptions::default() };
-    let declared =
-        answer(&attempt, channel.queue_declare(short(&queue.name)?, options, queue.table())).await;
-    let advice = "the queue is there with other properties: delete it, or set `arguments` and `queue_type` to what is there, or `topology = \"verify\"` to use it as it is";
-    declared.map_err(advise(Fault::Mismatch, advice))?;
+    answer(&attempt, channel.queue_declare(short(&queue.name)?, options, queue.table())).await?;
     let _ = channel.close(200, "done".into()).await;
     Ok(())
 }

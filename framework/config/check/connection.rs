@@ -31,6 +31,7 @@ pub(super) fn check(check: &mut Check<'_>) {
             ),
             BrokerKind::Rabbitmq => {
                 address(check, &table, url, &["amqp", "amqps"], "amqp://HOST:5672/%2f");
+                encrypted(check, &table, url, broker.tls.as_ref());
                 let keys = &["replication_min", "in_sync_min", "properties"];
                 foreign(check, &table, "rabbitmq", keys);
             }
@@ -42,6 +43,9 @@ pub(super) fn check(check: &mut Check<'_>) {
     }
     stores(check);
 }
+
+const REDIS_SCHEMES: [&str; 6] =
+    ["redis", "rediss", "redis-sentinel", "rediss-sentinel", "redis-cluster", "rediss-cluster"];
 
 fn stores(check: &mut Check<'_>) {
     let config = check.config;
@@ -61,20 +65,11 @@ fn stores(check: &mut Check<'_>) {
                 "memory",
                 &["url", "url_file", "password", "password_file", "tls", "replicas_min", "prefix"],
             ),
-            StoreKind::Redis => address(
-                check,
-                &table,
-                store.url.as_ref(),
-                &[
-                    "redis",
-                    "rediss",
-                    "redis-sentinel",
-                    "rediss-sentinel",
-                    "redis-cluster",
-                    "rediss-cluster",
-                ],
-                "redis://HOST:6379",
-            ),
+            StoreKind::Redis => {
+                let url = store.url.as_ref();
+                address(check, &table, url, &REDIS_SCHEMES, "redis://HOST:6379");
+                encrypted(check, &table, url, store.tls.as_ref());
+            }
         }
     }
 }
@@ -109,6 +104,24 @@ fn tls(check: &mut Check<'_>, table: &str, tls: Option<&Tls>) {
             &[lacks],
             format!("is given without {lacks}; they only serve together"),
         );
+    }
+}
+
+/// What says how to encrypt is not read where the url says not to.
+fn encrypted(check: &mut Check<'_>, table: &str, url: Option<&Url>, tls: Option<&Tls>) {
+    let plain = url.and_then(Url::scheme).and_then(|scheme| match scheme {
+        "amqp" => Some(("amqp", "amqps")),
+        "redis" => Some(("redis", "rediss")),
+        "redis-sentinel" => Some(("redis-sentinel", "rediss-sentinel")),
+        "redis-cluster" => Some(("redis-cluster", "rediss-cluster")),
+        _ => None,
+    });
+    if let (Some((plain, encrypted)), Some(_)) = (plain, tls) {
+        let url = written(check, table);
+        let text = format!(
+            "is given, but the url begins with {plain}://; write {encrypted}://, or remove tls"
+        );
+        check.say(table, "tls", &[url], text);
     }
 }
 

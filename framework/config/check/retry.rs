@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::super::units::duration_text;
-use super::super::{Retry, STANDARD, Then};
+use super::super::{Retry, Rule, STANDARD, Then};
 use super::Check;
 use crate::retry::{Backoff, Jitter};
 
@@ -143,6 +143,11 @@ fn rules(check: &mut Check<'_>, table: &str, policy: &Retry) {
                 "has neither class nor type; add one, or it would fit nothing",
             ),
             (Some(_), None) | (None, Some(_)) => {}
+        }
+        let is_same = |other: &Rule| (&other.class, &other.kind) == (&rule.class, &rule.kind);
+        if (rule.class.is_some() || rule.kind.is_some()) && policy.rules[..at].iter().any(is_same) {
+            let text = "fits what a rule above fits, so it is never read; remove one of them";
+            check.say(&rule_table, "", &["class", "type"], text);
         }
         match (&rule.retry, rule.then) {
             (Some(other), Then::Retry) => check.known_policy(&rule_table, other),

@@ -82,6 +82,10 @@ fn rabbitmq(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
         let text = "is what queue_type says; use that, and remove it";
         check.say(&format!("{table}.arguments"), "x-queue-type", &[], text);
     }
+    if subscription.arguments.contains_key("x-single-active-consumer") {
+        let text = "is what single_active_consumer says, and an order over all processes needs; use that, and remove it";
+        check.say(&format!("{table}.arguments"), "x-single-active-consumer", &[], text);
+    }
     let window = subscription.in_flight_max.get().saturating_add(subscription.parked_max.get());
     if window > usize::from(u16::MAX) {
         let text = format!(
@@ -222,6 +226,14 @@ fn bounds(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
             batch.size, subscription.in_flight_max
         );
         check.say(table, "batch.size", &["in_flight_max"], text);
+    }
+    let total_max = subscription.in_flight_total_max;
+    if let Some(total_max) = total_max.filter(|total_max| *total_max < batch.size) {
+        let text = format!(
+            "({}) is above in_flight_total_max ({total_max}), so no batch would ever be full; raise in_flight_total_max",
+            batch.size
+        );
+        check.say(table, "batch.size", &["in_flight_total_max"], text);
     }
 }
 
