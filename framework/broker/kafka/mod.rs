@@ -38,7 +38,7 @@ mod topology;
 mod transaction;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use async_trait::async_trait;
 
@@ -47,9 +47,7 @@ use self::inspect::Durability;
 use self::lanes::KafkaLanes;
 use self::properties::Clients;
 use self::publisher::KafkaPublisher;
-use super::{
-    Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Fault, Lanes, Publisher, Source,
-};
+use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Publisher, Source};
 use crate::config::{self, DeliveryGuarantee::Transactional};
 
 /// A Kafka cluster.
@@ -85,7 +83,6 @@ pub struct KafkaBroker {
     publisher: Arc<KafkaPublisher>,
     generations: Arc<AtomicU64>,
     depths: depth::Depths,
-    closed: AtomicBool,
 }
 
 impl KafkaBroker {
@@ -109,17 +106,8 @@ impl KafkaBroker {
             publisher: Arc::new(KafkaPublisher::new(cluster.clone())),
             generations: Arc::default(),
             depths: depth::Depths::default(),
-            closed: AtomicBool::new(false),
             cluster,
         })
-    }
-
-    fn check_open(&self, attempt: &str) -> Result<(), BrokerError> {
-        if self.closed.load(Ordering::Acquire) {
-            let text = format!("{attempt}: the connection was closed by this process");
-            return Err(BrokerError::new(Fault::Closed, text));
-        }
-        Ok(())
     }
 }
 
@@ -164,7 +152,7 @@ impl Broker for KafkaBroker {
     ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
         let member = lanes::onlooker(&self.cluster, source);
         let attempt = format!("looking for the dead letters of group `{}`", member.group);
-        self.check_open(&attempt)?;
+        self.publisher.check_open(&attempt)?;
         let known = self.cluster.topics(&attempt).await?;
         let sources = member.names.sources(&known);
         let topics = sources.iter().map(|topic| member.names.dead(topic)).collect();
@@ -172,7 +160,8 @@ impl Broker for KafkaBroker {
     }
 
     async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
-        self.check_open(&format!("counting what is in subscription `{}`", source.name))?;
+        self.publisher
+            .check_open(&format!("counting what is in subscription `{}`", source.name))?;
         let mut depth = self.depths.of(&self.cluster, source).await?;
         let is_transactional = source.settings.delivery_guarantee == Transactional;
         if is_transactional && depth.dead > Some(0) {
@@ -190,7 +179,6 @@ impl Broker for KafkaBroker {
     }
 
     async fn close(&self) {
-        self.closed.store(true, Ordering::Release);
         self.publisher.close().await;
     }
 }

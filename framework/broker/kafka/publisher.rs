@@ -54,6 +54,15 @@ impl KafkaPublisher {
         Self { cluster, client, beyond: Mutex::default(), closed }
     }
 
+    /// An error once this process has closed the connection.
+    pub(super) fn check_open(&self, attempt: &str) -> Result<(), BrokerError> {
+        if self.closed.load(Ordering::Acquire) {
+            let text = format!("{attempt}: the connection was closed by this process");
+            return Err(BrokerError::new(Fault::Closed, text));
+        }
+        Ok(())
+    }
+
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
         let Some(client) = self.client.load_full() else { return };
@@ -143,10 +152,7 @@ impl KafkaPublisher {
         attempt: &str,
         record: FutureRecord<'_, [u8], [u8]>,
     ) -> Result<(), BrokerError> {
-        if self.closed.load(Ordering::Acquire) {
-            let text = format!("{attempt}: the connection was closed by this process");
-            return Err(BrokerError::new(Fault::Closed, text));
-        }
+        self.check_open(attempt)?;
         let client = self.client()?;
         match client.send(record, QUEUE_MAX).await {
             Ok(_) => {
