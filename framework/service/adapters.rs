@@ -14,7 +14,7 @@ use crate::config::{self, BrokerKind, Config, StoreKind};
 use crate::error::Error;
 use crate::message::DeliveryScope;
 use crate::pipeline::guards::{ClaimRules, Guards, LateEnds};
-use crate::pipeline::{Retries, Scope};
+use crate::pipeline::{Reason, Retries, Scope};
 use crate::publisher::Publisher;
 use crate::retry::Schedule;
 use crate::store::memory::MemoryStore;
@@ -130,7 +130,7 @@ pub(super) fn scope_of(
     let publisher = Publisher::new(broker.publisher());
     let locks = settings.lock.as_ref().and_then(|lock| stores.get(&lock.store)).cloned();
     let claims_of = config.service.claims_of(&name).into();
-    let metrics = metrics.of(&name);
+    let metrics = metrics.of(&name, Reason::ALL.map(Reason::as_str));
     let repeats = metrics.possible_duplicates.clone();
     let guards = guards_of(claims_of, &settings, stores, repeats);
     Scope {

@@ -228,8 +228,18 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn of(&self, subscription: &str) -> SubscriptionMetrics {
+    /// The metrics of a subscription whose dead letters have these reasons.
+    pub(crate) fn of(
+        &self,
+        subscription: &str,
+        reasons: impl IntoIterator<Item = &'static str>,
+    ) -> SubscriptionMetrics {
         let by = BySubscription { subscription: subscription.to_owned() };
+        for reason in reasons {
+            // At 0 from the start: `increase()` cannot see the first of a series that begins with 1.
+            let labels = ByReason { subscription: subscription.to_owned(), reason };
+            drop(self.dead.get_or_create(&labels));
+        }
         SubscriptionMetrics {
             subscription: subscription.to_owned(),
             received: self.received.get_or_create_owned(&by),

@@ -55,6 +55,11 @@ fn every_metric_is_there_from_the_start() {
     for name in METRICS {
         value(&text, name);
     }
+    for reason in redeliver::Reason::ALL.map(redeliver::Reason::as_str) {
+        let labels = format!("{{subscription=\"orders\",reason=\"{reason}\"}}");
+        let line = format!("redeliver_dead_lettered_total{labels} 0\n");
+        assert!(text.contains(&line), "the first of a reason is a rise from 0: {line}{text}");
+    }
     assert!(text.ends_with("# EOF\n"), "OpenMetrics ends with a mark");
 }
 
