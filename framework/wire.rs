@@ -175,8 +175,8 @@ pub const TEXT_LENGTH_MAX: usize = 512;
 /// ```
 pub const WAIT_MAX: Duration = Duration::from_secs(36_500 * 86_400);
 
-/// More hops than this are no count of ours: `hops_max` ends a message long before.
-const HOPS_POSSIBLE_MAX: u32 = 1_000_000;
+/// More hops than this are no count of ours: `hops_max` ends a message before.
+pub(crate) const HOPS_POSSIBLE_MAX: u32 = 1_000_000;
 
 /// Our own headers on their way out, in the order in which they were set.
 ///

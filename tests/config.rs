@@ -315,6 +315,43 @@ fn what_nothing_reads_is_refused() {
 }
 
 #[test]
+fn a_setting_of_the_url_that_no_connection_can_have_is_refused() {
+    let with = |settings: &str| {
+        format!(
+            "[brokers.main]\nkind = \"rabbitmq\"\nurl = \"amqp://u:hunter2@h/%2f?{settings}\"\n"
+        )
+    };
+    for (settings, words) in [
+        ("heartbeat=abc", ["`heartbeat`", "seconds"]),
+        ("heartbeat=70000", ["`heartbeat`", "0 to 65535"]),
+        ("heartbeat=30&heartbeet=10", ["`heartbeet`", "did you mean `heartbeat`?"]),
+        ("vhost=hunter2", ["that nobody reads", "heartbeat, frame_max"]),
+        ("frame_max=1", ["`frame_max`", "4096"]),
+        ("channel_max=-1", ["`channel_max`", "0 to 65535"]),
+        ("connection_timeout=5s", ["`connection_timeout`", "milliseconds"]),
+        ("auth_mechanism=password", ["`auth_mechanism`", "plain, external"]),
+        ("hunter2@host", ["%XX", "password"]),
+    ] {
+        refused(&with(settings), "brokers.main.url", &words);
+        let problems = problems_of(&with(settings)).to_string();
+        assert!(
+            problems.contains("line 3, column 7") && !problems.contains("hunter2"),
+            "{problems}"
+        );
+    }
+    let usable = "heartbeat=0&frame_max=4096&channel_max=100&connection_timeout=5000&auth_mechanism=EXTERNAL";
+    for settings in [usable, "frame_max=0", "", "heartbeat=30#there"] {
+        assert!(Config::from_toml(&with(settings)).is_ok(), "{settings}");
+    }
+}
+
+#[test]
+fn hops_that_nobody_counts_are_no_limit() {
+    line_refused("hops_max = 1000000", "hops_max", &["no message exceeds", "1000000"]);
+    assert!(Config::from_toml(&orders_with("hops_max = 999999")).is_ok());
+}
+
+#[test]
 fn dead_letters_that_come_back_by_way_of_others_are_refused() {
     let ring = |dead: &str| {
         let more = |name: &str, dead: &str| {
@@ -631,6 +668,38 @@ fn a_configuration_made_in_code_is_checked_too() {
     assert_eq!(problems.list()[0].path(), "subscriptions.orders.broker");
     config.brokers.entry("main".to_owned()).or_default().kind = BrokerKind::Memory;
     assert_eq!(config.check(), Ok(()));
+}
+
+#[test]
+fn a_table_is_a_table_and_no_list() {
+    let broker = "[brokers.main]\nkind = \"rabbitmq\"\nurl = \"amqps://h\"\n";
+    let orders = &orders_with("");
+    for (before, path) in [
+        ("", "service"),
+        ("", "brokers.main"),
+        ("", "stores.main"),
+        ("", "subscriptions.orders"),
+        ("", "retry.slow"),
+        (broker, "brokers.main.tls"),
+        (orders, "subscriptions.orders.batch"),
+        (orders, "subscriptions.orders.breaker"),
+        (orders, "subscriptions.orders.idempotency"),
+        (orders, "subscriptions.orders.lock"),
+    ] {
+        let key = path.rsplit('.').next().unwrap_or(path);
+        let as_key = if before.is_empty() { path } else { key };
+        for text in [format!("{before}{as_key} = []\n"), format!("{before}[[{path}]]\n")] {
+            refused(&text, path, &["is a list, but must be a table: its keys below a [name]"]);
+        }
+    }
+    for list in ["retry.slow.rules", "subscriptions.orders.bindings"] {
+        let before = if list.starts_with("sub") { orders } else { "" };
+        let key = if list.starts_with("sub") { "bindings" } else { list };
+        refused(&format!("{before}{key} = [[]]\n"), &format!("{list}[0]"), &["must be a table"]);
+    }
+    let of_variable = with_environment("", &[("REDELIVER__STORES__MAIN", "[]")]);
+    let problems = of_variable.expect_err("a store is a table").to_string();
+    assert!(problems.contains("is a list, but must be a table"), "{problems}");
 }
 
 /// Words that make texts which go deep into the loader, instead of failing at their first letter.

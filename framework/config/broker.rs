@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::{Properties, Secret, Url, units};
+use super::{Properties, Secret, Url, table, units};
 
 /// One connection to a broker.
 ///
@@ -38,6 +38,7 @@ pub struct Broker {
     /// A file whose text is the password; loading puts it into `url`.
     pub password_file: Option<PathBuf>,
     /// Certificates; without it the system's roots serve `amqps` and `ssl`.
+    #[serde(deserialize_with = "table::option")]
     pub tls: Option<Tls>,
     /// How many replicas the topics must have (Kafka); 2, and on a loopback address a warning if there are fewer.
     #[serde(deserialize_with = "units::count_option")]

@@ -29,6 +29,7 @@ mod layer;
 mod load;
 mod nearest;
 mod problem;
+mod table;
 mod text;
 mod words;
 
@@ -48,6 +49,7 @@ pub use secret::{Properties, Secret, Url};
 pub use service::{OnRestartsSpent, Service};
 pub use source::{IdSource, KeySource, Pointer, TypeSource};
 pub use store::{Store, StoreKind};
+pub(crate) use subscription::HOPS_COUNTED_MAX;
 pub use subscription::{Binding, Subscription};
 pub use template::Template;
 
@@ -70,14 +72,19 @@ pub use template::Template;
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
     /// `[service]`: the process as a whole.
+    #[serde(deserialize_with = "table::one")]
     pub service: Service,
     /// `[brokers.NAME]`: connections to brokers.
+    #[serde(deserialize_with = "table::named")]
     pub brokers: BTreeMap<String, Broker>,
     /// `[stores.NAME]`: where locks and claims are kept.
+    #[serde(deserialize_with = "table::named")]
     pub stores: BTreeMap<String, Store>,
     /// `[subscriptions.NAME]`: what is consumed, and the policies around it.
+    #[serde(deserialize_with = "table::named")]
     pub subscriptions: BTreeMap<String, Subscription>,
     /// `[retry.NAME]`: when failed messages are tried again.
+    #[serde(deserialize_with = "table::named")]
     pub retry: BTreeMap<String, Retry>,
 }
 

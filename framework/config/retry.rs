@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::units;
+use super::{table, units};
 use crate::retry::{Backoff, Jitter, Policy};
 
 /// One retry policy.
@@ -58,6 +58,7 @@ pub struct Retry {
     #[serde(deserialize_with = "units::duration")]
     pub in_process_max: Duration,
     /// Exceptions by error class or message type; the first that fits decides. None.
+    #[serde(deserialize_with = "table::list")]
     pub rules: Vec<Rule>,
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Secret, Tls, Url, units};
+use super::{Secret, Tls, Url, table, units};
 
 /// One store of shared state.
 ///
@@ -41,6 +41,7 @@ pub struct Store {
     /// A file whose text is the password; loading puts it into `url`.
     pub password_file: Option<PathBuf>,
     /// Certificates; without it the system's roots serve `rediss`.
+    #[serde(deserialize_with = "table::option")]
     pub tls: Option<Tls>,
     /// How long one call may take before the store counts as down; 1s.
     #[serde(deserialize_with = "units::duration")]

@@ -8,10 +8,12 @@ use serde::Deserialize;
 use super::{
     Batch, Breaker, BrokerKind, DeliveryGuarantee, IdMissing, IdSource, Idempotency, KeySource,
     Lock, OnExpired, OnLongWait, OnStoreDown, OnUnknownType, OrderScope, Ordering, QueueType,
-    Template, Topology, TypeSource, units,
+    Template, Topology, TypeSource, table, units,
 };
 
 const MIB: u64 = 1 << 20;
+/// A higher count of hops is not read, so that what circles would never be found.
+pub(crate) const HOPS_COUNTED_MAX: u32 = 1_000_000;
 
 const fn count(number: usize) -> NonZeroUsize {
     NonZeroUsize::new(number).expect("a default count is not zero")
@@ -46,6 +48,7 @@ pub struct Subscription {
     /// The queue to consume (RabbitMQ); must be given there.
     pub queue: Option<String>,
     /// What is bound to the queue (RabbitMQ); none.
+    #[serde(deserialize_with = "table::list")]
     pub bindings: Vec<Binding>,
     /// The kind of queue that is declared (RabbitMQ); quorum.
     pub queue_type: QueueType,
@@ -104,6 +107,7 @@ pub struct Subscription {
     #[serde(deserialize_with = "units::duration")]
     pub timeout: Duration,
     /// Takes messages together; off.
+    #[serde(deserialize_with = "table::option")]
     pub batch: Option<Batch>,
     /// How long a lane may neither deliver nor be empty before it is opened again; 5m.
     #[serde(deserialize_with = "units::duration")]
@@ -146,10 +150,13 @@ pub struct Subscription {
     /// The name of a table `[retry.NAME]`; the policy `standard`, which is there without a table.
     pub retry: Option<String>,
     /// Pauses the subscription when too much of it fails.
+    #[serde(deserialize_with = "table::one")]
     pub breaker: Breaker,
     /// Handles each message id once; off.
+    #[serde(deserialize_with = "table::option")]
     pub idempotency: Option<Idempotency>,
     /// Handles one message of a key at a time, in all processes; off.
+    #[serde(deserialize_with = "table::option")]
     pub lock: Option<Lock>,
     /// What happens while the store of locks and claims cannot be reached; pause.
     pub on_store_down: OnStoreDown,

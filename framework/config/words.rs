@@ -79,10 +79,6 @@ fn plain_expected(expected: &str) -> String {
         "f64" => "a number".to_owned(),
         "a map" => "a table".to_owned(),
         "a sequence" => "a list".to_owned(),
-        // Followed by the name of a type, which says nothing to whoever writes TOML.
-        _ if expected.starts_with("struct ") => {
-            "a table: its keys below a [name] of its own, or in { .. }".to_owned()
-        }
         _ => expected.to_owned(),
     }
 }

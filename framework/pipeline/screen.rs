@@ -6,6 +6,9 @@ use super::{Epitaph, Reason, Scope, Work};
 use crate::config::IdMissing;
 use crate::envelope::Envelope;
 
+// A `hops_max` that no count reaches would let a message circle for ever.
+const _: () = assert!(crate::config::HOPS_COUNTED_MAX == crate::wire::HOPS_POSSIBLE_MAX);
+
 /// Refuses what no handler should see; says why. The broker's message and its payload come along: asked once, for all.
 #[inline]
 pub(crate) fn screen(

@@ -1,7 +1,7 @@
 //! Brokers and stores: kinds, addresses, and what belongs to which kind.
 
 use super::super::{BrokerKind, StoreKind, Tls, Url};
-use super::Check;
+use super::{Check, amqp};
 
 pub(super) fn check(check: &mut Check<'_>) {
     let config = check.config;
@@ -32,6 +32,10 @@ pub(super) fn check(check: &mut Check<'_>) {
             BrokerKind::Rabbitmq => {
                 address(check, &table, url, &["amqp", "amqps"], "amqp://HOST:5672/%2f");
                 encrypted(check, &table, url, broker.tls.as_ref());
+                let of_scheme = url.filter(|url| matches!(url.scheme(), Some("amqp" | "amqps")));
+                for text in of_scheme.map(|url| amqp::problems(url.expose())).unwrap_or_default() {
+                    check.say(&table, written(check, &table), &["kind"], text);
+                }
                 let keys = &["replication_min", "in_sync_min", "properties"];
                 foreign(check, &table, "rabbitmq", keys);
             }

@@ -2,6 +2,7 @@
 //!
 //! Pure: sees the configuration and which keys were written, opens nothing.
 
+mod amqp;
 mod connection;
 mod places;
 mod retry;

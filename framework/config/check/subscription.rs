@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::super::units::{duration_text, size_text};
-use super::super::{BrokerKind, OrderScope, Ordering, StoreKind, Subscription, Template};
+use super::super::{
+    BrokerKind, HOPS_COUNTED_MAX, OrderScope, Ordering, StoreKind, Subscription, Template,
+};
 use super::{Check, places, retry::reachable};
 
 /// Keys that only one kind of broker understands. The memory broker stands in for either and takes both.
@@ -201,6 +203,13 @@ fn long_waits(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
 fn bounds(check: &mut Check<'_>, table: &str, subscription: &Subscription) {
     check.not_zero(table, "timeout", subscription.timeout);
     check.not_zero(table, "stall_after", subscription.stall_after);
+    if subscription.hops_max.get() >= HOPS_COUNTED_MAX {
+        let text = format!(
+            "is {}, which no message exceeds: hops are counted up to {HOPS_COUNTED_MAX}; use less, 32 is usual",
+            subscription.hops_max
+        );
+        check.say(table, "hops_max", &[], text);
+    }
     if subscription.body_max == 0 {
         check.say(
             table,
