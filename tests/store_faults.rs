@@ -504,9 +504,15 @@ async fn tls_trusts_the_given_authority_and_no_other() {
     let locks = locks_of(RedisStore::new(settings.clone()).expect("settings"));
     have(&locks, "a").await.release().await.expect("an answer");
     settings.ca = Some(theirs.ca.pem().into_bytes());
-    let locks = locks_of(RedisStore::new(settings).expect("settings"));
+    let locks = locks_of(RedisStore::new(settings.clone()).expect("settings"));
     let error = locks.inspect("a").await.expect_err("another authority");
     assert!(error.text.to_lowercase().contains("certificate"), "{error}");
+    settings.ca = Some(ours.ca.pem().into_bytes());
+    let others_key = theirs.key.serialize_pem().into_bytes();
+    settings.identity = Some((ours.server.pem().into_bytes(), others_key));
+    let locks = locks_of(RedisStore::new(settings).expect("settings"));
+    let error = locks.inspect("a").await.expect_err("the key of another certificate");
+    assert!(error.text.contains("tls.cert and tls.key"), "{error}");
     drop(server);
 }
 

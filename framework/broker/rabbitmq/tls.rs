@@ -3,6 +3,7 @@
 //! Files are read at every connect, so that renewed certificates are taken without a restart. Verification
 //! is left out only where the configuration says `insecure = true` itself.
 
+use std::fmt::Display;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -22,8 +23,9 @@ type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
 /// What upgrades a connection as `tls` says; the error tells the file and what is wrong with it.
 pub(super) fn connector(tls: &Tls) -> Result<RustlsConnector, String> {
     let identity = identity(tls)?;
+    let refused = |error: &dyn Display| refused(tls, error);
     if tls.insecure {
-        return insecure(identity).map_err(|error| error.to_string());
+        return insecure(identity).map_err(|error| refused(&error));
     }
     let mut roots = match &tls.ca {
         Some(_) => RustlsConnectorConfig::default(),
@@ -38,7 +40,19 @@ pub(super) fn connector(tls: &Tls) -> Result<RustlsConnector, String> {
         Some((chain, key)) => roots.connector_with_single_cert(chain, key),
         None => roots.connector_with_no_client_auth(),
     }
-    .map_err(|error| error.to_string())
+    .map_err(|error| refused(&error))
+}
+
+/// Each file was readable, so that what does not fit is two of them together.
+fn refused(tls: &Tls, error: &dyn Display) -> String {
+    match (&tls.cert, &tls.key) {
+        (Some(cert), Some(key)) => format!(
+            "tls.cert `{}` and tls.key `{}` cannot be used together: {error}; give a certificate and its own key",
+            cert.display(),
+            key.display()
+        ),
+        _ => error.to_string(),
+    }
 }
 
 fn identity(tls: &Tls) -> Result<Option<Identity>, String> {
@@ -122,5 +136,38 @@ impl ServerCertVerifier for AnyServer {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_with_the_key_of_another_names_both_files() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (ours, theirs) = (rcgen::KeyPair::generate(), rcgen::KeyPair::generate());
+        let (ours, theirs) = (ours.expect("a key"), theirs.expect("a key"));
+        let parameters = rcgen::CertificateParams::new(vec!["orders".into()]).expect("parameters");
+        let own = parameters.self_signed(&ours).expect("a certificate");
+        let written = |name: &str, text: String| {
+            let path = folder.path().join(name);
+            std::fs::write(&path, text).expect("a file");
+            path
+        };
+        let cert = written("cert.pem", own.pem());
+        for insecure in [false, true] {
+            let with = |key: &rcgen::KeyPair| Tls {
+                ca: Some(cert.clone()),
+                cert: Some(cert.clone()),
+                key: Some(written("key.pem", key.serialize_pem())),
+                insecure,
+            };
+            assert!(connector(&with(&ours)).is_ok(), "they belong together");
+            let error = connector(&with(&theirs)).map(drop).expect_err("they do not");
+            for name in ["tls.cert `", "cert.pem", "tls.key `", "key.pem", "its own key"] {
+                assert!(error.contains(name), "{error}");
+            }
+        }
     }
 }

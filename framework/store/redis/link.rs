@@ -363,7 +363,7 @@ impl Shared {
                     self.phase.send_replace(Phase::Refused(error.to_string()));
                     return;
                 }
-                Ok(Err(error)) => error.to_string(),
+                Ok(Err(error)) => explained(&error),
                 Err(_) => format!("no connection within {limit:?}"),
             };
             self.phase.send_replace(Phase::Down(text));
@@ -467,6 +467,16 @@ struct Connecting(Arc<Shared>);
 impl Drop for Connecting {
     fn drop(&mut self) {
         self.0.is_connecting.store(false, Ordering::Release);
+    }
+}
+
+/// What the client says of files that do not fit each other names none of them.
+fn explained(error: &RedisError) -> String {
+    match error.kind() {
+        ErrorKind::InvalidClientConfig => {
+            format!("{error}; check tls.ca, and that tls.cert and tls.key belong together")
+        }
+        _ => error.to_string(),
     }
 }
 

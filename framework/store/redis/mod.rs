@@ -112,18 +112,18 @@ impl RedisSettings {
             StoreError::new(StoreFault::Invalid, format!("cannot use store `{name}`: {what}"))
         };
         let url = store.url.as_ref().ok_or_else(|| invalid("it has no url; add one".into()))?;
-        let read = |file: &Option<PathBuf>| {
+        let read = |key: &str, file: &Option<PathBuf>| {
             let text = file.as_ref().map(|file| {
                 std::fs::read(file).map_err(|error| {
-                    invalid(format!("its file {} cannot be read: {error}", file.display()))
+                    invalid(format!("tls.{key} `{}` cannot be read: {error}", file.display()))
                 })
             });
             text.transpose()
         };
         let mut settings = Self::new(name, url.expose());
         if let Some(tls) = &store.tls {
-            settings.ca = read(&tls.ca)?;
-            settings.identity = read(&tls.cert)?.zip(read(&tls.key)?);
+            settings.ca = read("ca", &tls.ca)?;
+            settings.identity = read("cert", &tls.cert)?.zip(read("key", &tls.key)?);
             settings.insecure = tls.insecure;
         }
         settings.deadline = store.deadline;
