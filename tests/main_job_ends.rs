@@ -75,15 +75,31 @@ fn a_job_that_cannot_be_begun_ends_with_2_and_with_its_line() {
 
 #[test]
 fn an_option_that_only_the_other_half_uses_is_told_of() {
-    let consume = ["consume", "--input", "FILE"];
-    let config = ["--config", "/no/such/file"];
-    let output = run("webhooks", consume.into_iter().chain(config));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("--input is left unread"), "{}", told(&output));
-    let publish = ["publish", "--effects", "FILE"];
-    let output = run("webhooks", publish.into_iter().chain(config));
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert!(stderr.contains("--effects is left unwritten"), "{}", told(&output));
+    let publishing = "--input=F --repeat=2";
+    let handling = "--fail-percent=1 --dead-percent=1 --effects=F --idle-exit=1s --idempotent --lock --redis=U";
+    for (part, not_used) in [("consume", publishing), ("publish", handling)] {
+        let used = if part == "consume" { handling } else { publishing };
+        let flags = used.split(' ').chain(not_used.split(' '));
+        let output = run("webhooks", [part, "--config=/no/such/file"].into_iter().chain(flags));
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        let told_of: Vec<&str> = stderr.lines().filter(|it| it.ends_with(" is not used")).collect();
+        assert_eq!(told_of.len(), not_used.split(' ').count(), "{}", told(&output));
+        for flag in not_used.split(' ').map(|it| it.split('=').next().unwrap_or(it)) {
+            assert!(stderr.contains(&format!(": {flag} is not used")), "{flag}: {}", told(&output));
+        }
+    }
+}
+
+#[test]
+fn a_standard_error_that_nobody_reads_ends_no_job() {
+    for end in ["2>&-", "2>/dev/full"] {
+        let webhooks = program("webhooks").get_program().to_owned();
+        let line = format!("exec \"$0\" --idle-exit 100ms {end}");
+        let output = Command::new("sh").arg("-c").arg(line).arg(webhooks).output();
+        let output = output.expect("the program can be started");
+        assert_eq!(output.status.code(), Some(0), "{end}: {}", told(&output));
+        assert_eq!(summary(&output)["lost"], json!(0), "{end}");
+    }
 }
 
 #[test]

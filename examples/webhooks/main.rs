@@ -23,6 +23,7 @@ mod outage;
 mod place;
 mod progress;
 mod summary;
+mod tell;
 #[cfg(feature = "kafka")]
 mod topic;
 
@@ -32,7 +33,6 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use clap::Parser;
 use futures_util::{StreamExt, TryStreamExt, stream};
 use redeliver::broker::Fault;
 use redeliver::config::BrokerKind;
@@ -45,6 +45,7 @@ use options::{Job, Options, Part};
 use outage::ridden_out;
 use progress::Progress;
 use summary::{Account, Letters};
+use tell::tell;
 
 type Error = Box<dyn std::error::Error>;
 
@@ -62,14 +63,15 @@ async fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter.unwrap_or_else(|_| "error,lapin=off".into()))
         .with_writer(std::io::stderr)
+        .log_internal_errors(false)
         .init();
-    let job = match Options::parse().into_job() {
+    let job = match Options::of_command_line().into_job() {
         Ok(job) => job,
         Err(error) => return fail(&error),
     };
     let mut account = Account::new();
     let done = done(&job, &mut account).await;
-    account.complaints.iter().for_each(|complaint| eprintln!("wrong: {complaint}"));
+    account.complaints.iter().for_each(|complaint| tell!("wrong: {complaint}"));
     // Not by println!, which panics where nobody reads it.
     if let Err(error) = writeln!(io::stdout(), "{}", account.json()) {
         return fail(&format!("writing the summary to standard output: {error}").into());
@@ -91,7 +93,7 @@ async fn done(job: &Job, account: &mut Account) -> Result<(), Error> {
 }
 
 fn fail(error: &Error) -> ExitCode {
-    eprintln!("webhooks: {error}");
+    tell!("webhooks: {error}");
     ExitCode::from(2)
 }
 
@@ -179,7 +181,7 @@ async fn all_accounted<'a>(
         }
         let since = *missed_since.get_or_insert_with(|| {
             let missing = lost.len();
-            eprintln!("{missing} ids are not there yet: waiting, as the server may hold them for 3 minutes");
+            tell!("{missing} ids are not there yet: waiting, as the server may hold them for 3 minutes");
             Instant::now()
         });
         if since.elapsed() >= HELD_MAX {

@@ -3,12 +3,14 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Parser, ValueEnum};
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, ValueEnum};
 use redeliver::config::{BrokerKind, Config, units};
 
 use crate::chosen::Chosen;
 use crate::guards::Guards;
 use crate::place::{Asked, Place};
+use crate::tell::tell;
 
 /// The one subscription of this program.
 pub(crate) const SUBSCRIPTION: &str = "webhooks";
@@ -22,7 +24,8 @@ pub(crate) const SUBSCRIPTION: &str = "webhooks";
                   which is said before anything is begun, nor after a second signal. Ends with 0 \
                   if all went as it had to, with 1 if it did not or was stopped before its end, \
                   with 2 if it could not be tried or the summary could not be written. What went \
-                  wrong is said on standard error."
+                  wrong is said on standard error; so is an option that only the other half uses, \
+                  which changes nothing."
 )]
 pub(crate) struct Options {
     /// Which half of the job to do.
@@ -75,6 +78,11 @@ pub(crate) struct Options {
     config: Option<PathBuf>,
 }
 
+/// The options that only publishing uses, and those that only handling does.
+const ONLY_PUBLISHING: [&str; 2] = ["input", "repeat"];
+const ONLY_HANDLING: [&str; 7] =
+    ["fail_percent", "dead_percent", "effects", "idle_exit", "idempotent", "lock", "redis"];
+
 /// The halves of the job, and the whole.
 #[derive(Clone, Copy, PartialEq, ValueEnum)]
 pub(crate) enum Part {
@@ -116,8 +124,15 @@ pub(crate) struct Job {
 }
 
 impl Options {
+    /// Ends the process with 2 where the command line cannot be read.
+    pub(crate) fn of_command_line() -> Self {
+        let given = Self::command().get_matches();
+        let options = Self::from_arg_matches(&given).unwrap_or_else(|error| error.exit());
+        tell_what_is_not_used(options.part, &given);
+        options
+    }
+
     pub(crate) fn into_job(self) -> Result<Job, crate::Error> {
-        self.tell_what_the_other_half_uses();
         let mut config = match &self.config {
             Some(file) => Config::load(file)?,
             None => Config::from_toml(include_str!("../../config/webhooks.toml"))?,
@@ -126,7 +141,9 @@ impl Options {
         let asked = Asked { kind, url: self.url, name: self.name, config: self.config };
         let place = Place::choose(asked, self.part, &mut config)?;
         let guards = Guards { idempotent: self.idempotent, lock: self.lock, redis: self.redis };
-        guards.put_into(&mut config, place.kind == BrokerKind::Memory);
+        if self.part != Part::Publish {
+            guards.put_into(&mut config, place.kind == BrokerKind::Memory);
+        }
         // Before anything is begun: a topic, or an effect.
         config.check()?;
         Ok(Job {
@@ -140,18 +157,18 @@ impl Options {
             idle_exit: self.idle_exit,
         })
     }
+}
 
-    /// One command line may serve both halves; whoever gave an option to the wrong one alone is told.
-    fn tell_what_the_other_half_uses(&self) {
-        match self.part {
-            Part::Consume if self.input.is_some() => {
-                eprintln!("webhooks: `consume` publishes nothing: --input is left unread");
-            }
-            Part::Publish if self.effects.is_some() => {
-                eprintln!("webhooks: `publish` handles nothing: --effects is left unwritten");
-            }
-            Part::Run | Part::Publish | Part::Consume => {}
-        }
+/// One command line may serve both halves; whoever gave an option to the wrong one alone is told.
+fn tell_what_is_not_used(part: Part, given: &ArgMatches) {
+    let (does, others) = match part {
+        Part::Run => return,
+        Part::Publish => ("`publish` handles nothing", ONLY_HANDLING.as_slice()),
+        Part::Consume => ("`consume` publishes nothing", ONLY_PUBLISHING.as_slice()),
+    };
+    let is_given = |id: &&&str| given.value_source(id) == Some(ValueSource::CommandLine);
+    for id in others.iter().filter(is_given) {
+        tell!("webhooks: {does}: --{} is not used", id.replace('_', "-"));
     }
 }
 

@@ -12,6 +12,7 @@ use crate::chosen::Fate;
 use crate::deliveries::Webhook;
 use crate::notifier::Tally;
 use crate::options::Job;
+use crate::tell::tell;
 
 const LINE_EVERY: Duration = Duration::from_secs(1);
 
@@ -27,7 +28,7 @@ impl Progress {
     pub(crate) fn of_run(job: &Job, webhooks: &[Webhook], ids: &BTreeSet<&str>) -> Self {
         let count = |fate| ids.iter().filter(|id| job.chosen.fate(id) == fate).count();
         let (first, ever) = (count(Fate::FailsFirst), count(Fate::FailsForEver));
-        eprintln!(
+        tell!(
             "{} messages of {} ids through {}; {first} ids fail on their first attempt, {ever} \
              for ever",
             webhooks.len() as u64 * job.repeat,
@@ -39,12 +40,12 @@ impl Progress {
 
     pub(crate) fn of_publish(job: &Job, webhooks: &[Webhook]) -> Self {
         let messages = webhooks.len() as u64 * job.repeat;
-        eprintln!("{messages} messages to {}", job.place);
+        tell!("{messages} messages to {}", job.place);
         Self::new(Some(messages))
     }
 
     pub(crate) fn of_consume(job: &Job) -> Self {
-        eprintln!("consuming {} until nothing is left for {:?}", job.place, job.idle_exit);
+        tell!("consuming {} until nothing is left for {:?}", job.place, job.idle_exit);
         Self::new(None)
     }
 
@@ -95,7 +96,7 @@ impl Progress {
         let (at, last) = &mut *self.last.borrow_mut();
         let line = line(&of);
         if *last != line && at.is_none_or(|at| at.elapsed() >= LINE_EVERY) {
-            eprintln!("{line}");
+            tell!("{line}");
             (*at, *last) = (Some(Instant::now()), line);
         }
     }

@@ -10,6 +10,7 @@ mod guards;
 mod options;
 mod place;
 mod summary;
+mod tell;
 #[cfg(feature = "kafka")]
 mod topic;
 
