@@ -6,8 +6,10 @@ mod programs;
 
 use std::io::{BufRead, BufReader, Lines};
 use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use hmac::{Hmac, Mac};
+use programs::road::Road;
 use programs::{Queue, program, rabbitmq, wait_for};
 use sha2::Sha256;
 use ureq::http::Response;
@@ -15,6 +17,8 @@ use ureq::{Agent, Body};
 
 /// What the example runs with.
 const CONFIG: &str = include_str!("../config/microservice.toml");
+/// As long as GitHub waits for an answer.
+const GITHUB_WAITS: Duration = Duration::from_secs(10);
 const SECRET: &str = "it is a secret to everybody";
 const BODY: &str = r#"{"action":"opened","repository":{"full_name":"octo-org/octo-repo"}}"#;
 
@@ -116,11 +120,28 @@ fn a_webhook_that_is_not_signed_by_the_secret_is_refused_and_not_published() {
     let unnamed = service.agent.post(format!("{}/webhooks", service.address));
     let unnamed = unnamed.header("X-Hub-Signature-256", &right).send(BODY).expect("it answers");
     assert_eq!(unnamed.status(), 400);
+    assert_eq!(service.post("", BODY, &right), 400, "an empty id is none");
     let long = "x".repeat(300);
     assert_eq!(service.post(&long, BODY, &right), 422, "no queue will ever take such an id");
     // The first that it speaks of is the first that was signed.
     assert_eq!(service.post("honest", BODY, &right), 202);
     assert_eq!(service.next_line(), "issues in octo-org/octo-repo: honest");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_webhook_that_the_broker_does_not_confirm_is_answered_before_github_gives_it_up() {
+    let queue = Queue::unique("unconfirmed", CONFIG);
+    let road = Road::to(&rabbitmq()).await;
+    let mut service = Microservice::start(&queue, &road.url);
+    road.close();
+    let signature = sign(BODY, SECRET);
+    let asked = Instant::now();
+    assert_eq!(service.post("delivery-1", BODY, &signature), 503);
+    assert!(asked.elapsed() < GITHUB_WAITS, "answered after {:?}", asked.elapsed());
+    // As GitHub's owner does by a click; the first may have arrived, too.
+    road.open();
+    wait_for("the broker", || (service.post("delivery-1", BODY, &signature) == 202).then_some(()));
+    assert_eq!(service.next_line(), "issues in octo-org/octo-repo: delivery-1");
 }
 
 #[test]

@@ -13,8 +13,10 @@
 mod signature;
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use actix::prelude::*;
+use actix_web::rt::time::timeout;
 use actix_web::web::{Bytes, Data, PayloadConfig};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, get, post};
 use clap::Parser;
@@ -25,6 +27,8 @@ use signature::Secret;
 
 /// As much as the subscription's `body_max` takes.
 const BODY_MAX: usize = 16 << 20;
+/// GitHub gives a webhook up after 10 s and says nothing of why; we say that it did not work before.
+const PUBLISH_MAX: Duration = Duration::from_secs(5);
 
 /// Takes GitHub's webhooks and works on them.
 #[derive(Parser)]
@@ -72,7 +76,9 @@ async fn receive(request: HttpRequest, body: Bytes, shared: Data<Shared>) -> Htt
     if !shared.secret.signed(&body, header("X-Hub-Signature-256")) {
         return HttpResponse::Unauthorized().body("the signature is missing or wrong\n");
     }
-    let (Some(id), Some(event)) = (header("X-GitHub-Delivery"), header("X-GitHub-Event")) else {
+    // Without an id a webhook that comes again could not be told from another.
+    let id = header("X-GitHub-Delivery").filter(|id| !id.is_empty());
+    let (Some(id), Some(event)) = (id, header("X-GitHub-Event")) else {
         return HttpResponse::BadRequest()
             .body("X-GitHub-Delivery and X-GitHub-Event are needed\n");
     };
@@ -81,14 +87,19 @@ async fn receive(request: HttpRequest, body: Bytes, shared: Data<Shared>) -> Htt
         .to_queue(shared.queue.as_str())
         .id(id)
         .kind(event);
-    match shared.publisher.send(message).await {
-        Ok(_) => HttpResponse::Accepted().finish(),
+    match timeout(PUBLISH_MAX, shared.publisher.send(message)).await {
+        Ok(Ok(_)) => HttpResponse::Accepted().finish(),
         // It would be refused for ever: whoever sent it should not send it again.
-        Err(error) if error.is_invalid() => {
+        Ok(Err(error)) if error.is_invalid() => {
             HttpResponse::UnprocessableEntity().body(format!("{error}\n"))
         }
         // Not ours before the broker has it; whoever sent it has it still.
-        Err(error) => HttpResponse::ServiceUnavailable().body(format!("{error}\n")),
+        Ok(Err(error)) => HttpResponse::ServiceUnavailable().body(format!("{error}\n")),
+        // It may arrive all the same: the delivery that is sent again has the same id, so that a subscription with
+        // `idempotency` handles one of them, and any other handler has to.
+        Err(_) => {
+            HttpResponse::ServiceUnavailable().body("the broker did not confirm it in time\n")
+        }
     }
 }
 
