@@ -1,10 +1,11 @@
 //! What is declared, what is verified, and what the errors say.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use lapin::types::AMQPValue;
-use redeliver::broker::{Broker, Depth, Fault, Settlement, Target};
-use redeliver::config::{Binding, OrderScope, Ordering, Topology};
+use redeliver::broker::{Broker, Depth, Fault, Settlement, Source, Target};
+use redeliver::config::{self, Binding, OrderScope, Ordering, Topology};
 
 use crate::server::{
     Lab, Raw, broker_settings, dead, message, open, queue, receive, texts, unique, url,
@@ -135,6 +136,27 @@ async fn settings_that_lose_messages_or_time_out_are_warned_of() {
     assert_eq!(warnings.len(), 2, "{warnings:?}");
     assert!(warnings[0].contains("x-delivery-limit = 20"), "{warnings:?}");
     assert!(warnings[1].contains("consumer_timeout"), "{warnings:?}");
+}
+
+#[tokio::test]
+async fn an_order_that_rests_on_how_others_declared_the_queue_is_warned_of() {
+    let lab = Lab::connect().await;
+    let declared = lab.source_with(&[], |settings| settings.ordering = Ordering::Lane);
+    let told = |warnings: Vec<String>| {
+        let tells = |warning: &&String| warning.contains("x-single-active-consumer = true");
+        warnings.iter().filter(tells).count()
+    };
+    assert_eq!(told(lab.broker.prepare(&declared).await.expect("it is declared")), 0);
+    for topology in [Topology::Verify, Topology::None] {
+        for (order_scope, count) in [(OrderScope::Queue, 1), (OrderScope::Process, 0)] {
+            let mut source = Source::clone(&declared);
+            let settings =
+                config::Subscription { topology, order_scope, ..source.settings.as_ref().clone() };
+            source.settings = Arc::new(settings);
+            let warnings = lab.broker.prepare(&Arc::new(source)).await.expect("it is there");
+            assert_eq!(told(warnings), count, "{topology:?} {order_scope:?}");
+        }
+    }
 }
 
 #[tokio::test]

@@ -528,8 +528,15 @@ fn warnings(settings: &Subscription) -> Vec<String> {
     if settings.on_expired == OnExpired::Drop {
         warnings.push("on_expired = \"drop\": a message whose expiration passes in the queue is dead-lettered by the server all the same; what is dropped is what is delivered too late".to_owned());
     }
+    warnings.extend(single_warning(settings));
     warnings.extend(timeout_warning(settings));
     warnings
+}
+
+/// Nothing that AMQP has tells how a queue was declared by others.
+fn single_warning(settings: &Subscription) -> Option<String> {
+    let by_others = settings.topology != Topology::Declare;
+    (by_others && is_single_active(settings)).then(|| "that the queue serves one consumer at a time, which the order over all processes rests on, cannot be found out unless topology is \"declare\"; it must have been declared with x-single-active-consumer = true".to_owned())
 }
 
 fn timeout_warning(settings: &Subscription) -> Option<String> {
