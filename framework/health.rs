@@ -106,6 +106,10 @@ impl HealthCell {
         self.lock().clone()
     }
 
+    pub(crate) fn has_failed_copies(&self) -> bool {
+        self.lock().copies.is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, SubscriptionHealth> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }

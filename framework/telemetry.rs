@@ -126,6 +126,17 @@ pub(crate) fn copy_failed(subscription: &str, place: &dyn std::fmt::Debug, error
     tracing::warn!(subscription, ?place, %error, "copy not confirmed; the original stays, trying again");
 }
 
+/// A stop or a pause is over before these copies were confirmed; their lane is gone, so that their originals come again.
+pub(crate) fn copies_left(subscription: &str, count: usize) {
+    if count > 0 {
+        tracing::warn!(
+            subscription,
+            count,
+            "copies are still not confirmed; their originals come again"
+        );
+    }
+}
+
 /// A copy lacks headers of the user's that would not have fitted.
 pub(crate) fn headers_left_out(subscription: &str, id: Option<&str>, count: usize) {
     tracing::warn!(subscription, id, count, "headers did not fit and were left out of a copy");

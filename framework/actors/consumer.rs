@@ -31,6 +31,9 @@ const TAKE_IN_MAX: Duration = Duration::from_millis(100);
 /// How long a stopping process may take to put back a suspect whose handler is not done.
 const PUT_BACK_MAX: Duration = Duration::from_secs(2);
 
+/// How often a stopping process looks whether anything can be confirmed at all.
+const LOOKED_EVERY: Duration = Duration::from_millis(250);
+
 /// A lane was lost, or found to stall; the supervisor opens it again.
 #[derive(Message)]
 #[rtype(result = "()")]
@@ -286,7 +289,10 @@ async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
                 deadline = Some(deadline.map_or(sooner, |until: Instant| until.min(sooner)));
                 left.replies.push(reply);
             }
-            () = until(deadline) => {
+            () = over(deadline, desk.running == 0, &shared) => {
+                if desk.running == 0 {
+                    telemetry::copies_left(shared.scope.name(), desk.leaving());
+                }
                 left.count = desk.running;
                 std::mem::take(&mut left).tell();
                 deadline = None;
@@ -297,10 +303,11 @@ async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
     left.tell();
 }
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => tokio::time::sleep_until(deadline).await,
-        None => std::future::pending().await,
+/// Nothing is to be waited for any more: at the deadline, or before, where nothing runs and nothing can be confirmed.
+async fn over(deadline: Option<Instant>, is_idle: bool, shared: &Shared) {
+    let Some(deadline) = deadline else { return std::future::pending().await };
+    while Instant::now() < deadline && !(is_idle && shared.confirms_nothing()) {
+        tokio::time::sleep_until(deadline.min(Instant::now() + LOOKED_EVERY)).await;
     }
 }
 
@@ -339,6 +346,7 @@ async fn wind_down(
         desk.show();
         let settled = desk.settle_all_at(lane).await;
         let busy = desk.running + desk.leaving();
+        let is_lost = lane.is_lost() == Some(true);
         if busy + desk.awaited == 0 || settled.is_err() {
             break busy;
         }
@@ -353,7 +361,7 @@ async fn wind_down(
                 deadline = deadline.min(sooner);
                 replies.push(reply);
             }
-            () = tokio::time::sleep_until(deadline) => break busy,
+            () = over(Some(deadline), desk.running == 0 && is_lost, &shared) => break busy,
         }
     };
     if desk.suspects && desk.running > 0 {

@@ -14,7 +14,7 @@ use super::keys::Keys;
 use super::load::Errand;
 use super::orphans::{OrphanId, Orphans};
 use super::retrier::Retrier;
-use crate::broker::Broker;
+use crate::broker::{Broker, BrokerState};
 use crate::health::HealthCell;
 use crate::pipeline::{Blanks, Scope, Work};
 
@@ -121,6 +121,13 @@ impl Shared {
         if self.alone.replace(false) {
             self.changed.notify_waiters();
         }
+    }
+
+    /// Copies fail because the broker is away. Where the lane of their originals is gone too, waiting for a confirm is of
+    /// no use: the originals come again whatever becomes of the copies.
+    pub(super) fn confirms_nothing(&self) -> bool {
+        matches!(self.broker.state(), BrokerState::Disconnected(_))
+            && self.health.has_failed_copies()
     }
 
     /// A message's guards were had, but perhaps before their store went away.

@@ -1,6 +1,6 @@
 //! One test's corner of the server: queues of its own, a service on them, and what its handler saw.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::env;
 use std::future::Future;
@@ -98,6 +98,7 @@ impl Lab {
         let builder = Service::builder(config).subscribe("orders", handlers).signals(false);
         let service = builder.start().await?;
         self.delete_later(&service.topology("orders").expect("it has this subscription"));
+        STARTED.with_borrow_mut(|started| started.push(service.clone()));
         Ok(service)
     }
 
@@ -224,13 +225,30 @@ pub(crate) fn properties(number: u32) -> BasicProperties {
         .with_delivery_mode(2)
 }
 
-/// Asks until the answer is yes.
+/// Asks until the answer is yes. A failure tells where the messages were, as what stands still may be the server.
 pub(crate) async fn until<F: Future<Output = bool>>(what: &str, mut ask: impl FnMut() -> F) {
     let deadline = Instant::now() + PATIENCE;
     while !ask().await {
-        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}");
+        if Instant::now() >= deadline {
+            panic!("{what}: not within {PATIENCE:?}\n{}", state_of_services().await);
+        }
         sleep(Duration::from_millis(25)).await;
     }
+}
+
+thread_local! {
+    /// The services that the test on this thread has started.
+    static STARTED: RefCell<Vec<Service>> = const { RefCell::new(Vec::new()) };
+}
+
+async fn state_of_services() -> String {
+    let started = STARTED.take();
+    let mut told = String::new();
+    for service in &started {
+        let depth = service.depth("orders").await;
+        told += &format!("{depth:?}\n{:#?}\n", service.health());
+    }
+    told
 }
 
 /// Nothing is ready, held or waiting any more.

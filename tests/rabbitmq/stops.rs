@@ -1,11 +1,14 @@
 //! Clean stops: what ran is finished and acknowledged, the rest is untouched.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use redeliver::{Delivery, Failure};
-use tokio::time::sleep;
+use tokio::sync::Semaphore;
+use tokio::time::{sleep, timeout};
 
-use crate::lab::{Lab, SHORT_WAITS, Seen, drained, sample, until};
+use crate::lab::{Lab, PATIENCE, SHORT_WAITS, Seen, drained, metric, sample, until};
+use crate::proxy::Proxy;
 
 #[tokio::test]
 async fn twenty_stops_among_20000_messages_repeat_none_and_leave_none_unacknowledged() {
@@ -60,6 +63,35 @@ async fn a_stop_gives_back_what_is_not_done_in_time() {
     until("four run", || async { seen.count() == 4 }).await;
     assert_eq!(service.stop().await.left, 4);
     until("all ten are back", || async { lab.ready().await == 10 }).await;
+}
+
+#[tokio::test]
+async fn a_stop_while_the_server_is_away_waits_for_no_copy_that_nobody_can_confirm() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::to(&lab.url).await;
+    let toml = lab
+        .toml_at(&proxy.url, "", SHORT_WAITS)
+        .replace("[brokers.main]", "shutdown_grace = \"1h\"\n[brokers.main]");
+    let (gate, seen) = (Arc::new(Semaphore::new(0)), Seen::default());
+    let (open, handler) = (Arc::clone(&gate), seen.clone());
+    let service = lab
+        .start(&toml, move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            let open = Arc::clone(&open);
+            async move {
+                open.acquire().await?.forget();
+                Err(Failure::retry("it waits at the broker"))
+            }
+        })
+        .await;
+    lab.publish(0..3).await;
+    until("three run", || async { seen.count() == 3 }).await;
+    drop(proxy);
+    gate.add_permits(3);
+    until("no copy is made", || async { metric(&service, "copies_failed").await >= 3.0 }).await;
+    let stop = timeout(PATIENCE, service.stop()).await.expect("it does not wait for an hour");
+    assert_eq!(stop.left, 0, "no handler ran any more");
+    until("all three are back", || async { lab.ready().await == 3 }).await;
 }
 
 #[tokio::test]
