@@ -182,6 +182,15 @@ async fn what_nobody_wants_any_more_is_not_asked() {
 }
 
 #[tokio::test]
+async fn who_gathers_and_is_kept_by_a_handler_keeps_nobody_else() {
+    let server = Server::start();
+    let (store, ids) = (server.store(), ids(MANY));
+    let gathers = store.gather();
+    assert!(claim_all(&store, &ids).await.iter().all(is_granted), "though the handler goes on");
+    drop(gathers);
+}
+
+#[tokio::test]
 async fn a_lock_that_nobody_wants_any_more_holds_up_nobody_else() {
     let server = Server::start();
     let store = server.store();

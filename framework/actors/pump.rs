@@ -126,7 +126,10 @@ where
     ) -> Poll<()> {
         let pump = &mut *self;
         pump.slots.register(cx.waker());
+        // What this turn asks for leaves together.
+        let gathers = pump.workplace.scope.guards.gather();
         let given_way = pump.turn(actor, ctx, cx);
+        drop(gathers);
         pump.station.poll(actor, ctx, cx);
         pump.note_blocking::<A>();
         pump.workplace.outbox.borrow_mut().flush();

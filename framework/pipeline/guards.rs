@@ -109,6 +109,13 @@ impl Guards {
         stores.into_iter().flatten().all(|store| store.state() == StoreState::Up)
     }
 
+    /// Until what is returned is dropped, messages ask for their guards and end them one right behind the other.
+    pub(crate) fn gather(&self) -> Option<Box<dyn Send>> {
+        let store =
+            self.claims.as_ref().map(|it| &it.store).or(self.locks.as_ref().map(|it| &it.0));
+        store.map(|store| store.store().gather())
+    }
+
     /// Asks for the claim and the lock of a delivery: in one round trip where they share a store.
     ///
     /// # Cancel safety

@@ -147,6 +147,12 @@ pub trait Store: LockStore + IdempotencyStore {
         Ok(ours)
     }
 
+    /// Questions of several messages follow right behind one another, until what is returned is dropped: a store that can
+    /// send them together may wait for that, but not for long, because a handler may keep whoever asks.
+    fn gather(&self) -> Box<dyn Send> {
+        Box::new(())
+    }
+
     /// Connects and looks for settings that lose locks or claims; returns a warning for each.
     ///
     /// # Errors

@@ -89,6 +89,17 @@ fn tagged(into: &mut Vec<u8>, parts: &[&[u8]]) {
     into.push(b'}');
 }
 
+/// Which bytes stay as they are.
+static STAYS: [bool; 256] = {
+    let (mut stays, mut byte) = ([false; 256], 0);
+    while byte < 256 {
+        stays[byte] = (byte as u8).is_ascii_alphanumeric()
+            || matches!(byte as u8, b'-' | b'.' | b'_' | b':' | b'/' | b'@' | b'+' | b'=');
+        byte += 1;
+    }
+    stays
+};
+
 /// Letters, digits and what is harmless stay; every other byte becomes `%XX`; nothing becomes `%`,
 /// because an empty hash tag would not be one. No more is written than what is over the limit.
 fn escape(into: &mut Vec<u8>, bytes: &[u8], end_max: usize) {
@@ -96,11 +107,15 @@ fn escape(into: &mut Vec<u8>, bytes: &[u8], end_max: usize) {
     if bytes.is_empty() {
         into.push(b'%');
     }
+    if bytes.len() <= NAME_BYTES_MAX && bytes.iter().all(|&byte| STAYS[usize::from(byte)]) {
+        // Nearly every one.
+        return into.extend_from_slice(bytes);
+    }
     for &byte in bytes {
         if into.len() > end_max {
             return;
         }
-        if byte.is_ascii_alphanumeric() || b"-._:/@+=".contains(&byte) {
+        if STAYS[usize::from(byte)] {
             into.push(byte);
         } else {
             into.extend([b'%', HEX[usize::from(byte >> 4)], HEX[usize::from(byte & 15)]]);

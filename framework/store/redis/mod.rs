@@ -18,6 +18,7 @@ use super::{
 use crate::config;
 
 mod address;
+mod beat;
 mod check;
 mod idempotency;
 mod keys;
@@ -33,6 +34,7 @@ mod wakes;
 mod warned;
 
 use address::Address;
+use beat::Beat;
 use idempotency::ask_to_end;
 use keys::Keys;
 use link::Link;
@@ -172,8 +174,10 @@ pub struct RedisStore {
     replicas_min: u32,
 }
 
-/// What every message asks for, of as many as ask at the same time.
+/// What every message asks for, of as many as ask at the same time. What messages ask keeps one beat; locks that are asked for
+/// alone wait for nobody.
 struct AllRounds {
+    beat: Beat,
     claims: Rounds,
     ends: Rounds,
     admits: Rounds,
@@ -184,13 +188,17 @@ struct AllRounds {
 
 impl AllRounds {
     fn new(link: &Link, keys: &Keys) -> Self {
+        let beat = Beat::new();
+        let beat_of = |lone: &Option<Lone>| lone.as_ref().map_or(beat.clone(), |_| Beat::new());
         let asks = |what, code, keys, rules, lone| {
+            let beat = beat_of(&lone);
             let form = Form { what, code, keys, rules, first: First::Seen, lone };
-            Rounds::new(link.clone(), form)
+            Rounds::new(link.clone(), form, beat)
         };
         let ends = |what, code, of, rules, lone| {
+            let beat = beat_of(&lone);
             let first = First::Channels(keys.channels().to_owned());
-            Rounds::new(link.clone(), Form { what, code, keys: of, rules, first, lone })
+            Rounds::new(link.clone(), Form { what, code, keys: of, rules, first, lone }, beat)
         };
         let acquire = Lone { code: &SCRIPTS.acquire_lone, has_rules: true };
         let release = Lone { code: &SCRIPTS.release_lone, has_rules: false };
@@ -201,6 +209,7 @@ impl AllRounds {
             finishes: ends("end a claim and release a lock", &SCRIPTS.finishes, 2, 3, None),
             acquires: asks("acquire a lock", &SCRIPTS.acquires, 3, 3, Some(acquire)),
             releases: ends("release a lock", &SCRIPTS.releases, 3, 0, Some(release)),
+            beat: beat.clone(),
         }
     }
 }
@@ -288,6 +297,10 @@ impl Store for RedisStore {
         let part = |said| Part::finish(&self.keys, claim, ending, keep, lock, said);
         let what = "end a claim and release a lock";
         ask_to_end(what, &self.rounds.finishes, self.link.until(), part).await
+    }
+
+    fn gather(&self) -> Box<dyn Send> {
+        Box::new(self.rounds.beat.gather())
     }
 
     async fn check(&self) -> Result<Vec<String>, StoreError> {

@@ -14,6 +14,7 @@ use tokio::sync::{Notify, oneshot};
 use tokio::task::unconstrained;
 use tokio::time::sleep;
 
+use super::beat::{Beat, UnderWay};
 use super::link::{Failed, Link};
 use super::part::Part;
 use super::reply;
@@ -27,7 +28,7 @@ const ROUND_MAX: usize = 128;
 const ROUND_BYTES_MAX: usize = 1 << 20;
 /// Rounds on their way at once.
 const ROUNDS_MAX: usize = 16;
-/// A round that takes longer than this is not waited for any more before the next one leaves.
+/// What takes longer than this is not waited for any more before the next round leaves: a round, or somebody who gathers.
 const GATHER_MAX: Duration = Duration::from_millis(10);
 /// Before what failed for now is asked again.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
@@ -65,6 +66,8 @@ pub(super) struct Rounds(Arc<Shared>);
 struct Shared {
     link: Link,
     form: Form,
+    /// Kept with rounds of other kinds.
+    beat: Beat,
     queue: Mutex<Queue>,
     /// The first came since the last round left, or enough for another.
     came: Notify,
@@ -87,9 +90,9 @@ struct Request {
 }
 
 impl Rounds {
-    pub(super) fn new(link: Link, form: Form) -> Self {
+    pub(super) fn new(link: Link, form: Form, beat: Beat) -> Self {
         let (queue, came) = (Mutex::default(), Notify::new());
-        Self(Arc::new(Shared { link, form, queue, came }))
+        Self(Arc::new(Shared { link, form, beat, queue, came }))
     }
 
     /// Asks in the next round, and in later ones until `until`.
@@ -152,11 +155,11 @@ impl Shared {
         }
     }
 
-    /// Who is in the next round, if one may leave: at once when none is on its way.
+    /// Who is in the next round, if one may leave: at once when none is on its way, of whatever kind, and nobody gathers.
     fn next_round(&self, under_way: usize, is_ripe: bool) -> Option<Vec<Request>> {
         let mut queue = self.queue();
         let first = queue.waiting.front()?;
-        let is_due = under_way == 0 || is_ripe || queue.waiting.len() >= ROUND_MAX;
+        let is_due = self.beat.is_quiet() || is_ripe || queue.waiting.len() >= ROUND_MAX;
         if under_way >= ROUNDS_MAX || !(is_due || first.is_alone) {
             return None;
         }
@@ -178,6 +181,11 @@ impl Shared {
         let mut queue = self.queue();
         queue.is_driven = !queue.waiting.is_empty();
         !queue.is_driven
+    }
+
+    /// The same as [`round`](Self::round), counted as long as it is on its way.
+    async fn round_on_its_way(&self, requests: Vec<Request>, _: UnderWay) -> Vec<Request> {
+        self.round(requests).await
     }
 
     /// Asks once; returns who has to ask again.
@@ -333,18 +341,22 @@ impl Request {
 async fn drive(mut driving: Driving) {
     let shared = driving.shared.clone();
     let mut rounds = FuturesUnordered::new();
+    let mut beat = shared.beat.listen();
     let mut is_ripe = false;
     loop {
         while let Some(requests) = shared.next_round(rounds.len(), is_ripe) {
             is_ripe = false;
-            rounds.push(shared.round(requests));
+            rounds.push(shared.round_on_its_way(requests, shared.beat.leave()));
         }
         if rounds.is_empty() {
             driving.is_over = shared.may_rest();
             if driving.is_over {
                 return;
             }
-            continue;
+            if shared.beat.is_quiet() {
+                // Somebody came just now.
+                continue;
+            }
         }
         let ripens = async {
             if shared.queue().waiting.is_empty() {
@@ -354,10 +366,12 @@ async fn drive(mut driving: Driving) {
         };
         tokio::select! {
             Some(again) = rounds.next() => {
-                is_ripe = true;
+                is_ripe |= !again.is_empty();
                 let mut queue = shared.queue();
                 again.into_iter().rev().for_each(|request| queue.waiting.push_front(request));
             }
+            // Those of other kinds leave at this moment as well.
+            () = beat.told() => is_ripe = !shared.queue().waiting.is_empty(),
             () = shared.came.notified() => {}
             () = ripens => {
                 is_ripe = true;
@@ -415,7 +429,7 @@ mod tests {
             first: First::Seen,
             lone,
         };
-        Rounds::new(Link::new(&nowhere, Arc::new(address)), form)
+        Rounds::new(Link::new(&nowhere, Arc::new(address)), form, Beat::new())
     }
 
     fn part(key: &str) -> Part {
@@ -430,6 +444,27 @@ mod tests {
             seen: Fence(0),
         };
         Part::acquire(&Keys::new("redeliver"), &ask)
+    }
+
+    #[tokio::test]
+    async fn nobody_leaves_while_somebody_gathers_or_a_call_of_another_kind_is_on_its_way() {
+        let Rounds(shared) = rounds();
+        let ask = |key: &str| {
+            let (until, is_alone, done) = (in_milliseconds(600_000), false, oneshot::channel().0);
+            shared.queue().waiting.push_back(Request { part: part(key), until, is_alone, done });
+        };
+        let leaves = |is_ripe| shared.next_round(0, is_ripe).map_or(0, |round| round.len());
+        let gathers = shared.beat.gather();
+        ask("a");
+        assert_eq!(leaves(false), 0, "more will come");
+        ask("b");
+        drop(gathers);
+        let other = shared.beat.leave();
+        assert_eq!(leaves(false), 0, "a call is on its way");
+        assert_eq!(leaves(true), 2, "for too long");
+        ask("c");
+        drop(other);
+        assert_eq!(leaves(false), 1, "it was answered");
     }
 
     fn in_milliseconds(count: u64) -> Instant {
