@@ -3,8 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::actors::KeeperSeat;
 use crate::broker::memory::MemoryBroker;
@@ -23,35 +26,79 @@ use crate::store::redis::{RedisSettings, RedisStore};
 use crate::store::{LockPolicy, Locks, Store, StoreError, StoreFault};
 use crate::telemetry::{self, Counter, Metrics};
 
-/// Connects every broker that is configured; each is tried for `service.startup_max`.
-pub(super) async fn connect_all(
-    config: &Config,
-    clock: Clock,
-) -> Result<BTreeMap<String, Arc<dyn Broker>>, Error> {
-    let mut brokers = BTreeMap::new();
+/// How long the start waits for a broker that no subscription needs.
+const UNNEEDED_MAX: Duration = Duration::from_secs(3);
+
+/// The brokers by their names, and the names of those that are still to be sought.
+pub(super) type Connected = (BTreeMap<String, Arc<dyn Broker>>, Vec<String>);
+
+/// Connects every broker that is configured. One of a subscription is tried for `service.startup_max`, another once:
+/// without it only what publishes there fails, and is told so.
+pub(super) async fn connect_all(config: &Config, clock: Clock) -> Result<Connected, Error> {
+    let (mut brokers, mut away) = (BTreeMap::new(), Vec::new());
+    let patience = config.service.startup_max;
     for (name, settings) in &config.brokers {
         let broker = broker_of(name, settings, config, clock)?;
-        let patience = config.service.startup_max;
-        let connected = tokio::time::timeout(patience, connect(name, broker.as_ref())).await;
-        let failed = match connected {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => {
-                let last = match broker.state() {
-                    BrokerState::Disconnected(why) => why,
-                    BrokerState::Connected | BrokerState::Blocked(_) => String::from("no answer"),
-                };
-                Some(format!(
-                    "not reached within service.startup_max ({patience:?}): {last}; start it, correct brokers.{name}.url, or wait longer by service.startup_max"
-                ))
-            }
+        let is_needed = config.subscriptions.values().any(|it| it.broker == *name);
+        let connected = match is_needed {
+            true => connect_within(patience, name, broker.as_ref()).await.map(|()| true),
+            false => connect_once(patience.min(UNNEEDED_MAX), broker.as_ref()).await,
         };
-        if let Some(failed) = failed {
-            return Err(unusable(name, config, &failed));
+        if !connected.map_err(|why| unusable(name, config, &why))? {
+            away.push(name.clone());
         }
         brokers.insert(name.clone(), broker);
     }
-    Ok(brokers)
+    Ok((brokers, away))
+}
+
+async fn connect_within(patience: Duration, name: &str, broker: &dyn Broker) -> Result<(), String> {
+    let Ok(connected) = timeout(patience, connect(name, broker)).await else {
+        let last = match broker.state() {
+            BrokerState::Disconnected(why) => why,
+            BrokerState::Connected | BrokerState::Blocked(_) => String::from("no answer"),
+        };
+        return Err(format!(
+            "not reached within service.startup_max ({patience:?}): {last}; start it, correct brokers.{name}.url, or wait longer by service.startup_max"
+        ));
+    };
+    connected.map_err(|error| error.to_string())
+}
+
+/// False if it is away; what it refuses, it will refuse again.
+async fn connect_once(patience: Duration, broker: &dyn Broker) -> Result<bool, String> {
+    match timeout(patience, broker.connect()).await {
+        Ok(Err(error)) if error.fault == Fault::Refused => Err(error.to_string()),
+        Ok(Err(_)) | Err(_) => Ok(false),
+        Ok(Ok(())) => Ok(true),
+    }
+}
+
+/// Seeks each broker that was away at the start, until it is there or the service stops.
+pub(super) fn seek_all(
+    away: Vec<String>,
+    brokers: &BTreeMap<String, Arc<dyn Broker>>,
+    stop: &watch::Receiver<bool>,
+) {
+    for name in away {
+        let broker = Arc::clone(&brokers[&name]);
+        actix_rt::spawn(seek(name, broker, stop.clone()));
+    }
+}
+
+async fn seek(name: String, broker: Arc<dyn Broker>, mut stop: watch::Receiver<bool>) {
+    let mut delays = Schedule::default();
+    let sought = async {
+        while let Err(error) = broker.connect().await {
+            telemetry::connecting(&name, &error);
+            tokio::time::sleep(delays.next_delay()).await;
+        }
+    };
+    tokio::select! {
+        // An error means that nobody can stop it any more: the service is gone.
+        _ = stop.wait_for(|stop| *stop) => {}
+        () = sought => {}
+    }
 }
 
 /// An error that says whom it concerns.

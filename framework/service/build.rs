@@ -168,8 +168,8 @@ impl ServiceBuilder {
     /// # Errors
     /// Every subscription without a handler or with more than one, and every handler without a subscription; files that
     /// are to be [watched](Self::watch) and cannot be; brokers that
-    /// refuse, or cannot be reached within `service.startup_max`; every source that is missing or
-    /// different.
+    /// refuse, or that a subscription needs and that cannot be reached within `service.startup_max`;
+    /// every source that is missing or different.
     pub async fn start(self) -> Result<Service, Error> {
         let (started, starting) = oneshot::channel();
         let name = self.config.service.name.clone();
@@ -207,7 +207,7 @@ impl ServiceBuilder {
         self.config.check()?;
         self.check_handlers()?;
         let watch = self.watch.then(|| reload::watch(&self.files)).transpose()?;
-        let brokers = adapters::connect_all(&self.config, self.clock).await?;
+        let (brokers, away) = adapters::connect_all(&self.config, self.clock).await?;
         #[cfg(all(test, feature = "testing"))]
         let brokers = match &self.wrap {
             Some(wrap) => brokers.into_iter().map(|(name, broker)| (name, wrap(broker))).collect(),
@@ -227,6 +227,7 @@ impl ServiceBuilder {
         };
         let (stop, stopping) = watch::channel(false);
         let (end, ended) = watch::channel(None);
+        adapters::seek_all(away, &brokers, &stopping);
         let Self { config, signals, files, clock, .. } = self;
         let heed = signals.then(Heed::begin).flatten();
         let root = Root::new(plans).start();

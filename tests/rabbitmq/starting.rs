@@ -1,10 +1,11 @@
 //! What a service says when it cannot start: which subscription, what was tried, what to do, and no password.
 
 use lapin::types::AMQPValue;
-use redeliver::{Delivery, Error, Handled};
+use redeliver::{Delivery, Error, Handled, Message};
 
 use crate::common::rabbitmq::unique;
-use crate::lab::{Lab, SHORT_WAITS};
+use crate::lab::{Lab, SHORT_WAITS, metric, until};
+use crate::proxy::Proxy;
 
 async fn nothing(_: Delivery<u32>) -> Handled {
     Ok(())
@@ -76,4 +77,29 @@ async fn an_address_where_nobody_listens_is_tried_for_startup_max_and_told() {
     let parts = ["`main`", "orders", "startup_max", "127.0.0.1:1", "refused"];
     refused(&lab, &toml, &parts).await;
     assert!(began.elapsed().as_secs() >= 2);
+}
+
+#[tokio::test]
+async fn a_broker_that_no_subscription_needs_may_be_away_at_the_start() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::to(&lab.url).await;
+    let with = |url: &str| {
+        format!("{}\n[brokers.audit]\nkind = \"rabbitmq\"\nurl = \"{url}\"", lab.toml("", ""))
+    };
+    proxy.hold_back(true);
+    let service = lab.start(&with(&proxy.url), nothing).await;
+    lab.publish(0..1).await;
+    until("it works", || async { metric(&service, "handled").await >= 1.0 }).await;
+    let health = service.health();
+    let [reason] = health.reasons.as_slice() else { panic!("not one reason: {health:?}") };
+    assert!(reason.starts_with("broker audit: not connected"), "{reason}");
+    proxy.hold_back(false);
+    until("it is found", || async { service.health().ready }).await;
+    let publisher = service.publisher("audit").expect("it is configured");
+    publisher.send(Message::bytes("7").to_queue(&*lab.queue)).await.expect("it is stored");
+    service.stop().await;
+
+    let place = proxy.url.rsplit_once('@').expect("the proxy's url has a user").1;
+    let refused_url = format!("amqp://somebody:hunter2@{place}");
+    refused(&lab, &with(&refused_url), &["`audit`", "ACCESS_REFUSED", "check the user"]).await;
 }
