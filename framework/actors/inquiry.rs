@@ -97,8 +97,11 @@ impl Desk {
     /// What others than the handlers have to say; why the lane is gone, if that is found out over it.
     pub(super) fn hear(&mut self, news: News, lane: Option<&dyn Lane>) -> Option<LaneEnd> {
         match news {
-            News::Carried(work) => self.is_carried(work),
-            News::NotCarried(work, errand) => self.is_not_carried(work, errand),
+            News::Carried(held) => self.is_carried(held.0),
+            News::NotCarried(held) => {
+                let (work, errand) = *held;
+                self.is_not_carried(work, errand);
+            }
             News::CameOut(orphan) => {
                 self.now = Instant::now();
                 self.inherit(orphan);

@@ -11,12 +11,12 @@ use tokio::time::Instant;
 use super::breaker::Gate;
 use super::inquiry::Inquiry;
 use super::keys::Keys;
-use super::load::Errand;
+use super::load::Parcel;
 use super::orphans::{OrphanId, Orphans};
 use super::retrier::Retrier;
 use crate::broker::{Broker, BrokerState};
 use crate::health::HealthCell;
-use crate::pipeline::{Blanks, Scope, Work};
+use crate::pipeline::{Blanks, Scope};
 
 /// Shared by the consumers of a subscription, which live on one arbiter.
 pub(super) struct Shared {
@@ -75,9 +75,9 @@ pub(super) struct Peer {
 /// What a consumer hears of its messages from others than the handlers.
 pub(super) enum News {
     /// The broker has the copy of this one.
-    Carried(Work),
+    Carried(Parcel),
     /// The retrier ended before it knew whether the broker has the copy of this one.
-    NotCarried(Work, Errand),
+    NotCarried(Parcel),
     /// What came of an orphan that it adopted is known.
     CameOut(OrphanId),
     /// Another consumer asks whether these are in hand here.

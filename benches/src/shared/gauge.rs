@@ -71,13 +71,14 @@ impl Gauge {
         }
     }
 
-    /// One line for the harness: `measured MESSAGES SECONDS CPU_SECONDS PEAK_KIB`.
+    /// Two lines for the harness: `measured MESSAGES SECONDS CPU_SECONDS PEAK_KIB`, and `whole CPU_SECONDS`, since it began.
     pub fn report(&self) {
         let (Some(start), Some(end)) = (self.start.get(), self.end.get()) else { return };
         let counted = self.messages - self.messages / WARM_PART;
         let seconds = end.at.duration_since(start.at).as_secs_f64();
         let cpu = (end.cpu.saturating_sub(start.cpu)).as_secs_f64();
         println!("measured {counted} {seconds:.6} {cpu:.6} {}", memory_peak());
+        println!("whole {:.6}", end.cpu.as_secs_f64());
     }
 }
 
