@@ -47,7 +47,7 @@ impl Place {
         }
         let at = match broker.kind {
             BrokerKind::Memory | BrokerKind::Rabbitmq => queue(subscription, asked.name),
-            BrokerKind::Kafka => topic(subscription, asked.name),
+            BrokerKind::Kafka => topic(subscription, asked.name)?,
         };
         let default = match broker.kind {
             BrokerKind::Memory => None,
@@ -129,10 +129,16 @@ fn queue(subscription: &mut Subscription, asked: Option<String>) -> String {
 }
 
 /// A group of its own, unless the configuration says one: jobs with other names are not disturbed.
-fn topic(subscription: &mut Subscription, asked: Option<String>) -> String {
+fn topic(subscription: &mut Subscription, asked: Option<String>) -> Result<String, Error> {
+    if let Some(pattern) = &subscription.pattern {
+        return Err(format!(
+            "the job publishes to one topic, and pattern = \"{pattern}\" may name many; put topics = [\"...\"] in its place"
+        )
+        .into());
+    }
     let known = subscription.topics.first().cloned().or(subscription.queue.take());
     let topic = asked.or(known).unwrap_or_else(|| SUBSCRIPTION.to_owned());
     subscription.topics = vec![topic.clone()];
     subscription.group.get_or_insert_with(|| topic.clone());
-    topic
+    Ok(topic)
 }

@@ -22,6 +22,11 @@ pub(crate) fn group_refused(group: &str, why: &str) {
     tracing::error!(group, why, "group does not take this member; trying again");
 }
 
+/// Records came that cannot be read, by their compression or their checksum; their partition stays where it is.
+pub(crate) fn records_unreadable(group: &str, error: &dyn Display) {
+    tracing::error!(group, %error, "records cannot be read, and their partition waits for them");
+}
+
 /// A producer is of no use any more; the next record is sent by another.
 pub(crate) fn producer_broken(code: &dyn Display, why: &str) {
     tracing::warn!(%code, why, "producer broke for good; making another");

@@ -194,3 +194,40 @@ async fn topics_that_must_be_there_beforehand_are_named_with_their_shape() {
         assert!(said.contains(&line), "{line} is not in:\n{said}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn settings_that_no_client_can_have_end_the_start_at_once() {
+    let topic = unique("orders");
+    create(&topic, 1).await;
+    let wrong = [
+        ("\"partition.assignment.strategy\" = \"fair\"", "partition.assignment.strategy"),
+        ("\"fetch.max.bytes\" = 1", "fetch.max.bytes"),
+        ("\"max.in.flight\" = 10", "max.in.flight"),
+        ("\"retries\" = 0", "retries"),
+    ];
+    for (property, named) in wrong {
+        let properties = format!("[brokers.main.properties]\n{property}");
+        // Longer than anybody waits: it is not a matter of patience.
+        let text = text(&[&topic], "billing", &properties);
+        let text = format!("[service]\nstartup_max = \"1h\"\n{text}");
+        let refusal = refusal(&text).await;
+        assert!(refusal.contains(named) && refusal.contains("see `properties`"), "{refusal}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_group_that_takes_no_member_with_such_a_session_is_told_of() {
+    let (topic, group) = (unique("orders"), unique("group"));
+    create(&topic, 1).await;
+    let properties = "[brokers.main.properties]\n\"session.timeout.ms\" = 1";
+    let config = Config::from_toml(&text(&[&topic], &group, properties)).expect("it can be read");
+    let handler = |_: Delivery<String>| async { Handled::Ok(()) };
+    let service = Service::builder(config).subscribe("orders", handler).signals(false);
+    let service = service.start().await.expect("it starts");
+    until("health says so", async || {
+        let said = format!("{:?}", service.health());
+        said.contains(&group) && said.contains("group.min.session.timeout.ms")
+    })
+    .await;
+    service.stop().await;
+}

@@ -112,7 +112,10 @@ async fn a_process_that_was_frozen_has_not_died_of_what_it_handled() {
     until("the slow one is handled", async || stage.effects().iter().any(|it| it == "0")).await;
     drained(&onlooker).await;
     child.stop().await;
-    assert!(committed(&format!("g-{topic}.suspects")).is_empty(), "nothing is suspected of it");
+    assert!(
+        committed(&format!("{topic}.g-{topic}.suspects")).is_empty(),
+        "nothing is suspected of it"
+    );
     onlooker.stop().await;
 }
 
@@ -254,6 +257,10 @@ async fn a_handler_slower_than_the_poll_interval_is_not_evicted() {
     publish(&service, &topic, (0..2).map(|number| number.to_string())).await;
     drained(&service).await;
     assert_eq!((seen.attempts("0"), seen.attempts("1")), (1, 1));
+    let metrics = service.metrics().await;
+    // A member that was evicted gets its records again, whatever becomes of them.
+    let received = "redeliver_received_total{subscription=\"orders\"} 2\n";
+    assert!(metrics.contains(received), "each is received once: {metrics}");
     service.stop().await;
 }
 

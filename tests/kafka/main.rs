@@ -6,6 +6,7 @@
 
 mod brokers;
 mod checks;
+mod compressed;
 mod crashes;
 mod lab;
 mod logs;

@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::FromClientConfigAndContext;
-use rdkafka::consumer::{BaseConsumer, Consumer as _, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{
+    BaseConsumer, Consumer as _, ConsumerContext, DefaultConsumerContext, RebalanceProtocol,
+};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::topic_partition_list::TopicPartitionList;
 use rdkafka::types::RDKafkaRespErr;
@@ -30,6 +32,9 @@ pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// How long the client may take to say why there was no answer.
 const SAYING_MAX: Duration = Duration::from_millis(100);
+
+/// Between two complaints about records that cannot be read.
+const COMPLAINT_PAUSE: Duration = Duration::from_secs(60);
 
 /// One cluster.
 #[derive(Clone)]
@@ -59,6 +64,7 @@ impl Cluster {
     /// Asks for what the cluster knows of itself.
     pub(super) async fn connect(&self) -> Result<(), BrokerError> {
         let attempt = format!("connecting to {}", self.shown);
+        self.check_settings().await.map_err(|error| fault::fault(&attempt, &error))?;
         let id = self.ask(&attempt, |client| {
             client.fetch_metadata(Some("__consumer_offsets"), ANSWER_MAX)?;
             Ok(client.client().fetch_cluster_id(ANSWER_MAX).unwrap_or_default())
@@ -76,6 +82,16 @@ impl Cluster {
                 Err(error)
             }
         }
+    }
+
+    /// Whether librdkafka takes the settings of a member of a group: it looks at them when a client is made, and members are
+    /// made when consuming begins.
+    async fn check_settings(&self) -> KafkaResult<()> {
+        let config = self.clients.consumer("settings");
+        let made = spawn_blocking(move || {
+            BaseConsumer::from_config_and_context(&config, DefaultConsumerContext).map(drop)
+        });
+        made.await.unwrap_or(Ok(()))
     }
 
     /// The names of all topics that there are.
@@ -134,17 +150,20 @@ pub(super) struct Watch {
     state: Mutex<Heard>,
 }
 
+#[derive(Default)]
 struct Heard {
     lost: Option<String>,
     refusal: Option<BrokerError>,
     /// Groups that do not let us in, and why: that the cluster answers does not change it.
     shut_out: BTreeMap<String, String>,
+    /// When it was last said that records cannot be read.
+    complained: Option<Instant>,
 }
 
 impl Default for Watch {
     fn default() -> Self {
         let lost = Some("not connected yet".to_owned());
-        Self { state: Mutex::new(Heard { lost, refusal: None, shut_out: BTreeMap::new() }) }
+        Self { state: Mutex::new(Heard { lost, ..Heard::default() }) }
     }
 }
 
@@ -172,9 +191,11 @@ impl Watch {
 
     /// Takes note of what a member of a group was told instead of a record.
     pub(super) fn hear_of_group(&self, group: &str, error: &KafkaError) {
-        use RDKafkaErrorCode::{GroupAuthorizationFailed, InconsistentGroupProtocol};
         let code = error.rdkafka_error_code();
-        if matches!(code, Some(GroupAuthorizationFailed | InconsistentGroupProtocol)) {
+        if code.is_some_and(fault::is_unreadable) && self.is_time_to_complain() {
+            telemetry::records_unreadable(group, &fault::said(error));
+        }
+        if code.is_some_and(fault::shuts_out) {
             let why = fault::fault(&format!("consuming as group `{group}`"), error).text;
             let before = self.lock().shut_out.insert(group.to_owned(), why.clone());
             if before.is_none() {
@@ -182,6 +203,16 @@ impl Watch {
             }
         }
         self.hear(error, "consuming");
+    }
+
+    /// librdkafka tries such records again twice a second.
+    fn is_time_to_complain(&self) -> bool {
+        let mut heard = self.lock();
+        let is_time = heard.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_PAUSE);
+        if is_time {
+            heard.complained = Some(Instant::now());
+        }
+        is_time
     }
 
     pub(super) fn is_lost(&self) -> bool {

@@ -40,13 +40,16 @@ pub(super) fn said(error: &KafkaError) -> String {
 fn judge(error: &KafkaError) -> (Fault, Option<&'static str>) {
     use RDKafkaErrorCode::{
         AllBrokersDown, Authentication, BrokerTransportFailure, ClusterAuthorizationFailed,
-        GroupAuthorizationFailed, InconsistentGroupProtocol, InvalidMessageSize,
-        MessageSizeTooLarge, MessageTimedOut, NotEnoughReplicas, NotEnoughReplicasAfterAppend,
-        OperationTimedOut, QueueFull, RequestTimedOut, SSL, SaslAuthenticationFailed,
-        TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition,
+        FencedInstanceId, GroupAuthorizationFailed, InconsistentGroupProtocol, InvalidMessageSize,
+        InvalidSessionTimeout, MessageSizeTooLarge, MessageTimedOut, NotEnoughReplicas,
+        NotEnoughReplicasAfterAppend, OperationTimedOut, QueueFull, RequestTimedOut, SSL,
+        SaslAuthenticationFailed, TopicAuthorizationFailed, UnknownTopic, UnknownTopicOrPartition,
+        UnreleasedInstanceId,
     };
     match (error, error.rdkafka_error_code()) {
         (KafkaError::ClientConfig(..), _) => (Fault::Refused, Some("see `properties`")),
+        // Its settings contradict each other, or name files that cannot be read.
+        (KafkaError::ClientCreation(_), _) => (Fault::Refused, Some("see `properties` and `tls`")),
         (_, Some(Authentication | SaslAuthenticationFailed)) => {
             (Fault::Refused, Some("check sasl.username, sasl.password and sasl.mechanism"))
         }
@@ -58,6 +61,16 @@ fn judge(error: &KafkaError) -> (Fault, Option<&'static str>) {
             Some(TopicAuthorizationFailed | GroupAuthorizationFailed | ClusterAuthorizationFailed),
         ) => (Fault::Refused, Some("the cluster's access lists must allow it")),
         (_, Some(UnknownTopic | UnknownTopicOrPartition)) => (Fault::Missing, None),
+        (_, Some(InvalidSessionTimeout)) => (
+            Fault::Mismatch,
+            Some(
+                "the brokers allow group.min.session.timeout.ms to group.max.session.timeout.ms: set properties.\"session.timeout.ms\" within",
+            ),
+        ),
+        (_, Some(FencedInstanceId | UnreleasedInstanceId)) => (
+            Fault::Mismatch,
+            Some("another process has the same group.instance.id: give each its own"),
+        ),
         (_, Some(InconsistentGroupProtocol)) => (
             Fault::Mismatch,
             Some(
@@ -77,6 +90,31 @@ fn judge(error: &KafkaError) -> (Fault, Option<&'static str>) {
         ) => (Fault::Unreachable, None),
         _ => (Fault::Other, None),
     }
+}
+
+/// A group that answers so does not take this member, and asking again does not change it.
+pub(super) fn shuts_out(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{
+        FencedInstanceId, GroupAuthorizationFailed, GroupMaxSizeReached, InconsistentGroupProtocol,
+        InvalidGroupId, InvalidSessionTimeout, UnreleasedInstanceId, UnsupportedAssignor,
+    };
+    matches!(
+        code,
+        FencedInstanceId
+            | GroupAuthorizationFailed
+            | GroupMaxSizeReached
+            | InconsistentGroupProtocol
+            | InvalidGroupId
+            | InvalidSessionTimeout
+            | UnreleasedInstanceId
+            | UnsupportedAssignor
+    )
+}
+
+/// A batch of records that cannot be read: its partition stays where it is.
+pub(super) fn is_unreadable(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode::{BadCompression, BadMessage, InvalidMessage, NotImplemented};
+    matches!(code, BadCompression | BadMessage | InvalidMessage | NotImplemented)
 }
 
 /// A commit that fails so is made again later: the group is about to be settled anew.

@@ -230,7 +230,8 @@ fn attend(
     loop {
         match consumer.poll(POLL_MAX) {
             Some(Ok(record)) => stray(consumer, &record),
-            Some(Err(KafkaError::MessageConsumptionFatal(code))) => {
+            Some(Err(error @ KafkaError::MessageConsumptionFatal(code))) => {
+                consumer.context().note_error(&error);
                 let attempt = format!("consuming as group `{}`", member.group);
                 member.cluster.watch.lost(&fault::fault_of_code(&attempt, code).text);
                 return ControlFlow::Continue(());

@@ -137,6 +137,11 @@ pub(super) fn look_at_ours(
 }
 
 fn look_at_retention(name: &str, role: &Use, facts: &Facts, findings: &mut Findings) {
+    if let Some(bytes) = facts.number("retention.bytes").filter(|bytes| *bytes >= 0) {
+        findings.warnings.push(format!(
+            "topic `{name}` keeps {bytes} bytes of each partition and deletes what is older, whether or not it was read; set retention.bytes=-1"
+        ));
+    }
     let retention = facts.number("retention.ms").and_then(|told| u64::try_from(told).ok());
     let Some(retention) = retention else { return };
     match role {
@@ -203,6 +208,17 @@ mod tests {
         assert_eq!(said.len(), expected.len(), "{said:?}");
         for (said, expected) in said.iter().zip(expected) {
             assert!(said.contains(expected), "{said}");
+        }
+    }
+
+    #[test]
+    fn a_topic_that_keeps_only_so_many_bytes_is_found() {
+        let settings = [("retention.bytes", "1000"), ("max.message.bytes", "2000")];
+        let found = facts(6, 3, &settings);
+        let wait = Use::Wait("orders".into(), Duration::from_secs(5));
+        for role in [wait, Use::Dead("orders".into()), Use::Redrive("orders".into())] {
+            let said = said(&role, &found);
+            assert!(said.iter().any(|it| it.contains("`it` keeps 1000 bytes")), "{said:?}");
         }
     }
 

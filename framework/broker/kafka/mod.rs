@@ -126,6 +126,7 @@ impl Broker for KafkaBroker {
     }
 
     async fn connect(&self) -> Result<(), BrokerError> {
+        self.publisher.make_client()?;
         self.cluster.connect().await
     }
 

@@ -86,6 +86,31 @@ const REFUSED: [(&str, &[&str], &str); 14] = [
 const CLASSIC_ONLY: [&str; 3] =
     ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"];
 
+/// What only members of a group are told, beside [`CLASSIC_ONLY`] and [`CONSUMER`].
+const MEMBER_ONLY: [&str; 4] =
+    ["group.instance.id", "group.protocol", "group.remote.assignor", "max.poll.interval.ms"];
+
+/// What users tell producers, beside [`PRODUCER`]: librdkafka logs a warning for each that a consumer is told.
+const PRODUCER_ONLY: [&str; 17] = [
+    "acks",
+    "batch.num.messages",
+    "batch.size",
+    "compression.codec",
+    "compression.level",
+    "compression.type",
+    "delivery.report.only.error",
+    "enable.gapless.guarantee",
+    "enable.idempotence",
+    "message.send.max.retries",
+    "queue.buffering.backpressure.threshold",
+    "queue.buffering.max.kbytes",
+    "queue.buffering.max.messages",
+    "queuing.strategy",
+    "request.timeout.ms",
+    "retries",
+    "transaction.timeout.ms",
+];
+
 /// The clients' settings.
 #[derive(Clone)]
 pub(super) struct Clients {
@@ -126,6 +151,7 @@ impl Clients {
     /// For a consumer of `group`.
     pub(super) fn consumer(&self, group: &str) -> ClientConfig {
         let mut config = self.with(&CONSUMER);
+        drop_producers(&mut config);
         config.set("group.id", group);
         config.set("enable.auto.commit", "false");
         config.set("enable.auto.offset.store", "false");
@@ -149,13 +175,16 @@ impl Clients {
         config.set("allow.auto.create.topics", "false");
         config.set("acks", "all");
         config.set("enable.idempotence", "true");
-        for consumers in ["group.instance.id", "group.protocol", "group.remote.assignor"]
-            .iter()
-            .chain(&CLASSIC_ONLY)
-            .chain(CONSUMER.iter().map(|(property, _)| property))
-        {
-            config.remove(consumers);
-        }
+        drop_consumers(&mut config);
+        config
+    }
+
+    /// For a producer of copies that were too large for their topic as they were: the original may have been
+    /// compressed, and the topic's limit is for what is stored.
+    pub(super) fn compressing(&self) -> ClientConfig {
+        let mut config = self.producer();
+        config.remove("compression.codec");
+        config.set("compression.type", "zstd");
         config
     }
 
@@ -180,7 +209,10 @@ impl Clients {
 
     /// For questions and for creating topics.
     pub(super) fn plain(&self) -> ClientConfig {
-        self.with(&[])
+        let mut config = self.with(&[]);
+        drop_producers(&mut config);
+        drop_consumers(&mut config);
+        config
     }
 
     /// A property as a consumer has it, with librdkafka's own default.
@@ -199,6 +231,20 @@ impl Clients {
         }
         config
     }
+}
+
+fn drop_producers(config: &mut ClientConfig) {
+    let with_defaults = PRODUCER.iter().map(|(property, _)| property);
+    PRODUCER_ONLY.iter().chain(with_defaults).for_each(|property| {
+        config.remove(property);
+    });
+}
+
+fn drop_consumers(config: &mut ClientConfig) {
+    let with_defaults = CONSUMER.iter().map(|(property, _)| property);
+    MEMBER_ONLY.iter().chain(&CLASSIC_ONLY).chain(with_defaults).for_each(|property| {
+        config.remove(property);
+    });
 }
 
 /// Other names of properties that we set too: of two the client would take whichever it is told last.
@@ -267,6 +313,9 @@ fn encrypt(
 
 #[cfg(test)]
 mod tests {
+    use rdkafka::consumer::BaseConsumer;
+    use rdkafka::producer::BaseProducer;
+
     use super::*;
 
     fn broker(properties: &[(&str, &str)]) -> config::Broker {
@@ -365,10 +414,31 @@ mod tests {
 
     #[test]
     fn the_new_protocol_leaves_the_assignment_to_the_broker() {
-        let broker = broker(&[("group.protocol", "consumer"), ("session.timeout.ms", "9000")]);
+        let broker = broker(&[
+            ("group.protocol", "consumer"),
+            ("session.timeout.ms", "9000"),
+            ("max.poll.interval.ms", "9000"),
+        ]);
         let clients = Clients::read("main", &broker, "s").expect("it can be read");
-        let consumer = clients.consumer("g");
-        assert_eq!(consumer.get("partition.assignment.strategy"), None);
-        assert_eq!(consumer.get("session.timeout.ms"), None);
+        let asking = clients.plain();
+        assert_eq!(asking.get("group.protocol"), None, "it is no member of a group");
+        for client in [clients.consumer("g"), asking] {
+            assert_eq!(client.get("partition.assignment.strategy"), None);
+            assert_eq!(client.get("session.timeout.ms"), None);
+            client.create::<BaseConsumer>().expect("librdkafka takes it");
+        }
+        clients.producer().create::<BaseProducer>().expect("librdkafka takes it");
+    }
+
+    #[test]
+    fn no_client_is_told_what_only_others_understand() {
+        let broker = broker(&[("retries", "7"), ("group.instance.id", "a"), ("linger.ms", "9")]);
+        let clients = Clients::read("main", &broker, "s").expect("it can be read");
+        for consumer in [clients.consumer("g"), clients.plain()] {
+            assert_eq!((consumer.get("retries"), consumer.get("linger.ms")), (None, None));
+        }
+        assert_eq!(clients.consumer("g").get("group.instance.id"), Some("a"));
+        assert_eq!(clients.producer().get("retries"), Some("7"));
+        assert_eq!(clients.producer().get("group.instance.id"), None);
     }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwapOption;
 use async_trait::async_trait;
-use rdkafka::config::FromClientConfigAndContext;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::message::{Header, Message, OwnedHeaders};
 use rdkafka::producer::{FutureProducer, FutureRecord, Producer as _};
 use tokio::task::spawn_blocking;
@@ -18,6 +18,7 @@ use tokio::task::spawn_blocking;
 use super::connection::{Cluster, Quiet};
 use super::envelope::{self, CONTENT_TYPE, KafkaEnvelope, TYPE};
 use super::outbox::{Buffered, Outbox, Output};
+use super::properties::Clients;
 use super::topology::Names;
 use super::{fault, prepare};
 use crate::broker::{
@@ -41,17 +42,55 @@ type Client = FutureProducer<Quiet>;
 /// Publishes to one cluster.
 pub(super) struct KafkaPublisher {
     cluster: Cluster,
-    /// Made when it is needed, and anew when it is of no use any more.
-    client: ArcSwapOption<Client>,
+    client: Slot,
+    /// Of copies that are too large for their topic as they are.
+    compressing: Slot,
     /// Topics of waits that no policy names, which are there: made when a copy first needed them, or found then.
     beyond: Mutex<BTreeSet<String>>,
     closed: AtomicBool,
 }
 
+/// A client that is made when it is needed, and anew when it is of no use any more.
+#[derive(Default)]
+struct Slot(ArcSwapOption<Client>);
+
+impl Slot {
+    fn client(
+        &self,
+        cluster: &Cluster,
+        config: impl FnOnce(&Clients) -> ClientConfig,
+    ) -> Result<Arc<Client>, BrokerError> {
+        if let Some(client) = self.0.load_full() {
+            return Ok(client);
+        }
+        let context = Quiet(cluster.watch.clone());
+        let made = Client::from_config_and_context(&config(&cluster.clients), context)
+            .map_err(|error| fault::fault(&format!("publishing to {cluster}"), &error))?;
+        let made = Arc::new(made);
+        let before = self.0.compare_and_swap(&None::<Arc<Client>>, Some(Arc::clone(&made)));
+        // Somebody was faster, and the first one counts.
+        Ok(before.as_ref().map_or(made, Arc::clone))
+    }
+
+    /// A producer whose order of records broke takes none for the rest of its life: the next record gets another.
+    fn replace_if_broken(&self, client: Arc<Client>) {
+        let Some((code, why)) = client.client().fatal_error() else { return };
+        telemetry::producer_broken(&code, &why);
+        self.0.compare_and_swap(&client, None);
+        // Ending it takes a moment.
+        drop(spawn_blocking(move || drop(client)));
+    }
+}
+
 impl KafkaPublisher {
     pub(super) fn new(cluster: Cluster) -> Self {
-        let (client, closed) = (ArcSwapOption::empty(), AtomicBool::new(false));
-        Self { cluster, client, beyond: Mutex::default(), closed }
+        let (client, compressing) = (Slot::default(), Slot::default());
+        Self { cluster, client, compressing, beyond: Mutex::default(), closed: false.into() }
+    }
+
+    /// Makes the client, so that settings which it does not take are known at the start.
+    pub(super) fn make_client(&self) -> Result<(), BrokerError> {
+        self.client.client(&self.cluster, Clients::producer).map(drop)
     }
 
     /// An error once this process has closed the connection.
@@ -65,32 +104,14 @@ impl KafkaPublisher {
 
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        let Some(client) = self.client.load_full() else { return };
+        let clients = [&self.client, &self.compressing].map(|slot| slot.0.load_full());
         // Whatever is not confirmed by then is an error to whoever sent it.
-        let _ = spawn_blocking(move || client.flush(FLUSH_MAX)).await;
-    }
-
-    fn client(&self) -> Result<Arc<Client>, BrokerError> {
-        if let Some(client) = self.client.load_full() {
-            return Ok(client);
-        }
-        let config = self.cluster.clients.producer();
-        let context = Quiet(self.cluster.watch.clone());
-        let made = Client::from_config_and_context(&config, context)
-            .map_err(|error| fault::fault(&format!("publishing to {}", self.cluster), &error))?;
-        let made = Arc::new(made);
-        let before = self.client.compare_and_swap(&None::<Arc<Client>>, Some(Arc::clone(&made)));
-        // Somebody was faster, and the first one counts.
-        Ok(before.as_ref().map_or(made, Arc::clone))
-    }
-
-    /// A producer whose order of records broke takes none for the rest of its life: the next record gets another.
-    fn replace_if_broken(&self, client: Arc<Client>) {
-        let Some((code, why)) = client.client().fatal_error() else { return };
-        telemetry::producer_broken(&code, &why);
-        self.client.compare_and_swap(&client, None);
-        // Ending it takes a moment.
-        drop(spawn_blocking(move || drop(client)));
+        let flush = move || {
+            for client in clients.into_iter().flatten() {
+                let _ = client.flush(FLUSH_MAX);
+            }
+        };
+        let _ = spawn_blocking(flush).await;
     }
 
     /// Makes the topic of a wait that no policy names, unless that was done before. A record for a topic that is not
@@ -116,14 +137,20 @@ impl KafkaPublisher {
         if let Some(outbox) = &original.outbox {
             return self.copy_later(&attempt, topic, original, copy, outbox).await;
         }
-        let mut made = FutureRecord::to(topic).headers(headers_of_copy(original, copy));
-        if let Some(payload) = record.payload() {
-            made = made.payload(payload);
+        let headers = headers_of_copy(original, copy);
+        let made = || {
+            let mut made = FutureRecord::to(topic).headers(headers.clone());
+            (made.payload, made.key) = (record.payload(), record.key());
+            made
+        };
+        match self.publish(&attempt, made()).await {
+            // What is limited is what is stored, and the original may have been compressed.
+            Err(error) if error.fault == Fault::TooLarge => {
+                let client = self.compressing.client(&self.cluster, Clients::compressing)?;
+                self.send_by(&self.compressing, client, &attempt, made()).await
+            }
+            published => published,
         }
-        if let Some(key) = record.key() {
-            made = made.key(key);
-        }
-        self.publish(&attempt, made).await
     }
 
     /// Leaves a copy to the transaction that finishes its original.
@@ -153,14 +180,24 @@ impl KafkaPublisher {
         record: FutureRecord<'_, [u8], [u8]>,
     ) -> Result<(), BrokerError> {
         self.check_open(attempt)?;
-        let client = self.client()?;
+        let client = self.client.client(&self.cluster, Clients::producer)?;
+        self.send_by(&self.client, client, attempt, record).await
+    }
+
+    async fn send_by(
+        &self,
+        slot: &Slot,
+        client: Arc<Client>,
+        attempt: &str,
+        record: FutureRecord<'_, [u8], [u8]>,
+    ) -> Result<(), BrokerError> {
         match client.send(record, QUEUE_MAX).await {
             Ok(_) => {
                 self.cluster.watch.reached();
                 Ok(())
             }
             Err((error, _)) => {
-                self.replace_if_broken(client);
+                slot.replace_if_broken(client);
                 Err(fault::fault(attempt, &error))
             }
         }
@@ -294,7 +331,6 @@ mod tests {
     use rdkafka::mocking::MockCluster;
     use rdkafka::types::{RDKafkaApiKey, RDKafkaRespErr};
 
-    use super::super::properties::Clients;
     use super::*;
     use crate::config;
 

@@ -51,9 +51,11 @@ impl Names {
         format!("{topic}.{}.redrive", self.group)
     }
 
-    /// One for all topics: its messages are handled one by one.
+    /// One for all topics: its messages are handled one by one. By the first topic, because another service may have the
+    /// same group for others.
     pub(super) fn suspects(&self) -> String {
-        format!("{}.suspects", self.group)
+        let topic = self.topics.first().map(|topic| format!("{topic}."));
+        format!("{}{}.suspects", topic.unwrap_or_default(), self.group)
     }
 
     /// The consumer group that drains these.
@@ -369,6 +371,13 @@ mod tests {
         assert_eq!(names.topic_of(&suspects, Some("refunds/3/77")), "refunds");
         assert_eq!(names.topic_of(&suspects, Some("secrets/3/77")), "orders");
         assert_eq!(names.topic_of(&suspects, None), "orders");
+    }
+
+    #[test]
+    fn suspects_are_told_from_those_of_other_topics_in_the_same_group() {
+        assert_eq!(names(&["orders", "refunds"]).suspects(), "orders.billing.suspects");
+        assert_eq!(names(&["audit"]).suspects(), "audit.billing.suspects");
+        assert_eq!(names(&[]).suspects(), "billing.suspects", "a pattern has no first topic");
     }
 
     #[test]
