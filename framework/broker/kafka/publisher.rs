@@ -137,9 +137,8 @@ impl KafkaPublisher {
         if let Some(outbox) = &original.outbox {
             return self.copy_later(&attempt, topic, original, copy, outbox).await;
         }
-        let headers = headers_of_copy(original, copy);
         let made = || {
-            let mut made = FutureRecord::to(topic).headers(headers.clone());
+            let mut made = FutureRecord::to(topic).headers(headers_of_copy(original, copy));
             (made.payload, made.key) = (record.payload(), record.key());
             made
         };
