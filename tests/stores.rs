@@ -3,6 +3,7 @@
 mod support;
 
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use redeliver::store::Store;
 use redeliver::store::memory::MemoryStore;
@@ -11,9 +12,12 @@ use redeliver::testing::{check_all, idempotency_conformance, lock_conformance};
 use support::redis::{self, Server, settings};
 
 async fn keeps_the_contract(store: impl Store + 'static) {
-    let store: Arc<dyn Store> = Arc::new(store);
-    check_all(lock_conformance::SENTENCES, &store).await;
-    check_all(idempotency_conformance::SENTENCES, &store).await;
+    keeps_it(&(Arc::new(store) as Arc<dyn Store>)).await;
+}
+
+async fn keeps_it(store: &Arc<dyn Store>) {
+    check_all(lock_conformance::SENTENCES, store).await;
+    check_all(idempotency_conformance::SENTENCES, store).await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -40,11 +44,23 @@ async fn a_cluster_of_three_masters_keeps_the_contract() {
 }
 
 #[tokio::test]
-async fn a_master_behind_a_sentinel_keeps_the_contract() {
-    let master = Server::start();
+async fn behind_a_sentinel_the_contract_is_kept_and_kept_on_when_a_replica_is_promoted() {
+    let mut master = Server::start();
+    let _replica = redis::replica_of(&master);
     let sentinel = redis::sentinel_of(&master);
+    redis::eventually("the sentinel's view", || {
+        sentinel.cli(&["sentinel", "master", "mymaster"]).contains("num-slaves\n1")
+    });
     let url = format!("redis-sentinel://127.0.0.1:{}/mymaster", sentinel.port);
-    keeps_the_contract(RedisStore::new(settings(&url)).expect("settings")).await;
+    let store: Arc<dyn Store> = Arc::new(RedisStore::new(settings(&url)).expect("settings"));
+    keeps_it(&store).await;
+    master.kill();
+    let began = Instant::now();
+    while store.probe().await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(120), "nobody was promoted");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    keeps_it(&store).await;
 }
 
 #[tokio::test]
