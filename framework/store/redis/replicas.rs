@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use ::redis::{Pipeline, Value, pipe};
 use futures_util::future::join_all;
 use tokio::runtime::Handle;
-use tokio::sync::oneshot;
+use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::RedisSettings;
 use super::keys::Keys;
@@ -94,9 +94,12 @@ impl Replicas {
             let result = tokio::select! {
                 result = &mut told => result,
                 _round = self.round.lock() => {
-                    // Whoever had the round before may have taken this request along.
-                    if let Ok(result) = told.try_recv() {
-                        return result;
+                    match told.try_recv() {
+                        // Whoever had the round before took this request along.
+                        Ok(result) => return result,
+                        // The same, and was cancelled: nothing comes from there any more.
+                        Err(TryRecvError::Closed) => continue,
+                        Err(TryRecvError::Empty) => {}
                     }
                     let requests = std::mem::take(&mut *self.queue());
                     self.round(requests).await;
@@ -172,5 +175,49 @@ impl Replicas {
             StoreFault::Unreplicated,
             format!("cannot {WHAT} in store `{}`: {found}; look at its replicas", self.name),
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::super::address::Address;
+    use super::*;
+
+    /// Of a server that nobody can reach.
+    fn replicas() -> Arc<Replicas> {
+        let nowhere = RedisSettings::new("main", "redis://127.0.0.1:1");
+        let address = Address::parse(&nowhere).expect("an address");
+        let link = Link::new(&nowhere, Arc::new(address));
+        Arc::new(Replicas::new(&nowhere, link))
+    }
+
+    #[tokio::test]
+    async fn whoever_joined_a_round_whose_leader_was_cancelled_gets_an_answer() {
+        let replicas = replicas();
+        let ask = |name: String| {
+            let (replicas, until) = (replicas.clone(), Instant::now() + Duration::from_millis(300));
+            async move {
+                let owner = Owner::from(name.as_str());
+                replicas.confirm(until, &Keys::new("p"), b"p:lock:{a}", &owner).await
+            }
+        };
+        let round = replicas.round.lock().await;
+        let askers: Vec<_> =
+            (0..32).map(|number| tokio::spawn(ask(format!("owner-{number}")))).collect();
+        while replicas.queue().len() < askers.len() {
+            tokio::task::yield_now().await;
+        }
+        drop(round);
+        while !replicas.queue().is_empty() {
+            tokio::task::yield_now().await;
+        }
+        // The first in the queue for the round leads it.
+        askers[0].abort();
+        for asker in askers.into_iter().skip(1) {
+            let error = asker.await.expect("no panic").expect_err("nobody answers");
+            assert!(error.is_outage(), "{error}");
+        }
     }
 }
