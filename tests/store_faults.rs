@@ -12,7 +12,7 @@ use redeliver::store::redis::{RedisSettings, RedisStore};
 use redeliver::store::{
     Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, Guard,
     IdempotencyStore, Keeper, LockAnswer, LockAsk, LockStore, Locks, Loss, Owner, Renewed, Store,
-    StoreFault, StoreState,
+    StoreError, StoreFault, StoreState,
 };
 use redeliver::testing::{check_all, idempotency_conformance, lock_conformance};
 use support::redis::{self, Server, settings};
@@ -43,6 +43,10 @@ fn claim_key(id: &str) -> ClaimKey {
 }
 
 async fn claim(store: &RedisStore, id: &str, owner: &Owner) -> ClaimAnswer {
+    try_claim(store, id, owner).await.expect("an answer")
+}
+
+async fn try_claim(store: &RedisStore, id: &str, owner: &Owner) -> Result<ClaimAnswer, StoreError> {
     let (key, lease) = (claim_key(id), Duration::from_secs(30));
     let keep = Duration::from_secs(600);
     let ask = ClaimAsk {
@@ -56,7 +60,7 @@ async fn claim(store: &RedisStore, id: &str, owner: &Owner) -> ClaimAnswer {
         waits: false,
         seen: Fence(0),
     };
-    store.claim(&ask).await.expect("an answer")
+    store.claim(&ask).await
 }
 
 /// Calls again and again until the store answers; panics if it does not within `limit`.
@@ -382,17 +386,112 @@ async fn a_failover_by_sentinel_is_followed_and_fences_grow() {
     redis::eventually("the sentinel's view", || {
         sentinel.cli(&["sentinel", "master", "mymaster"]).contains("num-slaves\n1")
     });
-    let url = format!("redis-sentinel://127.0.0.1:{}/mymaster", sentinel.port);
-    let locks = locks_of(RedisStore::new(settings(&url)).expect("settings"));
-    let before = have(&locks, "a").await.fence();
+    let settings = settings(&format!("redis-sentinel://127.0.0.1:{}/mymaster", sentinel.port));
+    let locks = locks_of(RedisStore::new(settings.clone()).expect("settings"));
+    let before = have(&locks, "a").await;
+    let fence = before.fence();
+    before.release().await.expect("an answer");
     master.kill();
-    back_within(&locks, Duration::from_secs(30)).await;
-    let after = loop {
-        if let Ok(guard) = locks.acquire("b").await {
-            break guard.fence();
+    back_within(&locks, Duration::from_secs(60)).await;
+    let after = fence_of(&locks, "a").await;
+    assert!(after > fence, "{after} after {fence}");
+    // Nor is it what this process remembers: another one has seen none of them.
+    let stranger = fence_of(&locks_of(RedisStore::new(settings).expect("settings")), "a").await;
+    assert!(stranger > after, "{stranger} after {after}");
+}
+
+/// Of the lock once it can be had: a server that was just promoted may not know of its release.
+async fn fence_of(locks: &Locks, key: &str) -> Fence {
+    let began = Instant::now();
+    loop {
+        if let Ok(guard) = locks.acquire(key).wait(Duration::from_secs(5)).await {
+            let fence = guard.fence();
+            let _ = guard.release().await;
+            return fence;
         }
-    };
-    assert!(after > before, "{after} after {before}");
+        assert!(began.elapsed() < Duration::from_secs(120), "the lock was not had again");
+    }
+}
+
+/// Every call that fails while one of three masters is away says so, whatever its key.
+#[tokio::test]
+async fn a_master_that_is_away_is_blamed_on_no_key() {
+    let mut nodes = redis::cluster();
+    let mut settings = settings(&redis::cluster_url(&nodes));
+    settings.deadline = Duration::from_millis(500);
+    let store = RedisStore::new(settings).expect("settings");
+    store.check().await.expect("all are there");
+    nodes[1].kill();
+    let began = Instant::now();
+    let mut failed = 0;
+    // Until after the others have noticed, which takes them two seconds.
+    while began.elapsed() < Duration::from_secs(6) {
+        let owner = Owner::new();
+        let asks = (0..24).map(|number| {
+            let (store, owner) = (&store, &owner);
+            async move { try_claim(store, &format!("id-{number}"), owner).await }
+        });
+        for error in futures_util::future::join_all(asks).await.into_iter().filter_map(Result::err)
+        {
+            assert_eq!(error.fault, StoreFault::Down, "{error}");
+            failed += 1;
+        }
+    }
+    assert!(failed > 0, "a third of the keys cannot be had");
+}
+
+/// What a server refuses to everybody is blamed on no key, seen by a probe, and over when that is.
+async fn refused(harm: &[&[&str]], heal: &[&str]) {
+    let server = Server::start();
+    let store = server.store();
+    let owner = Owner::new();
+    try_claim(&store, "a", &owner).await.expect("an answer");
+    for command in harm {
+        server.cli(command);
+    }
+    let began = Instant::now();
+    let error = try_claim(&store, "b", &owner).await.expect_err("it is refused");
+    assert_eq!(error.fault, StoreFault::Refused, "{error}");
+    assert!(began.elapsed() < DEADLINE + LATE_MAX, "{:?}", began.elapsed());
+    assert!(store.probe().await.is_err(), "a probe tries the same");
+    assert!(matches!(store.state(), StoreState::Down(_)));
+    server.cli(heal);
+    let began = Instant::now();
+    while store.probe().await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(30), "it does not come back");
+        sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(store.state(), StoreState::Up);
+    try_claim(&store, "b", &owner).await.expect("an answer");
+}
+
+#[tokio::test]
+async fn a_password_that_is_asked_for_from_now_on_is_blamed_on_no_key() {
+    let harm: &[&[&str]] = &[
+        &["config", "set", "requirepass", "secret"],
+        &["-a", "secret", "client", "kill", "type", "normal"],
+    ];
+    refused(harm, &["-a", "secret", "config", "set", "requirepass", ""]).await;
+}
+
+#[tokio::test]
+async fn a_script_that_may_not_be_called_is_blamed_on_no_key() {
+    refused(&[&["acl", "setuser", "default", "-evalsha"]], &["acl", "setuser", "default", "+@all"])
+        .await;
+}
+
+#[tokio::test]
+async fn a_command_that_a_script_may_not_call_is_blamed_on_no_key() {
+    refused(&[&["acl", "setuser", "default", "-set"]], &["acl", "setuser", "default", "+@all"])
+        .await;
+}
+
+#[tokio::test]
+async fn a_server_whose_scripts_cannot_be_called_is_found_at_the_start() {
+    let server = Server::with(&["--rename-command", "EVALSHA", "HIDDEN"]);
+    let error = server.store().check().await.expect_err("nothing could be claimed");
+    assert_eq!(error.fault, StoreFault::Refused, "{error}");
+    assert!(error.text.contains("EVALSHA"), "{error}");
 }
 
 #[tokio::test]
@@ -585,13 +684,15 @@ async fn handing_over_between_live_holders_takes_milliseconds() {
     let full = std::env::var_os("REDELIVER_TEST_FULL").is_some();
     assert!(!full || late <= Duration::from_millis(3), "{late:?}");
     // A shared machine may have a bad moment; a poll would show in the median.
-    assert!(median < Duration::from_millis(3), "{median:?}");
+    assert!(median < Duration::from_millis(25), "{median:?}");
 }
 
 #[tokio::test]
 async fn a_dead_store_is_warned_of_once_a_second() {
     let warnings = Arc::new(AtomicU32::new(0));
     let _counting = tracing::subscriber::set_default(Counting(warnings.clone()));
+    // Of one alone, tracing remembers what the thread that logs first wants to hear: here another test's, which is nothing.
+    let _second = tracing::Dispatch::new(Counting(Arc::default()));
     let mut server = Server::start();
     let mut settings = settings(&server.url());
     settings.deadline = Duration::from_millis(20);
@@ -675,15 +776,44 @@ async fn r15_every_record_ends_by_itself() {
 
 #[tokio::test]
 async fn a_hundred_thousand_keys_leave_nothing_in_the_process() {
+    const NAME: &str = "a_hundred_thousand_keys_leave_nothing_in_the_process";
+    const SERVER: &str = "REDELIVER_TEST_MANY_KEYS";
+    if let Ok(url) = std::env::var(SERVER) {
+        return use_many_keys(&url).await;
+    }
+    // In a process of its own: other tests would be weighed as well.
     let server = Server::start();
-    let locks = locks(&server);
-    let mut last = Fence(0);
+    let mut alone = std::process::Command::new(std::env::current_exe().expect("a path"));
+    alone.args(["--exact", NAME, "--nocapture"]).env(SERVER, server.url());
+    let status = redis::aside(move || alone.status().expect("it starts itself")).await;
+    assert!(status.success());
+}
+
+async fn use_many_keys(url: &str) {
+    let locks = locks_of(RedisStore::new(settings(url)).expect("settings"));
     let count = if std::env::var_os("REDELIVER_TEST_FULL").is_some() { 100_000 } else { 5_000 };
-    for key in 0..count {
-        let guard = have(&locks, &format!("key-{key}")).await;
+    // To keep the keys of the sample would take 40 MiB.
+    let ending = "k".repeat(8 << 10);
+    let mut last = Fence(0);
+    let mut resident = 0;
+    for key in 0..count + 500 {
+        if key == 500 {
+            // Buffers have grown to their size by now.
+            resident = resident_bytes();
+        }
+        let guard = have(&locks, &format!("{key}-{ending}")).await;
         last = guard.fence().max(last);
         guard.release().await.expect("an answer");
     }
     assert_eq!(locks.leases(), 0);
     assert!(last > Fence(0));
+    let grown = resident_bytes().saturating_sub(resident);
+    assert!(grown < 16 << 20, "{count} keys left {grown} bytes");
+}
+
+/// What this process has in memory, as Linux counts it.
+fn resident_bytes() -> usize {
+    let text = std::fs::read_to_string("/proc/self/statm").expect("this is Linux");
+    let pages = text.split(' ').nth(1).and_then(|pages| pages.parse::<usize>().ok());
+    pages.expect("a number") * 4096
 }

@@ -284,7 +284,7 @@ async fn runtime_of(arbiter: &Arbiter) -> Result<Handle, StoreError> {
         let _ = tell.send(Handle::current());
     });
     told.await.map_err(|_| {
-        StoreError::new(StoreFault::Other, "cannot start a lock keeper: its thread ended at once")
+        StoreError::new(StoreFault::Down, "cannot start a lock keeper: its thread ended at once")
     })
 }
 

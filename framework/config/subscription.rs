@@ -158,7 +158,7 @@ pub struct Subscription {
     /// Handles one message of a key at a time, in all processes; off.
     #[serde(deserialize_with = "table::option")]
     pub lock: Option<Lock>,
-    /// What happens while the store of locks and claims cannot be reached; pause.
+    /// What happens while the store of locks and claims cannot be reached, or refuses everybody; pause.
     pub on_store_down: OnStoreDown,
 }
 

@@ -127,12 +127,12 @@ fn answer_of(
             let epitaph = Epitaph::new(Reason::Mismatch, error);
             Err(Refusal::Answer(Answer::Refused(Box::new(epitaph))))
         }
+        // Of this key alone: the others can go on, and it is not to be handled without what guards it.
+        Admission::Failed(error) if !error.is_outage() => {
+            Err(Refusal::Answer(Answer::Failed(Failure::retry(error))))
+        }
         Admission::Failed(error) => match scope.settings.on_store_down {
-            OnStoreDown::Pause if error.is_outage() => {
-                Err(Refusal::Verdict(Verdict::StoreDown(error.to_string())))
-            }
-            // Of this key alone: the others can go on.
-            OnStoreDown::Pause => Err(Refusal::Answer(Answer::Failed(Failure::retry(error)))),
+            OnStoreDown::Pause => Err(Refusal::Verdict(Verdict::StoreDown(error.to_string()))),
             OnStoreDown::Run => {
                 metrics.possible_duplicates.inc();
                 telemetry::unguarded(scope.name(), work.id(), &error);

@@ -264,8 +264,8 @@ pub enum StoreFault {
     Unreplicated,
     /// Settings that lose locks or claims, and the store is strict.
     Unsafe,
-    /// An address or setting that cannot be used.
+    /// An address, setting or server that cannot be used.
     Invalid,
-    /// Anything else.
+    /// Of the one key that was asked for: what is stored there is not ours. A message that asks for it loses an attempt.
     Other,
 }

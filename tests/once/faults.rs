@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use crate::lab::{BROKER_WAITS, Lab, Log, SHORT_WAITS, redis_port};
 use crate::proxy::Proxy;
-use crate::support::redis::{Server, aside, cli, send_signal};
+use crate::support::redis::{Server, aside, cli, replica_of, send_signal};
 use crate::{programs, worker};
 
 const COUNT: usize = 300;
@@ -27,6 +27,11 @@ struct Consumer {
 
 impl Consumer {
     async fn start(redis: &str, policy: &str) -> Self {
+        Self::start_with(redis, policy, "").await
+    }
+
+    /// `of_store`: more keys of its store.
+    async fn start_with(redis: &str, policy: &str, of_store: &str) -> Self {
         let (lab, folder) = (Lab::on(redis), programs::folder());
         let keys = format!(
             "idempotency = {{ store = \"main\", lease = \"3s\" }}\n\
@@ -35,6 +40,7 @@ impl Consumer {
              on_store_down = \"{policy}\""
         );
         let toml = lab.toml(&keys, BROKER_WAITS);
+        let toml = toml.replace("kind = \"redis\"", &format!("kind = \"redis\"\n{of_store}"));
         let idle = lab.idle(&toml).await;
         let process = worker::start(&toml, folder.path());
         Self { lab, folder, idle, process }
@@ -51,17 +57,22 @@ impl Consumer {
         worker::effects(self.folder.path()).into_iter().map(|(id, _)| id).collect()
     }
 
-    /// Nothing is lost or given up, no lane is stuck, few words were made, and every effect too many is counted as possible.
-    async fn recovers(self, outage: Duration) {
-        self.lab.eventually("all effects", async || self.handled().len() == COUNT).await;
-        self.publish(COUNT..COUNT + 1).await;
-        self.lab.eventually("the next one", async || self.handled().len() == COUNT + 1).await;
+    /// What is in another process's hands cannot be asked for.
+    async fn emptied(&self) {
         self.lab
             .eventually("an empty queue", async || {
                 let depth = self.idle.depth(&self.lab.name).await.unwrap_or_default();
                 (depth.ready, depth.waiting) == (Some(0), Some(0))
             })
             .await;
+    }
+
+    /// Nothing is lost or given up, no lane is stuck, few words were made, and every effect too many is counted as possible.
+    async fn recovers(self, outage: Duration) {
+        self.lab.eventually("all effects", async || self.handled().len() == COUNT).await;
+        self.publish(COUNT..COUNT + 1).await;
+        self.lab.eventually("the next one", async || self.handled().len() == COUNT + 1).await;
+        self.emptied().await;
         let Self { lab, folder, idle, mut process } = self;
         send_signal(process.id(), "TERM");
         aside(move || process.wait().expect("it ends")).await;
@@ -76,6 +87,7 @@ impl Consumer {
             assert!(complaints.contains("main"), "health said nothing of the store: {complaints}");
         }
         let log = std::fs::read_to_string(folder.path().join("log")).expect("a log");
+        assert!(!log.contains("handler actor made anew"), "{log}");
         warned_once_a_second(&log);
         idle.stop().await;
     }
@@ -147,6 +159,53 @@ async fn r20_a_redis_that_stood_still_loses_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn r12_a_redis_that_was_flushed_loses_nothing() {
     check(MOMENT, |server| drop(server.cli(&["FLUSHALL"])), |_| {}).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn r12_a_flush_repeats_what_comes_again_after_it_and_nothing_else() {
+    let server = aside(Server::start).await;
+    let consumer = Consumer::start(&server.url(), "pause").await;
+    let half = COUNT / 2;
+    // Each id twice on either side, and those from before once more.
+    consumer.publish(0..half).await;
+    consumer.publish(0..half).await;
+    let first = async || consumer.handled().len() == half;
+    consumer.lab.eventually("the first half", first).await;
+    consumer.emptied().await;
+    let before = worker::by_id(consumer.folder.path());
+    assert!(before.values().all(|(all, _)| *all == 1), "{before:?}");
+    server.cli(&["FLUSHALL"]);
+    for _ in 0..2 {
+        consumer.publish(0..COUNT).await;
+    }
+    consumer.lab.eventually("all ids", async || consumer.handled().len() == COUNT).await;
+    consumer.emptied().await;
+    for (id, (all, _)) in worker::by_id(consumer.folder.path()) {
+        let is_old = id.parse::<usize>().expect("a number") < half;
+        assert_eq!(all, if is_old { 2 } else { 1 }, "{id}");
+    }
+    let Consumer { mut process, idle, .. } = consumer;
+    send_signal(process.id(), "TERM");
+    aside(move || process.wait().expect("it ends")).await;
+    idle.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_stands_still_loses_nothing_and_ends_no_handler() {
+    let (master, replica) = aside(|| {
+        let master = Server::start();
+        let replica = replica_of(&master);
+        (master, replica)
+    })
+    .await;
+    let consumer = Consumer::start_with(&master.url(), "pause", "replicas_min = 1").await;
+    let half = COUNT / 2;
+    consumer.publish(0..half).await;
+    consumer.lab.eventually("a start", async || consumer.handled().len() > 10).await;
+    replica.signal("STOP");
+    tokio::join!(consumer.publish(half..COUNT), sleep(OUTAGE * 3));
+    replica.signal("CONT");
+    consumer.recovers(OUTAGE).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -284,14 +343,24 @@ async fn without_claims_a_lost_answer_to_the_release_repeats_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn one_key_that_cannot_be_read_does_not_stop_the_others() {
+    unreadable("pause").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_cannot_be_read_is_not_handled_without_its_claim() {
+    unreadable("run").await;
+}
+
+/// Somebody else wrote where the claim of one id is kept.
+async fn unreadable(policy: &str) {
     let (lab, log) = (Lab::new(), Log::default());
     let noting = log.clone();
     let handler = move |delivery: Delivery<Value>| {
         noting.note(&delivery);
         async { Handled::Ok(()) }
     };
-    let service =
-        lab.start(&lab.toml("idempotency = { store = \"main\" }", SHORT_WAITS), handler).await;
+    let keys = format!("idempotency = {{ store = \"main\" }}\non_store_down = \"{policy}\"");
+    let service = lab.start(&lab.toml(&keys, SHORT_WAITS), handler).await;
     let broken = format!("redeliver:claim:{{{}|broken}}", lab.name);
     assert_eq!(cli(redis_port(), &["set", &broken, "a string", "px", "60000"]), "OK");
     for id in ["broken", "a", "b", "c"] {

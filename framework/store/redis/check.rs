@@ -1,25 +1,49 @@
-//! Looks for settings of the server that lose locks or claims.
+//! Looks whether the server can do what is asked of it, and for settings of it that lose locks or claims.
 //!
-//! Owns what is said about them. Never changes anything on the server.
+//! Owns what is said about them. Never changes anything on the server but for a probe of its own.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use ::redis::{Value, cmd};
 
 use super::RedisStore;
+use super::part::{Part, Said};
+use crate::store::{ClaimAsk, ClaimKey, Ending, Fence, Fingerprint, LockAsk, Owner};
 use crate::store::{StoreError, StoreFault};
 
 const WHAT: &str = "check the server's settings";
+/// The first with what the scripts call.
+const VERSION_MIN: (u32, u32) = (7, 0);
+/// Claimed and locked to see whether that works: no subscription is without a name, and no key has a NUL by chance.
+const PROBE_ID: &str = "probe";
+const PROBE_KEY: &str = "\0probe";
+/// A probe is worth nothing afterwards.
+const PROBE_LEASE: Duration = Duration::from_secs(1);
 
 /// A warning for each; an error with all of them where the store is strict.
 pub(super) async fn check(store: &RedisStore) -> Result<Vec<String>, StoreError> {
-    let answer = store.link.send(WHAT, &cmd("INFO")).await?;
+    let infos = infos(store.link.send(WHAT, &cmd("INFO")).await?);
+    if let Some(version) = infos.iter().find_map(too_old) {
+        let text = format!(
+            "store `{}` is Redis {version}, and 7.0 is the least that has what it needs; update it",
+            store.name
+        );
+        return Err(StoreError::new(StoreFault::Invalid, text));
+    }
+    match try_scripts(store).await {
+        // It will not be any better later.
+        Err(error) if error.fault == StoreFault::Refused || !error.is_outage() => {
+            return Err(error);
+        }
+        // What is only so for now, a server that is full or became a replica, is found by each probe.
+        Ok(()) | Err(_) => {}
+    }
     let mut asks_save = cmd("CONFIG");
     asks_save.arg("GET").arg("save");
     // Not every user may ask, and a server is well that says so.
     let save = store.link.try_send(WHAT, &asks_save).await.ok();
     let is_unsaved = save.map(|save| is_unsaved(&save));
-    let infos = infos(answer);
     let mut warnings = Vec::new();
     for info in &infos {
         warnings.extend(dangers(info, is_unsaved, store.replicas_min));
@@ -39,6 +63,48 @@ pub(super) async fn check(store: &RedisStore) -> Result<Vec<String>, StoreError>
         return Err(StoreError::new(StoreFault::Unsafe, text));
     }
     Ok(warnings)
+}
+
+/// Asks for a claim and a lock, and gives both back: whoever may not, or cannot, is told before a message comes to harm.
+pub(super) async fn try_scripts(store: &RedisStore) -> Result<(), StoreError> {
+    let (keys, rounds, until) = (&store.keys, &store.rounds, store.link.until());
+    let (owner, fingerprint) = (Owner::new(), Fingerprint::of(b""));
+    let key = ClaimKey { scope: "".into(), id: PROBE_ID.into(), fingerprint, generation: 0 };
+    let claim = ClaimAsk {
+        key: &key,
+        owner: &owner,
+        lease: PROBE_LEASE,
+        keep: PROBE_LEASE,
+        attempts: 0,
+        holder: "",
+        force: false,
+        waits: false,
+        seen: Fence(0),
+    };
+    let lock = LockAsk {
+        key: PROBE_KEY,
+        owner: &owner,
+        lease: PROBE_LEASE,
+        holder: "",
+        fair: false,
+        waits: false,
+        seen: Fence(0),
+    };
+    // Whether they are had is of no interest: another process may be trying the same.
+    rounds.claims.ask(until, Part::claim(keys, &claim)).await?;
+    rounds.acquires.ask(until, Part::acquire(keys, &lock)).await?;
+    let keep = 1;
+    let ending = Part::end(keys, (&key, &owner), &Ending::Release, keep, Said::Owner);
+    rounds.ends.ask(until, ending).await?;
+    rounds.releases.ask(until, Part::release(keys, PROBE_KEY, &owner)).await.map(drop)
+}
+
+/// Its version, where that is too old.
+fn too_old(info: &HashMap<String, String>) -> Option<&str> {
+    let version = info.get("redis_version")?;
+    let mut numbers = version.split('.').map_while(|number| number.parse::<u32>().ok());
+    let found = (numbers.next()?, numbers.next().unwrap_or(0));
+    (found < VERSION_MIN).then_some(version)
 }
 
 /// What each server says of itself; a cluster answers with one text for each of its masters.
@@ -138,6 +204,20 @@ mod tests {
     #[test]
     fn a_server_that_loses_nothing_is_not_warned_of() {
         check(SAFE, true, 1, &[]);
+    }
+
+    #[test]
+    fn a_server_before_seven_is_too_old() {
+        let check = |version: &str, is_old: bool| {
+            let info = fields(&format!("redis_version:{version}\r\n"));
+            assert_eq!(too_old(&info), is_old.then_some(version));
+        };
+        check("6.2.14", true);
+        check("5.0", true);
+        check("7.0.0", false);
+        check("10.1", false);
+        check("unstable", false);
+        assert_eq!(too_old(&fields(SAFE)), None, "who says nothing is tried");
     }
 
     #[test]

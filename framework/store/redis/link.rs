@@ -7,13 +7,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::redis::{Cmd, ErrorKind, Pipeline, RedisError, ServerErrorKind, Value};
+use ::redis::{Cmd, ErrorKind, Pipeline, RedisError, Value};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::RedisSettings;
 use super::address::{Address, Connection};
+use super::faults::{Meaning, meaning};
 use super::scripts::{Code, with_text};
 use super::warned::Warned;
 use crate::store::{StoreError, StoreFault, StoreState};
@@ -39,7 +40,7 @@ struct Shared {
     phase: watch::Sender<Phase>,
     is_connecting: AtomicBool,
     number_next: AtomicU64,
-    warned: Warned,
+    warned: Arc<Warned>,
     /// What the last call heard that failed; nothing once one was answered.
     failing: Mutex<Option<String>>,
     is_failing: AtomicBool,
@@ -77,15 +78,25 @@ pub(super) enum Failed {
 
 impl Link {
     pub(super) fn new(settings: &RedisSettings, address: Arc<Address>) -> Self {
+        Self::with(settings.name.clone(), settings.deadline, address, Arc::default())
+    }
+
+    /// Another connection of the same store; the two have one warning a second together.
+    pub(super) fn another(&self) -> Self {
+        let Shared { name, deadline, address, warned, .. } = &*self.0;
+        Self::with(name.clone(), *deadline, address.clone(), warned.clone())
+    }
+
+    fn with(name: String, deadline: Duration, address: Arc<Address>, warned: Arc<Warned>) -> Self {
         Self(Arc::new(Shared {
-            name: settings.name.clone(),
+            name,
             address,
-            deadline: settings.deadline,
+            deadline,
             runtime: OnceLock::new(),
             phase: watch::Sender::new(Phase::Down("not connected yet".into())),
             is_connecting: AtomicBool::new(false),
             number_next: AtomicU64::new(1),
-            warned: Warned::default(),
+            warned,
             failing: Mutex::default(),
             is_failing: AtomicBool::new(false),
         }))
@@ -261,45 +272,21 @@ impl Shared {
     }
 
     fn judge(&self, what: &str, open: &Open, error: &RedisError) -> Failed {
-        let name = &self.name;
         let text = error.to_string();
-        let for_good = |fault, advice: &str| {
-            let text = format!("cannot {what} in store `{name}`: {text}; {advice}");
-            Failed::ForGood(StoreError::new(fault, text))
-        };
-        match (error.kind(), error.code()) {
-            (ErrorKind::Server(ServerErrorKind::NoScript), _) => Failed::Unknown,
-            (ErrorKind::AuthenticationFailed, _) | (_, Some("NOAUTH" | "WRONGPASS")) => {
-                self.forget(open.number, &text);
-                for_good(StoreFault::Refused, "check its user and password")
+        let meaning = meaning(error);
+        if let Meaning::Later { reconnect: true } | Meaning::Refusal { reconnect: true, .. } =
+            meaning
+        {
+            self.forget(open.number, &text);
+        }
+        match meaning {
+            Meaning::ScriptUnknown => Failed::Unknown,
+            Meaning::Later { .. } => Failed::Now(text),
+            Meaning::Refusal { fault, advice, .. } => {
+                let name = &self.name;
+                let text = format!("cannot {what} in store `{name}`: {text}; {advice}");
+                Failed::ForGood(StoreError::new(fault, text))
             }
-            (ErrorKind::Server(ServerErrorKind::NoPerm), _) => {
-                for_good(StoreFault::Refused, "allow the user what docs/locks.md lists")
-            }
-            (_, Some("OOM")) => for_good(StoreFault::Full, "give it more memory"),
-            (
-                ErrorKind::Server(
-                    ServerErrorKind::BusyLoading
-                    | ServerErrorKind::ReadOnly
-                    | ServerErrorKind::MasterDown,
-                ),
-                _,
-            ) => {
-                // Perhaps another one is the master now.
-                self.forget(open.number, &text);
-                Failed::Now(text)
-            }
-            (
-                ErrorKind::Server(ServerErrorKind::TryAgain | ServerErrorKind::ClusterDown)
-                | ErrorKind::ClusterConnectionNotFound,
-                _,
-            )
-            | (_, Some("BUSY" | "MISCONF" | "NOREPLICAS")) => Failed::Now(text),
-            (ErrorKind::Io | ErrorKind::Parse, _) => {
-                self.forget(open.number, &text);
-                Failed::Now(text)
-            }
-            _ => for_good(StoreFault::Other, "look at the server's log"),
         }
     }
 

@@ -20,6 +20,7 @@ use crate::config;
 mod address;
 mod beat;
 mod check;
+mod faults;
 mod idempotency;
 mod keys;
 mod link;
@@ -224,8 +225,8 @@ impl RedisStore {
         let address = Arc::new(Address::parse(&settings)?);
         let link = Link::new(&settings, address.clone());
         let wakes = Wakes::default();
-        let replicas = (settings.replicas_min > 0)
-            .then(|| Replicas::new(&settings, Link::new(&settings, address.clone())));
+        let replicas =
+            (settings.replicas_min > 0).then(|| Replicas::new(&settings, link.another()));
         let keys = Keys::new(&settings.prefix);
         Ok(Self {
             rounds: AllRounds::new(&link, &keys),
@@ -307,11 +308,12 @@ impl Store for RedisStore {
         check::check(self).await
     }
 
-    /// By a write: a server that is full, or became a replica, still answers questions.
+    /// By a write: a server that is full, or became a replica, still answers questions. And by what every message asks for.
     async fn probe(&self) -> Result<(), StoreError> {
         let mut command = ::redis::cmd("SET");
         command.arg(self.keys.probe()).arg(1).arg("PX").arg(PROBE_MILLISECONDS);
-        self.link.send("write a probe", &command).await.map(drop)
+        self.link.send("write a probe", &command).await?;
+        check::try_scripts(self).await
     }
 
     fn state(&self) -> StoreState {
