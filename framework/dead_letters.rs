@@ -15,7 +15,7 @@ use crate::broker::{
 use crate::clock::Clock;
 use crate::error::Error;
 use crate::outside;
-use crate::pipeline::Reason;
+use crate::pipeline::{Reason, id_of};
 use crate::wire::{self, Carried, Stamps};
 
 /// The dead letters of one subscription.
@@ -360,9 +360,9 @@ impl DeadLetters {
     fn back(&self, received: &Received, force: bool) -> Copy {
         let carried = Carried::read(received.envelope.as_ref());
         let mut stamps = Stamps::new();
-        let id = carried.id.as_deref().or_else(|| received.envelope.id());
-        if let Some(id) = id.filter(|id| id.len() <= wire::ID_LENGTH_MAX) {
-            stamps.push((wire::ID, id.to_owned()));
+        // One that had none where its subscription looks must not get another kind of id by being redriven.
+        if let Some(id) = id_of(received.envelope.as_ref(), &carried, &self.source.settings.id) {
+            stamps.push((wire::ID, id));
         }
         if let Some(origin) = carried.origin {
             stamps.push((wire::ORIGIN, origin.into()));

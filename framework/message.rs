@@ -180,7 +180,7 @@ pub struct Metadata {
 #[derive(Clone)]
 pub(crate) struct Known {
     pub(crate) carried: Luggage,
-    pub(crate) id: Option<Arc<str>>,
+    pub(crate) id: FoundId,
     pub(crate) claim: Option<Arc<Claim>>,
     pub(crate) locks: Option<Locks>,
     /// Of this run alone, where what it publishes is stored with the settlement.
@@ -330,7 +330,7 @@ impl Metadata {
 
     /// The message's id, if it has one: the same at every delivery and every attempt.
     pub fn id(&self) -> Option<&str> {
-        let found = self.known.as_ref().and_then(|known| known.id.as_deref());
+        let found = self.known.as_ref().map_or(&FoundId::Unsought, |known| &known.id);
         message_id(found, self.carried(), self.envelope.as_ref())
     }
 
@@ -442,15 +442,33 @@ fn text(value: HeaderValue<'_>) -> Option<String> {
     }
 }
 
-/// The id a message goes by: what the subscription found where it was told to look, else what a
-/// copy of ours carries, else the broker's property.
+/// What came of looking for a message's id.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub(crate) enum FoundId {
+    /// The subscription names no place for it.
+    #[default]
+    Unsought,
+    /// It is not where the subscription says, or it is empty.
+    Nowhere,
+    /// Where the subscription says.
+    Here(Arc<str>),
+}
+
+/// The id a message goes by. Where the subscription names a place, that place alone counts, or two kinds of ids would be
+/// taken for one; of a copy of ours, what it was found to be before, because a copy may have had to leave that header out.
+/// Without a place: what it carries as ours, else the broker's own.
 pub(crate) fn message_id<'a>(
-    found: Option<&'a str>,
+    found: &'a FoundId,
     carried: &'a Carried,
     envelope: &'a dyn Envelope,
 ) -> Option<&'a str> {
     let plain = |id: &&str| !id.is_empty() && id.len() <= wire::ID_LENGTH_MAX;
-    found.or(carried.id.as_deref()).or_else(|| envelope.id().filter(plain))
+    let carried_id = carried.id.as_deref().filter(plain);
+    match found {
+        FoundId::Here(id) => Some(id),
+        FoundId::Nowhere => carried_id.filter(|_| carried.is_of_a_copy()),
+        FoundId::Unsought => carried_id.or_else(|| envelope.id().filter(plain)),
+    }
 }
 
 /// What a handler answers when it did not work.

@@ -290,6 +290,11 @@ impl Carried {
         carried.map(Self::without_contradictions)
     }
 
+    /// Whether it is a copy of ours: each has where it came from at first, or was redriven.
+    pub(crate) fn is_of_a_copy(&self) -> bool {
+        self.origin.is_some() || self.generation > 0
+    }
+
     /// Copies of ours never have the rest of a wait without the end of that wait, and the time of the first delivery:
     /// whoever wrote it without is a stranger, and could send the message through the waits for a century.
     fn without_contradictions(mut self) -> Self {

@@ -17,7 +17,7 @@ use crate::broker::{Received, Source};
 use crate::clock::Clock;
 use crate::config::{self, IdSource, KeySource, Ordering};
 use crate::envelope::Envelope;
-use crate::message::{Claim, Delivery, DeliveryScope, Known, Metadata, message_id};
+use crate::message::{Claim, Delivery, DeliveryScope, FoundId, Known, Metadata, message_id};
 use crate::retry::Attempt;
 use crate::store::{Locks, Sharing, Woken};
 use crate::telemetry::SubscriptionMetrics;
@@ -59,8 +59,8 @@ pub(crate) struct Work {
 pub(crate) struct Extras {
     /// What the message carried, and what was added here since.
     pub(crate) carried: Luggage,
-    /// The id that was found where the subscription says, if that is not the broker's property.
-    pub(crate) id: Option<Arc<str>>,
+    /// What came of looking for its id where the subscription says.
+    pub(crate) id: FoundId,
     /// What orders it: messages of one key run one after another.
     pub(crate) key: Option<OrderKey>,
     /// How its id was claimed, for the handler.
@@ -107,7 +107,7 @@ impl Blanks {
 /// What a message without extras has.
 static NONE: Extras = Extras {
     carried: Luggage::EMPTY,
-    id: None,
+    id: FoundId::Unsought,
     key: None,
     claim: None,
     sharing: None,
@@ -172,7 +172,7 @@ impl Work {
         if carried.malformed > 0 {
             scope.metrics.malformed.inc_by(carried.malformed.into());
         }
-        let is_bare = carried.is_empty() && id.is_none() && key.is_none();
+        let is_bare = carried.is_empty() && id == FoundId::Unsought && key.is_none();
         (!is_bare).then(|| Box::new(Extras { carried, id, key, ..Extras::default() }))
     }
 
@@ -209,7 +209,7 @@ impl Work {
             extras;
         let is_guarded = claim.is_some() || sharing.is_some() || held.is_some() || woken.is_some();
         let was_tried = recorded.is_some() || asks_since.is_some() || doom.is_some();
-        carried.is_empty() && id.is_none() && !is_guarded && !was_tried
+        carried.is_empty() && *id == FoundId::Unsought && !is_guarded && !was_tried
     }
 
     /// An attempt was made and counts; the next one comes after `delay`.
@@ -236,7 +236,7 @@ impl Work {
     }
 
     pub(crate) fn id(&self) -> Option<&str> {
-        message_id(self.id.as_deref(), &self.carried, self.received.envelope.as_ref())
+        message_id(&self.id, &self.carried, self.received.envelope.as_ref())
     }
 
     /// The attempt that is about to be made, or is being made. Every delivery gets one, whatever
@@ -288,21 +288,21 @@ pub(crate) fn id_of(
     carried: &Carried,
     source: &IdSource,
 ) -> Option<String> {
-    message_id(find_id(envelope, source).as_deref(), carried, envelope).map(str::to_owned)
+    message_id(&find_id(envelope, source), carried, envelope).map(str::to_owned)
 }
 
-/// Looks for the id where `source` says; `None` leaves it to the broker's own property.
-fn find_id(envelope: &dyn Envelope, source: &IdSource) -> Option<Arc<str>> {
+/// Looks for the id where `source` says.
+fn find_id(envelope: &dyn Envelope, source: &IdSource) -> FoundId {
     let found = match source {
-        IdSource::MessageId => return None,
+        IdSource::MessageId => return FoundId::Unsought,
         IdSource::Header(name) => lookup::header(envelope, name),
         IdSource::Pointer(pointer) => lookup::pointer(envelope, pointer),
         IdSource::Payload => Some(lookup::fingerprint(envelope)),
     };
-    let found = found.filter(|id| !id.is_empty())?;
+    let Some(found) = found.filter(|id| !id.is_empty()) else { return FoundId::Nowhere };
     // Too long for a header: its SHA-256 is as good, and the same for every copy.
     let is_long = found.len() > ID_LENGTH_MAX;
-    Some(if is_long { lookup::hash(found.as_bytes()).into() } else { found.into() })
+    FoundId::Here(if is_long { lookup::hash(found.as_bytes()).into() } else { found.into() })
 }
 
 /// What orders a message: nothing, its lane, or its key. Without the key it is in no order.

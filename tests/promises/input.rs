@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use redeliver::{Codecs, Delivery, Handled, Json, Message, Raw, by_type, with_codecs};
+use redeliver::{Codecs, Delivery, Handled, Json, Message, Raw, Redrive, by_type, with_codecs};
 
 use crate::bench::{THRICE, obey, orders, text};
 use crate::headers::OURS;
@@ -118,6 +118,35 @@ fn a_message_without_an_id_is_rejected_where_ids_are_needed() {
     );
     test.publish("orders", text("property", "ok").header("order", "order-7"));
     assert_eq!(test.log()[1], "order-7: attempt 1 handled");
+}
+
+/// Two kinds of ids would be taken for one, and the message of one for a copy of the other's.
+#[test]
+fn where_ids_have_a_place_nothing_else_is_one() {
+    let mut test = orders("id = \"header:order\"\nid_missing = \"reject\"", THRICE, obey);
+    for message in [
+        text("property", "ok"),
+        text("property", "ok").header("order", ""),
+        text("property", "ok").header("redeliver-id", "ours"),
+    ] {
+        test.publish("orders", message);
+    }
+    let none =
+        "(no id): dead-lettered: no-id: the message has no id where `id` says; see `id_missing`";
+    assert_eq!(test.log(), [none; 3]);
+    // Nor after a redrive.
+    let letters = test.service().dead_letters("orders").expect("a subscription");
+    let all = Redrive::default();
+    test.run(async move { letters.redrive(&all).await }).expect("it is redriven");
+    test.finish();
+    assert_eq!(test.log()[3..], [none; 3]);
+}
+
+#[test]
+fn an_empty_id_among_our_headers_is_none() {
+    let mut test = orders("id_missing = \"reject\"", THRICE, obey);
+    test.publish("orders", text("7", "ok").header("redeliver-id", ""));
+    assert_eq!(test.log(), ["7: attempt 1 handled"]);
 }
 
 async fn anything(_: Delivery<serde_json::Value>) -> Handled {
