@@ -758,7 +758,7 @@ pub enum Place {
 ///     name: "orders".into(),
 ///     settings: Arc::new(config.subscriptions["orders"].clone()),
 ///     waits: vec![Duration::from_secs(5), Duration::from_secs(60)],
-///     service: config.service.name.as_str().into(),
+///     service: config.service.name().into(),
 /// };
 /// assert_eq!(source.settings.queue.as_deref(), Some("shop.orders"));
 /// # Ok::<(), redeliver::config::Problems>(())

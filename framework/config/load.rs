@@ -36,7 +36,7 @@ impl Config {
     ///
     /// assert_eq!(Config::load(&base)?.service.restarts_max, 3);
     /// let both = Config::load_all(&[&base, &ours])?;
-    /// assert_eq!((both.service.name.as_str(), both.service.restarts_max), ("billing", 9));
+    /// assert_eq!((both.service.name().as_str(), both.service.restarts_max), ("billing", 9));
     /// # std::fs::remove_dir_all(folder)?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```

@@ -17,7 +17,7 @@ use super::units;
 ///     name = "billing"
 ///     shutdown_grace = "10s"
 /// "#)?;
-/// assert_eq!(config.service.name, "billing");
+/// assert_eq!(config.service.name(), "billing");
 /// assert_eq!(config.service.shutdown_grace, Duration::from_secs(10));
 /// assert_eq!(Config::default().service.shutdown_grace, Duration::from_secs(25));
 /// # Ok::<(), redeliver::config::Problems>(())
@@ -25,9 +25,9 @@ use super::units;
 #[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Service {
-    /// What logs, dead letters and brokers call this service; the executable's name. One that is given is also part of what
-    /// names its claims.
-    pub name: String,
+    /// What logs, dead letters and brokers call this service, if not by the executable's name. Also part of what names its
+    /// claims.
+    pub name: Option<String>,
     /// How long a stop waits for handlers that run, before they are cancelled and their messages returned; 25s.
     #[serde(deserialize_with = "units::duration")]
     pub shutdown_grace: Duration,
@@ -64,15 +64,20 @@ pub enum OnRestartsSpent {
 }
 
 impl Service {
+    /// What logs, dead letters and brokers call this service: its name, or the executable's.
+    pub fn name(&self) -> String {
+        self.name.clone().unwrap_or_else(executable)
+    }
+
     /// What this service's claims are kept under: `subscription` alone, unless the service was named.
     ///
     /// An executable's name is not taken for one: it changes with a new build or deployment, which must not forget what was
     /// handled.
     pub(crate) fn claims_of(&self, subscription: &str) -> String {
-        match self.name == executable() {
-            true => subscription.to_owned(),
+        match &self.name {
+            None => subscription.to_owned(),
             // No subscription has a slash in its name, so no two pairs are taken for one.
-            false => format!("{}/{subscription}", self.name),
+            Some(name) => format!("{name}/{subscription}"),
         }
     }
 }
@@ -80,7 +85,7 @@ impl Service {
 impl Default for Service {
     fn default() -> Self {
         Self {
-            name: executable(),
+            name: None,
             shutdown_grace: Duration::from_secs(25),
             startup_max: Duration::from_secs(30),
             restarts_max: 5,
@@ -102,8 +107,12 @@ mod tests {
 
     #[test]
     fn only_a_name_that_was_given_is_in_the_scope_of_claims() {
-        let named = |name: &str| Service { name: name.to_owned(), ..Service::default() };
+        let named = |name: &str| Service { name: Some(name.to_owned()), ..Service::default() };
         assert_eq!(Service::default().claims_of("orders"), "orders");
         assert_eq!(named("billing").claims_of("orders"), "billing/orders");
+        // The executable may get another name later; the one that was given stays.
+        let same = executable();
+        assert_eq!(named(&same).claims_of("orders"), format!("{same}/orders"));
+        assert_eq!(Service::default().name(), same);
     }
 }

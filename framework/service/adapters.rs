@@ -136,13 +136,13 @@ fn broker_of(
         BrokerKind::Memory => Ok(Arc::new(MemoryBroker::with_clock(clock))),
         #[cfg(feature = "rabbitmq")]
         BrokerKind::Rabbitmq => {
-            let service = &config.service.name;
+            let service = &config.service.name();
             let broker = crate::broker::rabbitmq::RabbitBroker::new(name, settings, service);
             Ok(Arc::new(broker.map_err(|error| unusable(name, config, &error.to_string()))?))
         }
         #[cfg(feature = "kafka")]
         BrokerKind::Kafka => {
-            let service = &config.service.name;
+            let service = &config.service.name();
             let broker = crate::broker::kafka::KafkaBroker::new(name, settings, service);
             Ok(Arc::new(broker.map_err(|error| unusable(name, config, &error.to_string()))?))
         }
@@ -172,7 +172,7 @@ pub(super) fn scope_of(
         name: Arc::clone(&name),
         settings: Arc::clone(&settings),
         waits: retries.steps().as_slice().to_vec(),
-        service: config.service.name.as_str().into(),
+        service: config.service.name().into(),
     };
     let publisher = Publisher::new(broker.publisher());
     let locks = settings.lock.as_ref().and_then(|lock| stores.get(&lock.store)).cloned();
@@ -196,7 +196,7 @@ pub(super) fn scope_of(
         retries: ArcSwap::from_pointee(retries),
         clock,
         began: tokio::time::Instant::now(),
-        consumer: consumer_name(&config.service.name).into(),
+        consumer: consumer_name(&config.service.name()).into(),
         guards,
         locks,
         is_held_back: AtomicBool::new(false),
@@ -234,7 +234,7 @@ pub(super) async fn start_stores(
     threads: bool,
 ) -> Result<BTreeMap<String, Arc<KeeperSeat>>, Error> {
     let mut keepers = BTreeMap::new();
-    let holder = consumer_name(&config.service.name);
+    let holder = consumer_name(&config.service.name());
     let patience = config.service.startup_max;
     for (name, settings) in &config.stores {
         let failed = |error: StoreError| {

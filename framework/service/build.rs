@@ -172,7 +172,7 @@ impl ServiceBuilder {
     /// every source that is missing or different.
     pub async fn start(self) -> Result<Service, Error> {
         let (started, starting) = oneshot::channel();
-        let name = self.config.service.name.clone();
+        let name = self.config.service.name();
         let thread = std::thread::Builder::new().name(format!("{name}-service"));
         let spawned = thread.spawn(move || {
             System::new().block_on(async move {

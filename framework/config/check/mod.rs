@@ -140,7 +140,7 @@ fn names(check: &mut Check<'_>) {
 fn service(check: &mut Check<'_>) {
     let service = &check.config.service;
     check.not_zero("service", "restarts_window", service.restarts_window);
-    if service.name.is_empty() {
+    if service.name.as_deref() == Some("") {
         check.say("service", "name", &[], "is empty; leave it out for the executable's name");
     }
 }
