@@ -91,9 +91,9 @@ pub(crate) fn attempt_failed(subscription: &str, id: Option<&str>, attempt: u32,
     tracing::debug!(subscription, id, attempt, error, "attempt failed");
 }
 
-/// The store of a subscription's guards does not answer.
+/// The store of a subscription's guards does not answer; of that itself the store warns.
 pub(crate) fn held_for_store(subscription: &str, error: &dyn Display) {
-    tracing::warn!(subscription, %error, "the store of locks and claims does not answer");
+    tracing::info!(subscription, %error, "held for the store of locks and claims");
 }
 
 /// A message is not handled again: its id was done, given up, or goes on in another copy.

@@ -91,6 +91,16 @@ fn an_option_that_only_the_other_half_uses_is_told_of() {
 }
 
 #[test]
+fn a_redis_that_nothing_is_kept_in_is_told_of() {
+    for (more, is_told) in [(None, true), (Some("--lock"), false), (Some("--idempotent"), false)] {
+        let flags = ["run", "--config=/no/such/file", "--redis=U"].into_iter().chain(more);
+        let output = run("webhooks", flags);
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(stderr.contains(": --redis is not used"), is_told, "{}", told(&output));
+    }
+}
+
+#[test]
 fn a_standard_error_that_nobody_reads_ends_no_job() {
     for end in ["2>&-", "2>/dev/full"] {
         let webhooks = program("webhooks").get_program().to_owned();

@@ -152,3 +152,19 @@ fn without_a_secret_it_does_not_start() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("set WEBHOOK_SECRET"), "{said}");
 }
+
+#[test]
+fn a_configuration_that_is_wrong_is_told_as_it_reads() {
+    let folder = programs::folder();
+    let file = folder.path().join("wrong.toml");
+    std::fs::write(&file, "[service]\nnmae = \"x\"\n").expect("a file");
+    let output = program("microservice")
+        .arg("--config")
+        .arg(&file)
+        .env("WEBHOOK_SECRET", SECRET)
+        .output()
+        .expect("the program can be started");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert!(said.contains("nmae") && !said.contains("Problem"), "{said}");
+}

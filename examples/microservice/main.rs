@@ -13,6 +13,7 @@
 mod signature;
 
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use actix::prelude::*;
@@ -129,8 +130,23 @@ async fn metrics(shared: Data<Shared>) -> HttpResponse {
 }
 
 #[actix_web::main]
-async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    tracing_subscriber::fmt().with_writer(std::io::stderr).init();
+async fn main() -> ExitCode {
+    // What lapin and redis log of their connections, redeliver heals, and tells where it cannot.
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter.unwrap_or_else(|_| "info,lapin=off,redis=off".into()))
+        .with_writer(std::io::stderr)
+        .init();
+    match serve().await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("microservice: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     let secret = Secret::from_environment()?;
     let config = redeliver::config::Config::load(&options.config)?;

@@ -58,10 +58,10 @@ const HELD_MAX: Duration = Duration::from_secs(240);
 
 #[actix::main]
 async fn main() -> ExitCode {
-    // What lapin logs of its connections, redeliver heals, and tells where it cannot.
+    // What lapin and redis log of their connections, redeliver heals, and tells where it cannot.
     let filter = tracing_subscriber::EnvFilter::try_from_default_env();
     tracing_subscriber::fmt()
-        .with_env_filter(filter.unwrap_or_else(|_| "error,lapin=off".into()))
+        .with_env_filter(filter.unwrap_or_else(|_| "error,lapin=off,redis=off".into()))
         .with_writer(std::io::stderr)
         .log_internal_errors(false)
         .init();

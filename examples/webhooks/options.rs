@@ -161,12 +161,16 @@ impl Options {
 
 /// One command line may serve both halves; whoever gave an option to the wrong one alone is told.
 fn tell_what_is_not_used(part: Part, given: &ArgMatches) {
+    let is_given = |id: &&&str| given.value_source(id) == Some(ValueSource::CommandLine);
+    let guards = ["idempotent", "lock"];
+    if part != Part::Publish && is_given(&&"redis") && !guards.iter().any(|id| is_given(&id)) {
+        tell!("webhooks: neither --idempotent nor --lock is given: --redis is not used");
+    }
     let (does, others) = match part {
         Part::Run => return,
         Part::Publish => ("`publish` handles nothing", ONLY_HANDLING.as_slice()),
         Part::Consume => ("`consume` publishes nothing", ONLY_PUBLISHING.as_slice()),
     };
-    let is_given = |id: &&&str| given.value_source(id) == Some(ValueSource::CommandLine);
     for id in others.iter().filter(is_given) {
         tell!("webhooks: {does}: --{} is not used", id.replace('_', "-"));
     }
