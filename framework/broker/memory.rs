@@ -113,6 +113,29 @@ struct Extras {
 
 impl MemoryBroker {
     /// An empty broker.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::broker::{Outgoing, Source, Target};
+    /// use redeliver::broker::{Broker, memory::MemoryBroker};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (settings, service) = (Arc::default(), Arc::from("shop"));
+    /// # let source = Source { name: "orders".into(), settings, waits: vec![], service };
+    /// # let message = Outgoing {
+    /// #     target: Target::Queue("orders".to_owned()), id: "order-7".to_owned(), body: "{}".into(), headers: vec![],
+    /// #     content_type: None, kind: None, key: None, time_to_live: None, priority: None,
+    /// # };
+    /// let (broker, other) = (MemoryBroker::new(), MemoryBroker::new());
+    /// broker.prepare(&source).await?;
+    /// broker.clone().publisher().send(&message).await?;
+    /// assert_eq!(broker.depth(&source).await?.ready, Some(1), "a clone has the same queues");
+    /// other.prepare(&source).await?;
+    /// assert_eq!(other.depth(&source).await?.ready, Some(0), "another broker has its own");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new() -> Self {
         Self::with_clock(Clock::System)
     }

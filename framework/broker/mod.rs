@@ -214,11 +214,29 @@ pub struct LaneId(pub Arc<str>);
 
 impl LaneId {
     /// The lane of the messages that may have ended a process.
+    ///
+    /// ```
+    /// use redeliver::broker::LaneId;
+    ///
+    /// assert_eq!(LaneId::suspects(), LaneId::suspects(), "there is one for each source");
+    /// assert_eq!(LaneId::suspects().to_string(), "suspects");
+    /// ```
     pub fn suspects() -> Self {
         Self("suspects".into())
     }
 
     /// Whether it is the lane of the suspects.
+    ///
+    /// ```
+    /// use redeliver::broker::LaneId;
+    ///
+    /// /// Of the lane of the suspects no second message is out.
+    /// fn in_flight_max(lane: &LaneId, told: usize) -> usize {
+    ///     if lane.is_suspects() { 1 } else { told }
+    /// }
+    /// assert_eq!(in_flight_max(&LaneId("orders/3".into()), 64), 64);
+    /// assert_eq!(in_flight_max(&LaneId::suspects(), 64), 1);
+    /// ```
     pub fn is_suspects(&self) -> bool {
         &*self.0 == "suspects"
     }
@@ -916,6 +934,19 @@ pub struct BrokerError {
 
 impl BrokerError {
     /// An error of the kind `fault` that reads `text`.
+    ///
+    /// ```
+    /// use redeliver::broker::{BrokerError, Fault};
+    ///
+    /// /// What an adapter makes of an error of its client.
+    /// fn told(queue: &str, said: std::io::Error) -> BrokerError {
+    ///     BrokerError::new(Fault::Unreachable, format!("cannot count queue `{queue}`: {said}; is it reachable?"))
+    /// }
+    /// let error = told("orders", std::io::Error::other("reset by peer"));
+    /// assert_eq!(error.to_string(), "cannot count queue `orders`: reset by peer; is it reachable?");
+    /// assert_eq!(error.fault, Fault::Unreachable, "so it is tried again");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(fault: Fault, text: impl Into<String>) -> Self {
         Self { fault, text: text.into() }
     }

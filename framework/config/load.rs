@@ -17,6 +17,19 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 impl Config {
     /// Reads one file and the variables of the environment that begin with `REDELIVER__`.
     ///
+    /// ```
+    /// use redeliver::config::Config;
+    ///
+    /// let path = std::env::temp_dir().join(format!("redeliver-load-{}.toml", std::process::id()));
+    /// std::fs::write(&path, "[service]\nrestart_max = 3")?;
+    /// let problems = Config::load(&path).expect_err("a key is misspelt");
+    /// let place = format!("{}:2:1", path.display());
+    /// assert_eq!(problems.list()[0].origin().map(|origin| origin.to_string()), Some(place));
+    /// assert!(problems.to_string().contains("restarts_max"), "{problems}");
+    /// # std::fs::remove_file(path)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// Every problem at once, with its place and what to do.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, Problems> {
@@ -82,6 +95,15 @@ impl Config {
     }
 
     /// Reads one text and no environment.
+    ///
+    /// ```
+    /// use redeliver::config::Config;
+    ///
+    /// assert_eq!(Config::from_toml("")?, Config::default());
+    /// let problems = Config::from_toml("[subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"").unwrap_err();
+    /// assert_eq!(problems.list()[0].path(), "subscriptions.orders.broker", "there is no broker `main`");
+    /// # Ok::<(), redeliver::config::Problems>(())
+    /// ```
     ///
     /// # Errors
     /// Every problem at once, with its place and what to do.

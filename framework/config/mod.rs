@@ -93,6 +93,23 @@ const STANDARD: &str = "standard";
 
 impl Config {
     /// The retry table of a subscription: the one it names, else `standard`.
+    ///
+    /// ```
+    /// use redeliver::config::{Config, Retry};
+    ///
+    /// let config = Config::from_toml(r#"
+    ///     [brokers.main]
+    ///     kind = "memory"
+    ///     [subscriptions]
+    ///     orders = { broker = "main" }
+    ///     mails = { broker = "main", retry = "patient" }
+    ///     [retry.patient]
+    ///     attempts_max = 20
+    /// "#)?;
+    /// assert_eq!(config.retry_of(&config.subscriptions["mails"]).attempts_max.get(), 20);
+    /// assert_eq!(config.retry_of(&config.subscriptions["orders"]), Retry::default(), "no table is needed");
+    /// # Ok::<(), redeliver::config::Problems>(())
+    /// ```
     pub fn retry_of(&self, subscription: &Subscription) -> Retry {
         let name = subscription.retry.as_deref().unwrap_or(STANDARD);
         self.retry.get(name).cloned().unwrap_or_default()

@@ -33,6 +33,14 @@ impl Problems {
     }
 
     /// Each problem.
+    ///
+    /// ```
+    /// use redeliver::config::Config;
+    ///
+    /// let problems = Config::from_toml("[service]\nrestarts_max = -1\n[brokers.main]\nkind = \"rabitmq\"").unwrap_err();
+    /// let paths: Vec<_> = problems.list().iter().map(|problem| problem.path()).collect();
+    /// assert_eq!(paths, ["service.restarts_max", "brokers.main.kind"], "all of them, as they were written");
+    /// ```
     pub fn list(&self) -> &[Problem] {
         &self.0
     }
@@ -74,16 +82,41 @@ impl Problem {
     }
 
     /// Where it was written; `None` for a configuration that was made in code.
+    ///
+    /// ```
+    /// use redeliver::config::{Config, Origin};
+    ///
+    /// let text = "[service]\nshutdown_grace = 5";
+    /// let problems = Config::from_toml(text).unwrap_err();
+    /// let written = Origin::File { file: None, line: 2, column: 18 };
+    /// assert_eq!(problems.list()[0].origin(), Some(&written));
+    /// ```
     pub fn origin(&self) -> Option<&Origin> {
         self.origin.as_ref()
     }
 
     /// The TOML path, such as `subscriptions.orders.in_flight_max`; empty where the text is no TOML at all.
+    ///
+    /// ```
+    /// use redeliver::config::Config;
+    ///
+    /// let path = |text: &str| Config::from_toml(text).unwrap_err().list()[0].path().to_owned();
+    /// assert_eq!(path("[retry.patient]\nattempts_max = 0"), "retry.patient.attempts_max");
+    /// assert_eq!(path("[subscriptions"), "", "the text is no TOML at all");
+    /// ```
     pub fn path(&self) -> &str {
         &self.path
     }
 
     /// What is wrong and what to do, in words that follow the path: `is 0, so ...; use 1 or more`.
+    ///
+    /// ```
+    /// use redeliver::config::Config;
+    ///
+    /// let problems = Config::from_toml("[brokers.main]\nkind = \"amqp://app:hunter2@rabbit\"").unwrap_err();
+    /// let text = problems.list()[0].text();
+    /// assert!(text.starts_with("is \"amqp://***@rabbit\""), "the password is not shown: {text}");
+    /// ```
     pub fn text(&self) -> &str {
         &self.text
     }

@@ -142,6 +142,16 @@ pub enum Then {
 
 impl Retry {
     /// The schedule that this table describes, without its rules.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::config::Retry;
+    /// use redeliver::retry::{Attempt, Jitter};
+    ///
+    /// let table = Retry { delay_min: Duration::from_secs(1), multiplier: 3.0, jitter: Jitter::None, ..Retry::default() };
+    /// let third = Attempt::FIRST.next().next();
+    /// assert_eq!(table.policy().delay_before(third, None, 0.5), Duration::from_secs(3));
+    /// ```
     pub fn policy(&self) -> Policy {
         Policy {
             backoff: self.backoff,

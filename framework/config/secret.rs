@@ -24,11 +24,27 @@ pub struct Secret(String);
 
 impl Secret {
     /// Hides a text.
+    ///
+    /// ```
+    /// use redeliver::config::Secret;
+    ///
+    /// let (short, long) = (Secret::new(""), Secret::new("correct horse battery staple".to_owned()));
+    /// assert_ne!(short, long);
+    /// assert_eq!(format!("{short:?}"), format!("{long:?}"), "not even its length is seen");
+    /// ```
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
     /// The text itself, for the client that needs it and for nothing else.
+    ///
+    /// ```
+    /// use redeliver::config::Secret;
+    ///
+    /// let token = Secret::new("hunter2");
+    /// assert_eq!(format!("Bearer {token}"), "Bearer ***", "forgotten, and so refused by the server");
+    /// assert_eq!(format!("Bearer {}", token.expose()), "Bearer hunter2");
+    /// ```
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -60,11 +76,26 @@ pub struct Url(String);
 
 impl Url {
     /// Takes the address as it is written; for Kafka that is `host:port,host:port`.
+    ///
+    /// ```
+    /// use redeliver::config::Url;
+    ///
+    /// assert_eq!(Url::new("one:9092,two:9092").to_string(), "one:9092,two:9092");
+    /// assert_eq!(Url::new("no address").expose(), "no address", "whoever connects finds that out");
+    /// ```
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
     /// The whole address with its password, for the client that connects and for nothing else.
+    ///
+    /// ```
+    /// use redeliver::config::Url;
+    ///
+    /// let url = Url::new("rediss://app:p%40ss@redis:6379/1");
+    /// assert_eq!(url.expose(), "rediss://app:p%40ss@redis:6379/1", "still percent-encoded");
+    /// assert_eq!(format!("cannot reach {url}"), "cannot reach rediss://redis:6379/1");
+    /// ```
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -130,21 +161,65 @@ pub struct Properties(BTreeMap<String, Secret>);
 
 impl Properties {
     /// Sets one property.
+    ///
+    /// ```
+    /// use redeliver::config::Properties;
+    ///
+    /// let mut properties = Properties::default();
+    /// properties.set("linger.ms", "5");
+    /// properties.set("linger.ms", 20.to_string());
+    /// assert_eq!(properties.expose("linger.ms"), Some("20"), "the last one counts");
+    /// ```
     pub fn set(&mut self, name: impl Into<String>, value: impl Into<String>) {
         self.0.insert(name.into(), Secret::new(value));
     }
 
     /// The value of one property, secret or not.
+    ///
+    /// ```
+    /// use redeliver::config::Properties;
+    ///
+    /// let mut properties = Properties::default();
+    /// properties.set("sasl.password", "hunter2");
+    /// assert_eq!(properties.expose("sasl.password"), Some("hunter2"));
+    /// assert_eq!(properties.expose("sasl.username"), None, "librdkafka's default, whatever it is");
+    /// ```
     pub fn expose(&self, name: &str) -> Option<&str> {
         self.0.get(name).map(Secret::expose)
     }
 
     /// Every name with its value, secret or not, for the client that needs them and for nothing else.
+    ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use redeliver::config::Config;
+    ///
+    /// let config = Config::from_toml(r#"
+    ///     [brokers.events]
+    ///     kind = "kafka"
+    ///     url = "127.0.0.1:9092"
+    ///     properties = { "client.rack" = "eu-1", socket.keepalive.enable = true }
+    /// "#)?;
+    /// let settings: BTreeMap<_, _> = config.brokers["events"].properties.expose_all().collect();
+    /// assert_eq!(settings["socket.keepalive.enable"], "true");
+    /// assert_eq!(settings["client.rack"], "eu-1");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn expose_all(&self) -> impl Iterator<Item = (&str, &str)> {
         self.0.iter().map(|(name, value)| (name.as_str(), value.expose()))
     }
 
     /// Every name.
+    ///
+    /// ```
+    /// use redeliver::config::Properties;
+    ///
+    /// let mut properties = Properties::default();
+    /// properties.set("sasl.password", "hunter2");
+    /// properties.set("linger.ms", "5");
+    /// let changed: Vec<_> = properties.names().collect();
+    /// assert_eq!(changed.join(", "), "linger.ms, sasl.password");
+    /// ```
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.0.keys().map(String::as_str)
     }

@@ -24,6 +24,14 @@ pub struct Pointer(String);
 
 impl Pointer {
     /// The pointer as it is written, for `serde_json::Value::pointer`.
+    ///
+    /// ```
+    /// use redeliver::config::KeySource;
+    ///
+    /// let Ok(KeySource::Pointer(pointer)) = "/a~1b".parse() else { panic!("it is a pointer") };
+    /// assert_eq!(pointer.as_str(), "/a~1b", "its escapes are still there");
+    /// assert_eq!(serde_json::json!({ "a/b": 7 }).pointer(pointer.as_str()), Some(&7.into()));
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }

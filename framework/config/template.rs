@@ -17,16 +17,40 @@ pub struct Template(String);
 
 impl Template {
     /// Takes a template as it is written.
+    ///
+    /// ```
+    /// use redeliver::config::{Subscription, Template};
+    ///
+    /// let dead = Some(Template::new("{queue}.failed"));
+    /// let subscription = Subscription { dead, ..Subscription::default() };
+    /// assert_eq!(subscription.dead.map(|name| name.fill(&[("queue", "orders")])), Some("orders.failed".to_owned()));
+    /// ```
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
 
     /// The template as it is written.
+    ///
+    /// ```
+    /// use redeliver::config::Template;
+    ///
+    /// let template = Template::new("{queue}.wait.{ms}");
+    /// let is_one_for_all = !template.as_str().contains("{ms}");
+    /// assert!(!is_one_for_all, "each delay has a queue of its own");
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
     /// Fills the places in one pass, so that braces inside a value stay what they are. Unknown places stay too.
+    ///
+    /// ```
+    /// use redeliver::config::Template;
+    ///
+    /// let template = Template::new("{queue}.wait.{ms}");
+    /// assert_eq!(template.fill(&[("queue", "orders")]), "orders.wait.{ms}", "what is unknown stays");
+    /// assert_eq!(template.fill(&[("queue", "{ms}"), ("ms", "500")]), "{ms}.wait.500", "one pass");
+    /// ```
     pub fn fill(&self, values: &[(&str, &str)]) -> String {
         let mut filled = String::new();
         let mut rest = self.0.as_str();

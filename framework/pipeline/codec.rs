@@ -180,11 +180,56 @@ pub struct Codecs<T> {
 
 impl<T: 'static> Codecs<T> {
     /// Only this one.
+    ///
+    /// ```
+    /// # use redeliver::{Delivery, Handled, with_codecs};
+    /// # use actix::prelude::*;
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// use redeliver::{Codecs, Json};
+    ///
+    /// # struct Count;
+    /// # impl Actor for Count { type Context = Context<Self>; }
+    /// # impl Handler<Delivery<u32>> for Count {
+    /// #     type Result = Handled;
+    /// #     fn handle(&mut self, _: Delivery<u32>, _: &mut Context<Self>) -> Handled { Ok(()) }
+    /// # }
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let handlers = with_codecs(Codecs::<u32>::new(Json), || Count);
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+    /// test.publish("orders", Message::bytes("7").content_type("text/plain"));
+    /// assert_eq!(test.log(), [
+    ///     "orders-1: dead-lettered: undecodable: no codec takes content type `text/plain`",
+    /// ]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(codec: impl Codec<T>) -> Self {
         Self { codecs: vec![Box::new(codec)] }
     }
 
     /// Where those before take a content type not, this one.
+    ///
+    /// ```
+    /// # use redeliver::{Delivery, Handled, with_codecs};
+    /// # use actix::prelude::*;
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// use redeliver::{Codecs, Json, Raw};
+    ///
+    /// # struct Count;
+    /// # impl Actor for Count { type Context = Context<Self>; }
+    /// # impl Handler<Delivery<Vec<u8>>> for Count {
+    /// #     type Result = Handled;
+    /// #     fn handle(&mut self, _: Delivery<Vec<u8>>, _: &mut Context<Self>) -> Handled { Ok(()) }
+    /// # }
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let handlers = with_codecs(Codecs::<Vec<u8>>::new(Json).or(Raw), || Count);
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+    /// test.publish("orders", Message::bytes("7").content_type("image/png"));
+    /// test.publish("orders", Message::bytes("7").content_type("application/json"));
+    /// assert_eq!(test.log()[0], "orders-1: attempt 1 handled");
+    /// // The first that takes the type decides: what it cannot decode is not given to the next.
+    /// assert!(test.log()[1].starts_with("orders-2: dead-lettered: undecodable"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn or(mut self, codec: impl Codec<T>) -> Self {
         self.codecs.push(Box::new(codec));

@@ -191,6 +191,15 @@ pub enum Reason {
 
 impl Reason {
     /// Every reason there is.
+    ///
+    /// ```
+    /// use redeliver::Reason;
+    ///
+    /// // A row for each in a table of dead letters, those that did not occur included.
+    /// let rows: Vec<_> = Reason::ALL.iter().map(|reason| format!("{}: 0", reason.as_str())).collect();
+    /// assert_eq!(rows[0], "exhausted: 0");
+    /// assert!(rows.contains(&"poison: 0".to_owned()));
+    /// ```
     pub const ALL: [Self; 10] = [
         Self::Exhausted,
         Self::Rejected,
@@ -205,6 +214,14 @@ impl Reason {
     ];
 
     /// As it stands in headers, metrics and filters.
+    ///
+    /// ```
+    /// use redeliver::Reason;
+    ///
+    /// assert_eq!(Reason::UnknownType.as_str(), "unknown-type");
+    /// let is_header_safe = |text: &str| text.bytes().all(|byte| byte.is_ascii_lowercase() || byte == b'-');
+    /// assert!(Reason::ALL.iter().all(|reason| is_header_safe(reason.as_str())));
+    /// ```
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Exhausted => "exhausted",
@@ -221,6 +238,13 @@ impl Reason {
     }
 
     /// Reads what [`as_str`](Self::as_str) wrote.
+    ///
+    /// ```
+    /// use redeliver::Reason;
+    ///
+    /// assert_eq!(Reason::parse("no-id"), Some(Reason::NoId));
+    /// assert_eq!(Reason::parse("No-Id"), None, "as it is written, or not at all");
+    /// ```
     pub fn parse(text: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == text)
     }

@@ -58,6 +58,16 @@ impl Default for Schedule {
 
 impl Schedule {
     /// The schedule of this policy from its first step.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::retry::{Jitter, Policy, Schedule};
+    ///
+    /// let policy = Policy { delay_min: Duration::from_secs(1), jitter: Jitter::None, ..Policy::default() };
+    /// let mut schedule = Schedule::new(policy);
+    /// let delays: Vec<u64> = (0..4).map(|_| schedule.next_delay().as_secs()).collect();
+    /// assert_eq!(delays, [1, 2, 4, 8]);
+    /// ```
     pub fn new(policy: Policy) -> Schedule {
         Schedule { policy, attempt: Attempt::FIRST, previous: None, chances: fastrand::Rng::new() }
     }
@@ -83,6 +93,18 @@ impl Schedule {
 
     /// Back to the first step: call it when a connection has held, not when it was merely made, or a server that
     /// accepts and drops is met by a hot loop.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// use redeliver::retry::{Jitter, Policy, Schedule};
+    ///
+    /// # let policy = Policy { delay_min: Duration::from_secs(1), jitter: Jitter::None, ..Policy::default() };
+    /// let mut schedule = Schedule::new(policy);
+    /// let first = schedule.next_delay();
+    /// assert!(schedule.next_delay() > first);
+    /// schedule.restart();                         // the connection has held for a while
+    /// assert_eq!(schedule.next_delay(), first);
+    /// ```
     pub fn restart(&mut self) {
         self.attempt = Attempt::FIRST;
         self.previous = None;

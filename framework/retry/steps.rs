@@ -123,16 +123,43 @@ impl WaitSteps {
     }
 
     /// All steps, shortest first.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::retry::WaitSteps;
+    ///
+    /// let steps = WaitSteps::of([60, 5, 60].map(Duration::from_secs)).expect("some are given");
+    /// let queues: Vec<_> = steps.as_slice().iter().map(|step| format!("orders.wait.{}", step.as_millis())).collect();
+    /// assert_eq!(queues, ["orders.wait.5000", "orders.wait.60000"], "each once, rising");
+    /// ```
     pub fn as_slice(&self) -> &[Duration] {
         &self.steps
     }
 
     /// The shortest step.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::retry::WaitSteps;
+    ///
+    /// let steps = WaitSteps::of([5, 60].map(Duration::from_secs)).expect("two are given");
+    /// assert_eq!(steps.round_up(Duration::from_millis(1)), steps.shortest(), "nobody waits less at the broker");
+    /// ```
     pub fn shortest(&self) -> Duration {
         self.steps[0]
     }
 
     /// The longest step.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::retry::WaitSteps;
+    ///
+    /// let steps = WaitSteps::of([5, 60].map(Duration::from_secs)).expect("two are given");
+    /// let asked = Duration::from_secs(90);
+    /// let rest = asked - steps.longest();
+    /// assert_eq!((steps.round_up(asked), rest), (steps.longest(), Duration::from_secs(30)), "two hops");
+    /// ```
     pub fn longest(&self) -> Duration {
         self.steps[self.steps.len() - 1]
     }

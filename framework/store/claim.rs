@@ -377,6 +377,14 @@ pub struct Fingerprint(pub [u8; 16]);
 
 impl Fingerprint {
     /// Of these bytes.
+    ///
+    /// ```
+    /// use redeliver::store::Fingerprint;
+    ///
+    /// // As `sha256sum` begins for an empty file.
+    /// let empty = format!("{:?}", Fingerprint::of(b""));
+    /// assert_eq!(empty, "Fingerprint(e3b0c44298fc1c149afbf4c8996fb924)");
+    /// ```
     pub fn of(payload: &[u8]) -> Self {
         let mut first = [0; 16];
         first.copy_from_slice(&Sha256::digest(payload)[..16]);

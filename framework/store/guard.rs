@@ -48,17 +48,79 @@ pub(super) struct Held {
 
 impl Guard {
     /// What is locked.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use redeliver::store::Guard;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// /// Only who has the customer's lock can call it.
+    /// fn charge(customer: &Guard, cents: u32) -> String {
+    ///     format!("{} pays {cents} cents", customer.key())
+    /// }
+    /// assert_eq!(charge(&locks.acquire("customer:42").await?, 500), "customer:42 pays 500 cents");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn key(&self) -> &str {
         &self.0.key
     }
 
     /// A number larger than that of every hold before: a resource that refuses smaller ones is
     /// safe from a holder that slept. It does not make an effect happen once.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let slept = locks.acquire("customer:42").await?;
+    /// locks.force_release("customer:42").await?;          // or its lease ended meanwhile
+    /// let next = locks.acquire("customer:42").await?;
+    ///
+    /// let mut row = (next.fence(), 500);                  // written by whoever has it now
+    /// if slept.fence() >= row.0 {
+    ///     row = (slept.fence(), 900);
+    /// }
+    /// assert_eq!(row, (next.fence(), 500), "who slept is refused");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn fence(&self) -> Fence {
         self.0.fence
     }
 
     /// Completes when the lock is lost, no later than anybody else can have it.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    /// use redeliver::store::Loss;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let guard = locks.acquire("report").hold_max(Duration::from_secs(60)).await?;
+    /// let report = tokio::time::sleep(Duration::from_secs(90));     // what needs the lock
+    /// let done = tokio::select! {
+    ///     () = report => Ok(()),
+    ///     loss = guard.lost() => Err(loss),
+    /// };
+    /// assert_eq!(done, Err(Loss::HoldMax));
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Cancel safety
     /// Cancel safe; a lock that is lost stays lost.
@@ -67,11 +129,48 @@ impl Guard {
     }
 
     /// Why it is lost, or `None` while it is surely held: ask before every guarded write.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    /// use redeliver::store::Loss;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let guard = locks.acquire("report").lease(Duration::from_secs(30)).await?;
+    /// assert_eq!(guard.loss(), None);
+    /// tokio::time::advance(Duration::from_secs(40)).await;          // the whole process stood still
+    /// assert_eq!(guard.loss(), Some(Loss::Expired), "write nothing more");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn loss(&self) -> Option<Loss> {
         self.0.lease.loss()
     }
 
     /// Releases it, unless others of the same handler or batch still hold it.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let guard = locks.acquire("report").await?;
+    /// assert!(locks.acquire("report").wait(Duration::ZERO).await.is_err());
+    /// guard.release().await?;
+    /// assert!(locks.acquire("report").wait(Duration::ZERO).await.is_ok(), "free when it returns");
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The store did not answer; then it is free when its lease ends.

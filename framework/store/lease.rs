@@ -112,6 +112,21 @@ struct Wheel {
 
 impl Keeper {
     /// Renews on `runtime`, which should be one that no handler blocks.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    ///
+    /// let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_time().build()?;
+    /// let store = Arc::new(MemoryStore::new());
+    /// let keeper = Keeper::new(runtime.handle().clone(), store.clock());
+    /// let locks = Locks::new(store, keeper, "billing@host");
+    ///
+    /// let guard = runtime.block_on(locks.acquire("report").into_future())?;
+    /// // This thread may block from here on: another one renews it.
+    /// assert_eq!(guard.loss(), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn new(runtime: Handle, clock: Clock) -> Self {
         let alarm = Arc::new(Notify::new());
         let shared = Arc::new(KeeperShared {

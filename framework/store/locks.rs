@@ -104,6 +104,24 @@ pub(super) struct Shared {
 
 impl Locks {
     /// Of `store`, renewed by `keeper`; `holder` is what humans are shown.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let store = Arc::new(MemoryStore::new());
+    /// let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// let ours = Locks::new(store.clone(), keeper.clone(), "billing@one");
+    /// let theirs = Locks::new(store, keeper, "billing@two");
+    ///
+    /// let _guard = theirs.acquire("report").await?;
+    /// let seen = ours.inspect("report").await?.expect("they have it");
+    /// assert_eq!(seen.holder.as_deref(), Some("billing@two"));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new(store: Arc<dyn Store>, keeper: Keeper, holder: impl Into<Arc<str>>) -> Self {
         store.drive_on(keeper.runtime());
         let (holder, seen) = (holder.into(), AtomicU64::new(0));
@@ -127,11 +145,49 @@ impl Locks {
     }
 
     /// Asks for `key`; await the returned value, or say more first.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use redeliver::store::LockError;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let _guard = locks.acquire("customer:42").await?;
+    /// let _other = locks.acquire("customer:43").await?;   // another key, another lock
+    ///
+    /// // Outside a handler nothing is shared: who has it and asks again waits like anybody else.
+    /// let again = locks.acquire("customer:42").await;
+    /// assert!(matches!(again, Err(LockError::Busy { .. })), "after two seconds: {again:?}");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn acquire(&self, key: impl Into<String>) -> Acquire {
         Acquire { locks: self.clone(), key: key.into(), policy: LockPolicy::default() }
     }
 
     /// Who holds `key`, since when, until when, and how many wait; `None` if nobody does either.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// assert_eq!(locks.inspect("report").await?, None);
+    /// let guard = locks.acquire("report").await?;
+    /// let state = locks.inspect("report").await?.expect("it is held");
+    /// println!("{} has it until {:?}", state.holder.unwrap_or_default(), state.until);
+    /// guard.release().await?;
+    /// assert_eq!(locks.inspect("report").await?, None, "what is free leaves no trace");
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// The store did not answer.
@@ -142,6 +198,22 @@ impl Locks {
     /// Takes `key` from whoever holds it, who learns of it at the next renewal; true if somebody
     /// held it.
     ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let stuck = locks.acquire("report").await?;
+    /// assert!(locks.force_release("report").await?);
+    /// let next = locks.acquire("report").await?;          // without waiting for the lease
+    /// assert!(next.fence() > stuck.fence(), "what `stuck` still writes can be refused");
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
     /// # Errors
     /// The store did not answer.
     pub async fn force_release(&self, key: &str) -> Result<bool, StoreError> {
@@ -149,11 +221,47 @@ impl Locks {
     }
 
     /// How many leases wait here for their first renewal, of locks and claims: a gauge.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let first = locks.acquire("customer:42").await?;
+    /// let _second = locks.acquire("customer:43").await?;
+    /// assert_eq!(locks.leases(), 2);
+    /// first.release().await?;
+    /// assert_eq!(locks.leases(), 1, "what is released is not renewed");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn leases(&self) -> usize {
         self.shared.keeper.waiting()
     }
 
     /// Whether the store answers, and what keeps it from answering.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use redeliver::store::StoreState;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let answer = match locks.state() {
+    ///     StoreState::Up => (200, "ready".to_owned()),
+    ///     StoreState::Down(why) => (503, format!("no lock can be had: {why}")),
+    /// };
+    /// assert_eq!(answer, (200, "ready".to_owned()));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn state(&self) -> StoreState {
         self.shared.store.state()
     }
@@ -363,30 +471,131 @@ pub struct Acquire {
 
 impl Acquire {
     /// How long it outlives a process that died holding it; 30 s. Renewed while it is held.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let _guard = locks.acquire("report").lease(Duration::from_secs(5)).await?;
+    /// let state = locks.inspect("report").await?.expect("it is held");
+    /// assert_eq!(state.until.duration_since(state.since)?, Duration::from_secs(5));
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn lease(mut self, lease: Duration) -> Self {
         self.policy.lease = lease;
         self
     }
 
     /// How long to wait for it; 2 s.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    /// use tokio::time::Instant;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let _guard = locks.acquire("report").await?;
+    /// let (asked, wait) = (Instant::now(), Duration::from_secs(5));
+    /// assert!(locks.acquire("report").wait(wait).await.is_err());
+    /// assert!(asked.elapsed() >= wait);
+    ///
+    /// let asked = Instant::now();
+    /// assert!(locks.acquire("report").wait(Duration::ZERO).await.is_err(), "now or not at all");
+    /// assert_eq!(asked.elapsed(), Duration::ZERO);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn wait(mut self, wait: Duration) -> Self {
         self.policy.wait = wait;
         self
     }
 
     /// First come, first served among those who wait; false.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let guard = locks.acquire("report").await?;
+    /// let first = tokio::spawn(locks.acquire("report").fair(true).into_future());
+    /// tokio::task::yield_now().await;                     // it stands in the queue now
+    /// guard.release().await?;
+    ///
+    /// let late = locks.acquire("report").fair(true).wait(Duration::ZERO).await;
+    /// assert!(late.is_err(), "nobody has it, but somebody was there before");
+    /// assert!(first.await?.is_ok());
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn fair(mut self, fair: bool) -> Self {
         self.policy.fair = fair;
         self
     }
 
     /// How long it is held at most; 10 minutes. `None`: as long as its process lives.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    /// use redeliver::store::Loss;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let report = locks.acquire("report").hold_max(Duration::from_secs(60)).await?;
+    /// let leader = locks.acquire("leader").hold_max(None).await?;
+    /// tokio::time::sleep(Duration::from_secs(3600)).await;
+    /// assert_eq!(report.loss(), Some(Loss::HoldMax), "although it could have been renewed");
+    /// assert_eq!(leader.loss(), None);
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn hold_max(mut self, hold_max: impl Into<Option<Duration>>) -> Self {
         self.policy.hold_max = hold_max.into();
         self
     }
 
     /// All of it at once.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    /// use redeliver::store::LockPolicy;
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store, keeper, "billing@host");
+    /// let nightly = LockPolicy { wait: Duration::ZERO, lease: Duration::from_secs(300), ..LockPolicy::default() };
+    /// let _guard = locks.acquire("report").policy(nightly).lease(Duration::from_secs(60)).await?;
+    /// let state = locks.inspect("report").await?.expect("it is held");
+    /// assert_eq!(state.until.duration_since(state.since)?, Duration::from_secs(60), "what is said last counts");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn policy(mut self, policy: LockPolicy) -> Self {
         self.policy = policy;
         self

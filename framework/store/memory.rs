@@ -37,6 +37,25 @@ struct State {
 
 impl MemoryStore {
     /// An empty one.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use redeliver::store::Fence;
+    /// use redeliver::store::{LockAnswer, LockAsk, LockStore, Owner, memory::MemoryStore};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (owner, lease) = (Owner::new(), Duration::from_secs(30));
+    /// # let ask = LockAsk { key: "report", owner: &owner, lease, holder: "billing@host", fair: false, waits: false, seen: Fence(0) };
+    /// let (one, other) = (MemoryStore::new(), MemoryStore::new());
+    /// assert!(matches!(one.acquire(&ask).await?, LockAnswer::Held(_)));
+    ///
+    /// let second = LockAsk { owner: &Owner::new(), ..ask };
+    /// assert!(matches!(one.acquire(&second).await?, LockAnswer::Busy { .. }));
+    /// assert!(matches!(other.acquire(&second).await?, LockAnswer::Held(_)), "it knows nothing of the first");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn new() -> Self {
         Self::default()
     }

@@ -219,6 +219,14 @@ pub struct StoreError {
 
 impl StoreError {
     /// An error of the kind `fault` that reads `text`.
+    ///
+    /// ```
+    /// use redeliver::store::{StoreError, StoreFault};
+    ///
+    /// let said = "cannot claim payment-7 in store `main`: out of memory; give the server more";
+    /// let error = StoreError::new(StoreFault::Full, said);
+    /// assert_eq!((error.fault, error.to_string().as_str()), (StoreFault::Full, said));
+    /// ```
     pub fn new(fault: StoreFault, text: impl Into<String>) -> Self {
         Self { fault, text: text.into() }
     }

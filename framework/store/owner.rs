@@ -27,6 +27,14 @@ static NEXT: AtomicU64 = AtomicU64::new(1);
 
 impl Owner {
     /// A new one, for one hold of one thing.
+    ///
+    /// ```
+    /// use redeliver::store::Owner;
+    ///
+    /// let owner = Owner::new();
+    /// assert_ne!(owner, Owner::new(), "two holds are two owners, also in one process");
+    /// assert_eq!(owner, owner.clone(), "who asks again for the same hold keeps the name");
+    /// ```
     pub fn new() -> Self {
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut name = String::with_capacity(NAME_BYTES);
@@ -42,6 +50,14 @@ impl Owner {
     }
 
     /// As stores keep it.
+    ///
+    /// ```
+    /// use redeliver::store::Owner;
+    ///
+    /// let owner = Owner::new();
+    /// let kept = owner.as_str().to_owned();               // in a record of the store
+    /// assert_eq!(Owner::from(kept.as_str()), owner);
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }

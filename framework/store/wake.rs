@@ -63,6 +63,20 @@ impl Wakes {
     }
 
     /// Wakes one; a wake-up that comes before the wait is not lost.
+    ///
+    /// ```
+    /// use redeliver::store::{LockStore, Owner, memory::MemoryStore};
+    ///
+    /// /// What an adapter does with what its server says: the payload names whose turn it is.
+    /// fn on_message(store: &dyn LockStore, payload: &[u8]) -> Result<(), std::str::Utf8Error> {
+    ///     store.wakes().wake(std::str::from_utf8(payload)?);
+    ///     Ok(())
+    /// }
+    /// let store = MemoryStore::new();
+    /// on_message(&store, Owner::new().as_str().as_bytes())?;        // does not wait yet: kept for then
+    /// assert!(on_message(&store, b"\xff").is_err());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn wake(&self, owner: &str) {
         let mut waiters = self.waiters();
         match waiters.waiting.get(owner) {
@@ -72,6 +86,25 @@ impl Wakes {
     }
 
     /// Wakes all: after a gap in which wake-ups may have been lost.
+    ///
+    /// ```
+    /// # use std::sync::Arc;
+    /// # use redeliver::store::{Keeper, LockStore, Locks, memory::MemoryStore};
+    /// use std::time::Duration;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let store = Arc::new(MemoryStore::new());
+    /// # let keeper = Keeper::new(tokio::runtime::Handle::current(), store.clock());
+    /// # let locks = Locks::new(store.clone(), keeper, "billing@host");
+    /// let _guard = locks.acquire("report").await?;
+    /// let waits = locks.acquire("report").wait(Duration::from_secs(5));
+    /// let reconnected = async { store.wakes().wake_all() };
+    /// let (answer, ()) = tokio::join!(waits.into_future(), reconnected);
+    /// assert!(answer.is_err(), "who is woken asks again, and somebody still has it");
+    /// # Ok(())
+    /// # }
+    /// ```
     pub fn wake_all(&self) {
         for notify in self.waiters().waiting.values() {
             notify.notify_one();

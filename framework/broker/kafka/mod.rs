@@ -88,6 +88,17 @@ pub struct KafkaBroker {
 impl KafkaBroker {
     /// Reads the table `[brokers.name]` for the service `service`; connects to nothing yet.
     ///
+    /// ```
+    /// use redeliver::broker::{Fault, kafka::KafkaBroker};
+    /// use redeliver::config::{Broker, BrokerKind, Url};
+    ///
+    /// let mut settings = Broker { kind: BrokerKind::Kafka, url: Some(Url::new("127.0.0.1:9092")), ..Broker::default() };
+    /// settings.properties.set("enable.auto.commit", "true");
+    /// let error = KafkaBroker::new("events", &settings, "shop").err().expect("it would lose messages");
+    /// assert_eq!(error.fault, Fault::Refused);
+    /// assert!(error.text.starts_with("brokers.events.properties.\"enable.auto.commit\" "), "{error}");
+    /// ```
+    ///
     /// # Errors
     /// No url, or a property that would lose messages; every one of them.
     pub fn new(name: &str, settings: &config::Broker, service: &str) -> Result<Self, BrokerError> {

@@ -74,6 +74,17 @@ pub struct RabbitBroker {
 impl RabbitBroker {
     /// Reads the table `[brokers.name]` for the service `service`; connects to nothing yet.
     ///
+    /// ```
+    /// use redeliver::broker::{Fault, rabbitmq::RabbitBroker};
+    /// use redeliver::config::{Broker, BrokerKind, Tls, Url};
+    ///
+    /// let (url, tls) = (Some(Url::new("amqp://app:hunter2@rabbit:5672/%2f")), Some(Tls::default()));
+    /// let settings = Broker { kind: BrokerKind::Rabbitmq, url, tls, ..Broker::default() };
+    /// let error = RabbitBroker::new("main", &settings, "shop").err().expect("tls without amqps");
+    /// assert_eq!(error.fault, Fault::Refused);
+    /// assert!(error.text.contains("write amqps://"), "{error}");
+    /// ```
+    ///
     /// # Errors
     /// A url that cannot be read, or one that contradicts `tls`.
     pub fn new(name: &str, settings: &config::Broker, service: &str) -> Result<Self, BrokerError> {

@@ -92,6 +92,15 @@ pub struct RedisSettings {
 
 impl RedisSettings {
     /// With the defaults for everything but the address.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::store::redis::RedisSettings;
+    ///
+    /// let settings = RedisSettings::new("main", "redis://127.0.0.1:6379");
+    /// assert_eq!((settings.deadline, settings.replicas_min), (Duration::from_secs(1), 0));
+    /// assert_eq!(settings.prefix, "redeliver", "services with one prefix share their locks");
+    /// ```
     pub fn new(name: impl Into<String>, url: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -107,6 +116,18 @@ impl RedisSettings {
     }
 
     /// From the table `[stores.NAME]`; reads its certificates.
+    ///
+    /// ```
+    /// use redeliver::config::{Store, StoreKind, Url};
+    /// use redeliver::store::redis::RedisSettings;
+    ///
+    /// let mut store = Store { kind: StoreKind::Redis, strict: true, ..Store::default() };
+    /// let error = RedisSettings::of("main", &store).expect_err("nobody knows where it is");
+    /// assert_eq!(error.to_string(), "cannot use store `main`: it has no url; add one");
+    ///
+    /// store.url = Some(Url::new("redis://127.0.0.1:6379"));
+    /// assert!(RedisSettings::of("main", &store).is_ok_and(|settings| settings.strict));
+    /// ```
     ///
     /// # Errors
     /// [`StoreFault::Invalid`] for an address that is missing or a file that cannot be read.
@@ -217,6 +238,16 @@ impl AllRounds {
 
 impl RedisStore {
     /// Reads the settings; does not connect.
+    ///
+    /// ```
+    /// use redeliver::store::redis::{RedisSettings, RedisStore};
+    ///
+    /// let opened = |url: &str| RedisStore::new(RedisSettings::new("main", url)).map(drop);
+    /// assert!(opened("redis-sentinel://one:26379,two:26379/main").is_ok());
+    /// assert!(opened("redis-cluster://one:6379,two:6379").is_ok());
+    /// let error = opened("redis-sentinel://one:26379,two:26379").expect_err("no master is named");
+    /// assert!(error.text.contains("store `main`"), "{error}");
+    /// ```
     ///
     /// # Errors
     /// [`StoreFault::Invalid`] for an address or certificate that
