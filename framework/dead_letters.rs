@@ -211,6 +211,26 @@ impl DeadLetters {
 
     /// All dead letters, `size` at a time, in the order of the queue, without consuming them.
     ///
+    /// ```
+    /// # use redeliver::{Delivery, Failure, Handled};
+    /// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+    /// # for order in 7..10 { test.publish("orders", Message::json(&order)?.id(format!("order-{order}"))); }
+    /// # let service = test.service();
+    /// # test.run(async move {
+    /// let letters = service.dead_letters("orders")?;
+    /// let mut pages = letters.pages(2).await?;
+    /// let first: Vec<_> = pages.next().await?.unwrap_or_default().into_iter().map(|letter| letter.id).collect();
+    /// assert_eq!(first, [Some("order-7".to_owned()), Some("order-8".to_owned())], "the oldest first");
+    /// pages.close().await?;
+    /// assert!(letters.pages(0).await.is_err(), "would list nothing");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// A `size` of 0; what the broker says; others are open in this process and are not closed soon.
     pub async fn pages(&self, size: usize) -> Result<Pages, Error> {
@@ -221,6 +241,24 @@ impl DeadLetters {
     }
 
     /// The dead letter of this id.
+    ///
+    /// ```
+    /// # use redeliver::{Delivery, Failure, Handled};
+    /// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+    /// # for order in 7..10 { test.publish("orders", Message::json(&order)?.id(format!("order-{order}"))); }
+    /// # let service = test.service();
+    /// # test.run(async move {
+    /// let letters = service.dead_letters("orders")?;
+    /// let letter = letters.show("order-8").await?.expect("it was rejected");
+    /// assert_eq!((&letter.body[..], letter.error.as_deref()), (&b"8"[..], Some("sold out")));
+    /// assert!(letters.show("order-1").await?.is_none(), "that one was handled, or never sent");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// What the broker says; pages are open in this process and are not closed soon.
@@ -243,6 +281,28 @@ impl DeadLetters {
     ///
     /// What fails again while this runs is not taken again. A call that failed or was stopped in
     /// the middle can be made again: what was moved is not here any more.
+    ///
+    /// ```
+    /// # use redeliver::{Delivery, Failure, Handled};
+    /// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+    /// # for order in 7..10 { test.publish("orders", Message::json(&order)?.id(format!("order-{order}"))); }
+    /// # let service = test.service();
+    /// # test.run(async move {
+    /// use redeliver::{Filter, Redrive};
+    ///
+    /// let letters = service.dead_letters("orders")?;
+    /// let filter = Filter { id: Some("order-8".to_owned()), ..Filter::default() };
+    /// let redriven = letters.redrive(&Redrive { filter, ..Redrive::default() }).await?;
+    /// assert_eq!((redriven.matched, redriven.moved), (1, 1));
+    /// let never = letters.redrive(&Redrive { rate_max: Some(0), ..Redrive::default() }).await;
+    /// assert!(never.is_err(), "would never move one");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// A [`rate_max`](Redrive::rate_max) of 0; what the broker says, and how many were moved before; the others are still here. Pages are open in this process
@@ -297,6 +357,27 @@ impl DeadLetters {
     }
 
     /// Removes dead letters for good; how many.
+    ///
+    /// ```
+    /// # use redeliver::{Delivery, Failure, Handled};
+    /// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+    /// # for order in 7..10 { test.publish("orders", Message::json(&order)?.id(format!("order-{order}"))); }
+    /// # let service = test.service();
+    /// # test.run(async move {
+    /// use redeliver::Filter;
+    ///
+    /// let letters = service.dead_letters("orders")?;
+    /// let filter = |id: &str| Filter { id: Some(id.to_owned()), ..Filter::default() };
+    /// assert_eq!(letters.purge(&filter("order-8")).await?, 1);
+    /// assert_eq!(letters.purge(&filter("order-8")).await?, 0, "it is gone for good");
+    /// assert!(letters.show("order-7").await?.is_some(), "this one was not meant");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// What the broker says, and how many were removed before; the others are still here. Pages are open in this process
@@ -405,6 +486,26 @@ pub struct Pages {
 impl Pages {
     /// The next page, or `None` after the last.
     ///
+    /// ```
+    /// # use redeliver::{Delivery, Failure, Handled};
+    /// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+    /// # for order in 7..10 { test.publish("orders", Message::json(&order)?.id(format!("order-{order}"))); }
+    /// # let service = test.service();
+    /// # test.run(async move {
+    /// let mut pages = service.dead_letters("orders")?.pages(2).await?;
+    /// let mut lengths = Vec::new();
+    /// while let Some(page) = pages.next().await? {
+    ///     lengths.push(page.len());
+    /// }
+    /// assert_eq!(lengths, [2, 1], "of three");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// What the broker says.
     pub async fn next(&mut self) -> Result<Option<Vec<DeadLetter>>, Error> {
@@ -419,6 +520,25 @@ impl Pages {
     }
 
     /// Gives back what was read, and waits until it is there again.
+    ///
+    /// ```
+    /// # use redeliver::{Delivery, Failure, Handled};
+    /// # let refuse = |_: Delivery<u32>| async { Handled::Err(Failure::reject("sold out").class("stock")) };
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let mut test = TestService::start(Service::builder(config).subscribe("orders", refuse))?;
+    /// # for order in 7..10 { test.publish("orders", Message::json(&order)?.id(format!("order-{order}"))); }
+    /// # let service = test.service();
+    /// # test.run(async move {
+    /// let letters = service.dead_letters("orders")?;
+    /// let pages = letters.pages(100).await?;
+    /// assert!(letters.show("order-7").await.is_err(), "nobody knows what the open pages hide");
+    /// pages.close().await?;
+    /// assert!(letters.show("order-7").await?.is_some());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # })?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// What the broker says; it comes back all the same when the connection closes.

@@ -74,6 +74,23 @@ impl<T> Delivery<T> {
     }
 
     /// Gives the payload and what was known about it.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn book(order: Delivery<Vec<u32>>) -> Handled {
+    ///     let (prices, metadata) = order.into_parts();
+    ///     let sum: u32 = prices.into_iter().sum();           // owned, and its id is still at hand
+    ///     assert_eq!((sum, metadata.id()), (9, Some("order-7")));
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", book))?;
+    /// test.publish("orders", Message::json(&[4, 5])?.id("order-7"));
+    /// assert_eq!(test.log(), ["order-7: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn into_parts(self) -> (T, Metadata) {
         (self.payload, self.metadata)
     }
@@ -262,27 +279,130 @@ impl Claim {
     }
 
     /// How many owners vanished in a row while they ran it.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Claim, Delivery, Failure, Handled};
+    ///
+    /// async fn pay(payment: Delivery<u64>) -> Handled {
+    ///     if payment.claim().map_or(0, Claim::takeovers) > 0 {
+    ///         return Err(Failure::reject("half paid, perhaps: a human must look"));
+    ///     }
+    ///     tokio::time::sleep(Duration::from_secs(20)).await;      // the bank takes its time
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nidempotency = { store = \"main\" }\nlock = { store = \"main\", key = \"header:account\" }\n[stores.main]\nkind = \"memory\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+    /// test.publish("orders", Message::json(&100)?.id("payment-7").header("account", "4"));
+    /// # let locks = test.service().locks("main")?;
+    /// assert!(test.run(async move { locks.force_release("4").await })?, "it loses its lock on the way");
+    /// test.finish();
+    /// assert!(test.log()[1].starts_with("payment-7: attempt 1 dead-lettered: rejected: half paid"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn takeovers(&self) -> u32 {
         self.takeovers
     }
 
     /// What is known of earlier runs.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use redeliver::{Claim, ClaimStatus, Delivery, Handled};
+    ///
+    /// static PAID: AtomicU64 = AtomicU64::new(0);
+    ///
+    /// async fn pay(payment: Delivery<u64>) -> Handled {
+    ///     if payment.claim().map(Claim::status) != Some(ClaimStatus::Done) {
+    ///         PAID.fetch_add(payment.payload, Ordering::Relaxed);
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nidempotency = { store = \"main\", on_duplicate = \"call\" }\n[stores.main]\nkind = \"memory\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+    /// test.publish("orders", Message::json(&100)?.id("payment-7"));
+    /// test.publish("orders", Message::json(&100)?.id("payment-7"));
+    /// assert_eq!((test.log().len(), PAID.load(Ordering::Relaxed)), (2, 100), "called twice, paid once");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn status(&self) -> ClaimStatus {
         self.status
     }
 
     /// A number that only grows: hand it to what you write to, so that it can refuse a holder that
     /// slept through the end of its lease.
+    ///
+    /// ```
+    /// use std::sync::atomic::{AtomicU64, Ordering};
+    /// use redeliver::{Claim, Delivery, Failure, Handled};
+    ///
+    /// static SEEN: AtomicU64 = AtomicU64::new(0);             // of the account, in earnest a column
+    ///
+    /// async fn pay(payment: Delivery<u64>) -> Handled {
+    ///     let fence = payment.claim().and_then(Claim::fence).expect("this subscription has a lock");
+    ///     if SEEN.fetch_max(fence, Ordering::Relaxed) >= fence {
+    ///         return Err(Failure::reject("a later holder wrote before"));
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nlock = { store = \"main\", key = \"header:account\" }\n[stores.main]\nkind = \"memory\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+    /// test.publish("orders", Message::json(&100)?.header("account", "4"));
+    /// test.publish("orders", Message::json(&100)?.header("account", "4"));
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled", "orders-2: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn fence(&self) -> Option<u64> {
         self.fence
     }
 
     /// What an earlier run [kept](Self::keep).
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn pay(payment: Delivery<u64>) -> Handled {
+    ///     let claim = payment.claim().expect("this subscription has idempotency");
+    ///     match claim.result() {
+    ///         Some(receipt) => assert_eq!(&receipt[..], b"receipt 9", "a duplicate has the first one's receipt"),
+    ///         None => claim.keep("receipt 9"),
+    ///     }
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nidempotency = { store = \"main\", on_duplicate = \"call\" }\n[stores.main]\nkind = \"memory\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+    /// test.publish("orders", Message::json(&100)?.id("payment-7"));
+    /// test.publish("orders", Message::json(&100)?.id("payment-7"));
+    /// assert_eq!(test.log(), ["payment-7: attempt 1 handled", "payment-7: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn result(&self) -> Option<&Bytes> {
         self.result.as_ref()
     }
 
     /// Keeps a small result with the message's completion, for its duplicates.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn pay(payment: Delivery<u64>) -> Handled {
+    ///     let claim = payment.claim().expect("this subscription has idempotency");
+    ///     assert_eq!(claim.result(), None, "what a failed attempt kept is gone with it");
+    ///     claim.keep(format!("receipt of attempt {}", payment.attempt()));
+    ///     if payment.attempt() == 1 { Err(Failure::retry("the bank hung up")) } else { Ok(()) }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nidempotency = { store = \"main\" }\n[stores.main]\nkind = \"memory\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+    /// test.publish("orders", Message::json(&100)?.id("payment-7"));
+    /// test.finish();
+    /// assert_eq!(test.log()[1], "payment-7: attempt 2 handled");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn keep(&self, result: impl Into<Bytes>) {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.into());
     }
@@ -329,73 +449,323 @@ impl Metadata {
     }
 
     /// The message's id, if it has one: the same at every delivery and every attempt.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn pay(payment: Delivery<u64>) -> Handled {
+    ///     // The same at every attempt: what the bank knows the payment by.
+    ///     let key = payment.id().unwrap_or("no id");
+    ///     Err(match payment.attempt() {
+    ///         1 => Failure::retry(format!("no answer to {key}")),
+    ///         _ => Failure::reject(format!("{key} was refused")),
+    ///     })
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\njitter = \"none\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+    /// test.publish("orders", Message::json(&100)?.id("payment-7"));
+    /// test.finish();
+    /// assert_eq!(test.log()[0], "payment-7: attempt 1 retry after 200ms: no answer to payment-7");
+    /// assert_eq!(test.log()[1], "payment-7: attempt 2 dead-lettered: rejected: payment-7 was refused");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn id(&self) -> Option<&str> {
         let found = self.known.as_ref().map_or(&FoundId::Unsought, |known| &known.id);
         message_id(found, self.carried(), self.envelope.as_ref())
     }
 
     /// The how-many-eth execution this is, from 1.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     let carrier = if order.attempt() == 1 { "bicycle" } else { "lorry" };
+    ///     if carrier == "bicycle" { Err(Failure::retry("no bicycle is free")) } else { Ok(()) }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\njitter = \"none\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.finish();
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 retry after 200ms: no bicycle is free", "orders-1: attempt 2 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn attempt(&self) -> u32 {
         self.attempt
     }
 
     /// How its id was claimed; `None` on subscriptions without guards.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn pay(payment: Delivery<u64>) -> Handled {
+    ///     match payment.claim() {
+    ///         Some(_) => Ok(()),
+    ///         None => Err(Failure::reject("`idempotency` is missing: nothing would keep it from being paid twice")),
+    ///     }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+    /// test.publish("orders", Message::json(&100)?);
+    /// assert!(test.log()[0].starts_with("orders-1: attempt 1 dead-lettered: rejected: `idempotency` is missing"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn claim(&self) -> Option<&Claim> {
         self.known.as_ref()?.claim.as_deref()
     }
 
     /// Locks of the store of the subscription's `lock`; asking for the key that this delivery
     /// holds shares it. `None` on subscriptions without `lock`.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn pay(payment: Delivery<u64>) -> Handled {
+    ///     let locks = payment.locks().expect("this subscription has a lock, by account");
+    ///     let account = locks.acquire("4").await?;        // held by this delivery: it does not wait for itself
+    ///     let till = locks.acquire("till").await?;        // another one, for as long as it is needed
+    ///     assert_eq!((account.key(), till.key()), ("4", "till"));
+    ///     Ok(till.release().await?)
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nlock = { store = \"main\", key = \"header:account\" }\n[stores.main]\nkind = \"memory\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", pay))?;
+    /// test.publish("orders", Message::json(&100)?.header("account", "4"));
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn locks(&self) -> Option<&Locks> {
         self.known.as_ref()?.locks.as_ref()
     }
 
     /// The subscription that received it.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn book(entry: Delivery<u32>) -> Handled {
+    ///     match entry.subscription() {
+    ///         "orders" => Ok(()),
+    ///         other => Err(Failure::reject(format!("{other} are booked by hand"))),
+    ///     }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[subscriptions.refunds]\nbroker = \"main\"")?;
+    /// let builder = Service::builder(config).subscribe("orders", book).subscribe("refunds", book);
+    /// let mut test = TestService::start(builder)?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.publish("refunds", Message::json(&7)?);
+    /// assert_eq!(test.log()[1], "refunds-2: attempt 1 dead-lettered: rejected: refunds are booked by hand");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn subscription(&self) -> &str {
         &self.scope.subscription
     }
 
     /// How often it was redriven from the dead letters.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled, Redrive};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     // Whoever redrives it has mended the address.
+    ///     if order.generation() == 0 { Err(Failure::reject("no such house")) } else { Ok(()) }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?.id("order-7"));
+    /// let letters = test.service().dead_letters("orders")?;
+    /// test.run(async move { letters.redrive(&Redrive::default()).await })?;
+    /// assert_eq!(test.log()[1], "order-7: attempt 1 handled", "and its attempts began anew");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn generation(&self) -> u32 {
         self.carried().generation
     }
 
     /// How many handlers sent it on before.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled, Message};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     println!("sent on {} times", order.hops());
+    ///     // A mistake: it sends to itself, without end.
+    ///     order.publisher().send(Message::json(&7)?.to_queue("orders")).await?;
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nhops_max = 3")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.finish();
+    /// assert!(test.log()[4].ends_with("dead-lettered: loop: 4 handlers sent it on; hops_max is 3"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn hops(&self) -> u32 {
         self.carried().hops
     }
 
     /// When it was first delivered to this subscription, if this is not the first time.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     match order.first_seen() {
+    ///         None => Err(Failure::retry("no answer")),            // it comes for the first time
+    ///         Some(_) => Err(Failure::reject("nor the second time")),
+    ///     }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.finish();
+    /// assert_eq!(test.log()[1], "orders-1: attempt 2 dead-lettered: rejected: nor the second time");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn first_seen(&self) -> Option<SystemTime> {
         self.carried().first_seen
     }
 
     /// The message's type, if its publisher told one as the broker's type property.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     match order.kind() {
+    ///         Some("placed") => Ok(()),
+    ///         Some(other) => Err(Failure::reject(format!("an order cannot be {other}"))),
+    ///         None => Err(Failure::reject("what became of the order?")),
+    ///     }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?.kind("placed"));
+    /// test.publish("orders", Message::json(&7)?);
+    /// assert_eq!(test.log()[1], "orders-2: attempt 1 dead-lettered: rejected: what became of the order?");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn kind(&self) -> Option<&str> {
         self.envelope.kind()
     }
 
     /// The routing key (RabbitMQ) or the record's key (Kafka).
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     // Bytes: nobody promised that they are text.
+    ///     let customer = order.key().map(str::from_utf8).transpose()?;
+    ///     customer.map(drop).ok_or_else(|| Failure::reject("an order of nobody"))
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?.key("customer-42"));
+    /// test.publish("orders", Message::json(&7)?);
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled", "orders-2: attempt 1 dead-lettered: rejected: an order of nobody"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn key(&self) -> Option<&[u8]> {
         self.envelope.key()
     }
 
     /// The content type, if its publisher told one.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     let expected = if order.payload == 7 { Some("application/json") } else { None };
+    ///     assert_eq!(order.content_type(), expected);
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.publish("orders", Message::bytes("8"));            // says nothing, and is tried as JSON
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled", "orders-2: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn content_type(&self) -> Option<&str> {
         self.envelope.content_type()
     }
 
     /// The broker says that somebody received it before.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     if order.is_redelivered() {
+    ///         return Err(Failure::reject("whoever had it died, or lost its connection: is it shipped?"));
+    ///     }
+    ///     if order.attempt() == 1 { Err(Failure::retry("no answer")) } else { Ok(()) }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.finish();
+    /// assert_eq!(test.log()[1], "orders-1: attempt 2 handled", "one attempt more is not that");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn is_redelivered(&self) -> bool {
         self.envelope.is_redelivered()
     }
 
     /// The value of a header.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled, broker::HeaderValue};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     match order.header("tenant") {
+    ///         Some(HeaderValue::Text("acme")) => Ok(()),
+    ///         Some(other) => Err(Failure::reject(format!("unknown tenant {other:?}"))),
+    ///         None => Err(Failure::reject("no tenant")),
+    ///     }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?.header("tenant", "acme"));
+    /// test.publish("orders", Message::json(&7)?.header("Tenant", "acme"));
+    /// assert_eq!(test.log()[1], "orders-2: attempt 1 dead-lettered: rejected: no tenant", "names are told apart by case");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn header(&self, name: &str) -> Option<HeaderValue<'_>> {
         self.envelope.header(name)
     }
 
     /// The payload's bytes as they were received.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(order: Delivery<Vec<u32>>) -> Handled {
+    ///     assert_eq!(order.payload, [4, 5]);
+    ///     assert_eq!(order.body(), b"[4,  5]", "what a signature is of, spaces and all");
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::bytes("[4,  5]"));
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn body(&self) -> &[u8] {
         self.envelope.body()
     }
@@ -405,6 +775,26 @@ impl Metadata {
     ///
     /// Where the subscription's `delivery_guarantee` is `"transactional"`, what it sends is stored together with
     /// this delivery's settlement: once, when the handler has answered `Ok`, and never when it fails.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled, Message, broker::HeaderValue};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     order.publisher().send(Message::json(&order.payload)?.to_queue("invoices")).await?;
+    ///     Ok(())
+    /// }
+    /// async fn bill(invoice: Delivery<u32>) -> Handled {
+    ///     assert_eq!(invoice.header("redeliver-causation"), Some(HeaderValue::Text("order-7")));
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[subscriptions.invoices]\nbroker = \"main\"")?;
+    /// # let builder = Service::builder(config).subscribe("orders", ship).subscribe("invoices", bill);
+    /// let mut test = TestService::start(builder)?;
+    /// test.publish("orders", Message::json(&7)?.id("order-7"));
+    /// assert!(test.log().iter().all(|line| line.ends_with("attempt 1 handled")), "{:?}", test.log());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn publisher(&self) -> Publisher {
         let outbox = self.known.as_ref().and_then(|known| known.outbox.as_ref());
         let publisher = outbox.unwrap_or(&self.scope.publisher);
@@ -543,23 +933,93 @@ pub(crate) enum Wish {
 
 impl Failure {
     /// It may work later: tried again when the policy says.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     Err(Failure::retry(format!("no answer to order {}", order.payload)))
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\njitter = \"none\"\nattempts_max = 2")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;     // attempts_max = 2
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.finish();
+    /// assert_eq!(test.log(), [
+    ///     "orders-1: attempt 1 retry after 200ms: no answer to order 7",
+    ///     "orders-1: attempt 2 dead-lettered: exhausted: no answer to order 7",
+    /// ]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn retry(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(Wish::Retry, error)
     }
 
     /// It may work after `delay` (a `Retry-After`, a rate limit): counts an attempt, comes back
     /// no earlier than that. A delay of more than a century counts as one.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u64>) -> Handled {
+    ///     let delay = Duration::from_millis(order.payload);
+    ///     if order.attempt() == 1 { Err(Failure::retry_after(delay, "503")) } else { Ok(()) }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\njitter = \"none\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&60_000)?);
+    /// test.publish("orders", Message::json(&1)?);
+    /// assert_eq!(test.log(), [
+    ///     "orders-1: attempt 1 retry after 1m: 503",
+    ///     "orders-2: attempt 1 retry after 1ms: 503",         // and where the policy would wait for longer
+    /// ]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn retry_after(delay: Duration, error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(Wish::RetryAfter(delay.min(wire::WAIT_MAX)), error)
     }
 
     /// Nothing was tried: comes back after `delay` (10 ms at the least, so that it circles in no tight loop; a century
     /// at the most) without an attempt counted, until `age_max`.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     let closed = order.first_seen().is_none();
+    ///     if closed { Err(Failure::defer(Duration::from_secs(3600), "closed until noon")) } else { Ok(()) }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.finish();
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 deferred for 1h", "orders-1: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn defer(delay: Duration, why: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(Wish::Defer(delay.clamp(DEFER_MIN, wire::WAIT_MAX)), why)
     }
 
     /// It will never work: dead-lettered now.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     Err(Failure::reject(format!("there is no order {}", order.payload)))
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 dead-lettered: rejected: there is no order 7"]);
+    /// assert_eq!(test.dead_letters("orders")[0].attempts, 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn reject(error: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self::new(Wish::Reject, error)
     }
@@ -569,6 +1029,21 @@ impl Failure {
     }
 
     /// Names the kind of error, for the rules of the retry policy and for the dead letter.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled {
+    ///     Err(Failure::retry("sold out").class("stock"))
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\nrules = [{ class = \"stock\", then = \"ignore\" }]")?;
+    /// // rules = [{ class = "stock", then = "ignore" }]
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 ignored: sold out"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn class(mut self, class: impl Into<Cow<'static, str>>) -> Self {
         self.0.class = Some(class.into());

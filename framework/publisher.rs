@@ -67,6 +67,24 @@ impl Publisher {
     /// A message without an id gets one (UUID version 7). Where no confirm comes, it is sent again
     /// under the same id, three times in all.
     ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let publisher = service.publisher("main")?;
+    /// publisher.send(Message::bytes("{}").to_queue("orders")).await?;
+    /// assert_eq!(service.depth("orders").await?.ready, Some(1), "stored, before `send` returned");
+    ///
+    /// let lost = publisher.send(Message::bytes("{}").to_queue("ordres").id("order-7")).await;
+    /// let error = lost.expect_err("no such queue").to_string();
+    /// assert!(error.starts_with("message `order-7` to queue `ordres` was not confirmed: "), "{error}");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// [`PublishError`] names the message that was not confirmed, and tells whether it may have arrived all the same.
     ///
@@ -213,6 +231,21 @@ pub struct MessageId(pub(crate) String);
 
 impl MessageId {
     /// The id's text.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let publisher = service.publisher("main")?;
+    /// let ours = publisher.send(Message::bytes("{}").to_queue("orders").id("order-7")).await?;
+    /// let made = publisher.send(Message::bytes("{}").to_queue("orders")).await?;
+    /// assert_eq!((ours.as_str(), made.as_str().len()), ("order-7", 36), "without an id it gets a UUID");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -256,23 +289,85 @@ pub struct PublishError {
 
 impl PublishError {
     /// The id of the message.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let (publisher, order) = (service.publisher("main")?, Message::bytes("{}"));
+    /// let lost = publisher.send(order.clone().to_queue("ordres")).await.expect_err("no such queue");
+    /// let again = publisher.send(order.to_queue("orders").id(lost.id())).await?;
+    /// assert_eq!(again.as_str(), lost.id(), "also where the id was made by the first `send`");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn id(&self) -> &str {
         &self.id
     }
 
     /// What kind of fault it was.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// use redeliver::broker::Fault;
+    ///
+    /// let publisher = service.publisher("main")?;
+    /// service.stop().await;
+    /// let lost = publisher.send(Message::bytes("{}").to_queue("orders")).await;
+    /// assert_eq!(lost.expect_err("nobody sends it any more").fault(), Fault::Closed);
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn fault(&self) -> Fault {
         self.cause.fault
     }
 
     /// Whether it may be stored all the same: no answer came. Send it again under the same id, so that whoever handles
     /// each id once handles it once.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let (publisher, order) = (service.publisher("main")?, Message::bytes("{}").id("order-7"));
+    /// let lost = publisher.send(order.clone().to_queue("ordres")).await.expect_err("no such queue");
+    /// // True where a broker was asked and gave no answer; this one said no, so that nobody has it.
+    /// assert!(!lost.may_have_arrived());
+    /// assert!(lost.to_string().ends_with("it is not stored: mend that, then send it again"), "{lost}");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn may_have_arrived(&self) -> bool {
         self.may_have_arrived
     }
 
     /// Whether the message itself is at fault (an id, a header or a key that is too long, a target that the broker does
     /// not know, too large), so that it was not sent and never can be as it is.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let publisher = service.publisher("main")?;
+    /// let lost = publisher.send(Message::bytes("{}").to_queue("ordres")).await.expect_err("no such queue");
+    /// assert!(!lost.is_invalid(), "where there is such a queue, it can be sent as it is");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn is_invalid(&self) -> bool {
         matches!(self.cause.fault, Fault::Invalid | Fault::TooLarge) && !self.may_have_arrived
     }
@@ -315,6 +410,17 @@ pub struct Message {
 impl Message {
     /// A message with `value` as JSON.
     ///
+    /// ```
+    /// use std::collections::BTreeMap;
+    /// use redeliver::Message;
+    ///
+    /// let prices = BTreeMap::from([("tea", 3)]);
+    /// assert!(format!("{:?}", Message::json(&prices)?).contains("application/json"));
+    /// let seats = BTreeMap::from([((4, 'a'), "Ada")]);
+    /// assert_eq!(Message::json(&seats).unwrap_err().to_string(), "key must be a string");
+    /// # Ok::<(), serde_json::Error>(())
+    /// ```
+    ///
     /// # Errors
     /// What serde says when `value` cannot be JSON.
     pub fn json(value: &impl serde::Serialize) -> serde_json::Result<Self> {
@@ -322,6 +428,20 @@ impl Message {
     }
 
     /// A message with these bytes.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::bytes("7"));
+    /// test.publish("orders", Message::bytes(vec![0xff]));     // sent as it is: who decodes it refuses it
+    /// assert_eq!(test.log()[0], "orders-1: attempt 1 handled");
+    /// assert!(test.log()[1].starts_with("orders-2: dead-lettered: undecodable"), "{:?}", test.log());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn bytes(body: impl Into<Bytes>) -> Self {
         Self {
             outgoing: Outgoing {
@@ -339,6 +459,21 @@ impl Message {
     }
 
     /// Straight into the queue (RabbitMQ, memory) or topic (Kafka) of this name.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let publisher = service.publisher("main")?;
+    /// publisher.send(Message::bytes("{}").to_queue("orders")).await?;
+    /// assert!(publisher.send(Message::bytes("{}")).await.is_err(), "to nobody");
+    /// assert_eq!(service.depth("orders").await?.ready, Some(1));
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn to_queue(mut self, queue: impl Into<String>) -> Self {
         self.outgoing.target = Target::Queue(queue.into());
@@ -346,6 +481,21 @@ impl Message {
     }
 
     /// Into a topic (Kafka).
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// // In memory a topic is the queue of its name, so that a test needs no Kafka.
+    /// let placed = Message::bytes("{}").to_topic("orders").key("customer-42");
+    /// service.publisher("main")?.send(placed).await?;
+    /// assert_eq!(service.depth("orders").await?.ready, Some(1));
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn to_topic(mut self, topic: impl Into<String>) -> Self {
         self.outgoing.target = Target::Topic(topic.into());
@@ -353,6 +503,21 @@ impl Message {
     }
 
     /// Through an exchange (RabbitMQ).
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nbindings = [{ exchange = \"shop\", routing_key = \"order.*\" }]")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// let publisher = service.publisher("main")?;             // bound to "order.*" of "shop"
+    /// publisher.send(Message::bytes("{}").to_exchange("shop", "order.placed")).await?;
+    /// let lost = publisher.send(Message::bytes("{}").to_exchange("shop", "invoice.sent")).await;
+    /// assert!(lost.is_err(), "an exchange that leads it nowhere is an error, not silence");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn to_exchange(
         mut self,
@@ -377,6 +542,19 @@ impl Message {
     }
 
     /// Its id; a new UUID without it.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\nidempotency = { store = \"main\" }\n[stores.main]\nkind = \"memory\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?.id("order-7"));
+    /// test.publish("orders", Message::json(&7)?.id("order-7"));      // where ids are kept, the same message
+    /// assert_eq!(test.log(), ["order-7: attempt 1 handled", "order-7: duplicate"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn id(mut self, id: impl Into<String>) -> Self {
         self.outgoing.id = id.into();
@@ -384,6 +562,20 @@ impl Message {
     }
 
     /// Its type, by which a subscription can choose a handler.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled, by_type};
+    ///
+    /// async fn placed(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// async fn cancelled(_: Delivery<u32>) -> Handled { Err(Failure::reject("it is on its way")) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let handlers = by_type().on("placed", placed).on("cancelled", cancelled);
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+    /// test.publish("orders", Message::json(&7)?.kind("cancelled"));
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 dead-lettered: rejected: it is on its way"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn kind(mut self, kind: impl Into<String>) -> Self {
         self.outgoing.kind = Some(kind.into());
@@ -391,6 +583,20 @@ impl Message {
     }
 
     /// Its content type.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }           // takes JSON
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::bytes("7").content_type("application/json"));
+    /// test.publish("orders", Message::bytes("7").content_type("text/csv"));
+    /// assert_eq!(test.log()[0], "orders-1: attempt 1 handled");
+    /// assert!(test.log()[1].starts_with("orders-2: dead-lettered: undecodable: no codec takes"), "{:?}", test.log());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn content_type(mut self, content_type: impl Into<String>) -> Self {
         self.outgoing.content_type = Some(content_type.into());
@@ -399,6 +605,27 @@ impl Message {
 
     /// A header more. Names that begin with `redeliver-` are the framework's: what
     /// [`delivery.publisher()`](crate::message::Metadata::publisher) sends goes without those that are set here.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled, Message, broker::HeaderValue};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     let parcel = Message::json(&7)?.to_queue("parcels").header("tenant", "acme");
+    ///     order.publisher().send(parcel.header("redeliver-hops", "-99")).await?;
+    ///     Ok(())
+    /// }
+    /// async fn pack(parcel: Delivery<u32>) -> Handled {
+    ///     assert_eq!((parcel.header("tenant"), parcel.hops()), (Some(HeaderValue::Text("acme")), 1));
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[subscriptions.parcels]\nbroker = \"main\"")?;
+    /// # let builder = Service::builder(config).subscribe("orders", ship).subscribe("parcels", pack);
+    /// # let mut test = TestService::start(builder)?;
+    /// # test.publish("orders", Message::json(&7)?.id("order-7"));
+    /// assert!(test.log().iter().all(|line| line.ends_with("attempt 1 handled")), "{:?}", test.log());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.outgoing.headers.push((name.into(), value.into()));
@@ -406,6 +633,21 @@ impl Message {
     }
 
     /// Its key (Kafka): messages of one key keep their order.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     assert_eq!(order.key(), Some(&b"customer-42"[..]));
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?.to_topic("orders").key("customer-42"));
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn key(mut self, key: impl Into<Bytes>) -> Self {
         self.outgoing.key = Some(key.into());
@@ -414,6 +656,25 @@ impl Message {
 
     /// Expires after this long, a century at the most; an expired message is dead-lettered or dropped as the
     /// subscription says.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\non_expired = \"drop\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// # let service = test.service();
+    /// test.run(async move { service.pause("orders").await })?;
+    /// test.publish("orders", Message::json(&7)?.expires_in(Duration::from_secs(60)));
+    /// test.advance(Duration::from_secs(61));
+    /// # let service = test.service();
+    /// test.run(async move { service.resume("orders").await })?;
+    /// test.finish();
+    /// assert_eq!(test.log(), ["orders-1: dropped: expired"], "with on_expired = \"drop\"");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn expires_in(mut self, time_to_live: Duration) -> Self {
         self.outgoing.time_to_live = Some(time_to_live.min(wire::WAIT_MAX));
@@ -421,6 +682,14 @@ impl Message {
     }
 
     /// Its priority (RabbitMQ).
+    ///
+    /// ```
+    /// use redeliver::Message;
+    ///
+    /// let (plain, urgent) = (Message::bytes("7"), Message::bytes("7").priority(9));
+    /// assert!(format!("{plain:?}").contains("priority: None"), "as 0, of a queue with x-max-priority");
+    /// assert!(format!("{urgent:?}").contains("priority: Some(9)"));
+    /// ```
     #[must_use]
     pub fn priority(mut self, priority: u8) -> Self {
         self.outgoing.priority = Some(priority);

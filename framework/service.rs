@@ -113,11 +113,36 @@ pub struct Stop {
 
 impl Service {
     /// Begins a service with a configuration made by code.
+    ///
+    /// ```
+    /// use redeliver::{Error, Service, config::Config};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// let ship = |_: redeliver::Delivery<u32>| async { Ok(()) };
+    /// match Service::builder(Config::default()).subscribe("orders", ship).start().await {
+    ///     Err(Error::Mismatch(why)) => assert!(why.starts_with("handler `orders` has no subscription"), "{why}"),
+    ///     _ => panic!("an empty configuration has no `orders`"),
+    /// }
+    /// # });
+    /// ```
     pub fn builder(config: Config) -> ServiceBuilder {
         ServiceBuilder::new(config, Vec::new())
     }
 
     /// Begins a service with the configuration in this file, and the environment over it.
+    ///
+    /// ```
+    /// use redeliver::{Error, Service};
+    ///
+    /// # let path = std::env::temp_dir().join(format!("redeliver-from-file-{}.toml", std::process::id()));
+    /// std::fs::write(&path, "[service]\nshutdown_grace = \"soon\"\n[subscriptions.orders]\nbroker = \"mian\"")?;
+    /// match Service::from_file(&path) {
+    ///     Err(Error::Config(problems)) => assert_eq!(problems.list().len(), 2, "{problems}"),
+    ///     _ => panic!("there is no such time, and no such broker"),
+    /// }
+    /// # std::fs::remove_file(path)?;
+    /// # Ok::<(), std::io::Error>(())
+    /// ```
     ///
     /// # Errors
     /// Every problem of the configuration at once.
@@ -127,6 +152,20 @@ impl Service {
     }
 
     /// A publisher to this broker of the configuration.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Message, Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// service.publisher("main")?.send(Message::bytes("{}").to_queue("orders")).await?;
+    /// let error = service.publisher("mian").err().expect("there is no such broker");
+    /// assert_eq!(error.to_string(), "there is no broker `mian` in the configuration; there is `main`");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// There is no such broker.
@@ -190,6 +229,19 @@ impl Service {
 
     /// The dead letters of this subscription.
     ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// assert!(service.dead_letters("orders")?.show("order-7").await?.is_none(), "it did not fail");
+    /// assert!(service.dead_letters("ordres").is_err(), "there is no such subscription");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Errors
     /// There is no such subscription.
     pub fn dead_letters(&self, subscription: &str) -> Result<DeadLetters, Error> {
@@ -227,6 +279,24 @@ impl Service {
     }
 
     /// Lets a subscription go on that was paused, or given up. A pause that is under way comes to its end first.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// let service = test.service();
+    /// test.run(async move { service.pause("orders").await })?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// assert!(test.log().is_empty(), "it waits at the broker");
+    ///
+    /// let service = test.service();
+    /// test.run(async move { service.resume("orders").await })?;
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// There is no such subscription, it has no handler here, or the service is stopping.
@@ -286,6 +356,24 @@ impl Service {
     }
 
     /// Whether it works, and why not.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// use redeliver::SubscriptionState;
+    ///
+    /// let health = service.health();
+    /// assert_eq!(health.subscriptions["orders"].state, SubscriptionState::Unhandled, "left to others");
+    /// assert!(health.ready && health.brokers["main"].is_none(), "nothing is wrong with it");
+    /// service.stop().await;
+    /// assert!(!service.health().live);
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub fn health(&self) -> Health {
         let inner = &self.inner;
         let subscriptions = inner.subscriptions.iter();
@@ -332,6 +420,23 @@ impl Service {
 
     /// How many messages of this subscription are where.
     ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     if order.payload == 0 { Err(Failure::reject("no order 0")) } else { Err(Failure::retry("not yet")) }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\nin_process_max = \"0s\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&0)?);
+    /// test.publish("orders", Message::json(&7)?);
+    /// let service = test.service();
+    /// let depth = test.run(async move { service.depth("orders").await })?;
+    /// assert_eq!((depth.ready, depth.waiting, depth.dead), (Some(0), Some(1), Some(1)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// There is no such subscription, or what the broker says.
     pub async fn depth(&self, subscription: &str) -> Result<crate::broker::Depth, Error> {
@@ -363,6 +468,22 @@ impl Service {
 
     /// Stops: no new deliveries; what runs is finished or, after `service.shutdown_grace`, given
     /// back. Returns when everything is down. Safe to call twice.
+    ///
+    /// ```
+    /// # actix::System::new().block_on(async {
+    /// # use redeliver::{Service, config::Config};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// # let service = Service::builder(config).without_handler("orders").start().await?;
+    ///
+    /// use redeliver::Stop;
+    ///
+    /// assert_eq!(service.stop().await, Stop { left: 0 });
+    /// assert_eq!(service.stop().await, Stop { left: 0 }, "as the first time");
+    /// assert!(service.depth("orders").await.is_err(), "its connections are closed");
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn stop(&self) -> Stop {
         self.inner.stop.send_replace(true);
         self.stopped().await

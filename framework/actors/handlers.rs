@@ -285,6 +285,22 @@ pub fn by_type() -> Handlers {
 
 impl Handlers {
     /// Adds the handler for messages of type `kind`.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled, Service, by_type, config::Config};
+    ///
+    /// async fn placed(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// async fn stored(_: Delivery<u32>) -> Handled { Ok(()) }
+    ///
+    /// # actix::System::new().block_on(async {
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let handlers = by_type().on("placed", placed).on("placed", stored);
+    /// let error = Service::builder(config).subscribe("orders", handlers).start().await.err();
+    /// let why = error.expect("only one of them could ever be called").to_string();
+    /// assert_eq!(why, "subscription `orders` has more than one handler for type `placed`; keep one");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn on<M>(mut self, kind: impl Into<String>, handlers: impl IntoHandlers<M>) -> Self {
         let kind = kind.into();
@@ -296,6 +312,24 @@ impl Handlers {
 
     /// Adds the handler for every other type; without one, `on_unknown_type` of the subscription
     /// says what happens.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled, by_type};
+    ///
+    /// async fn placed(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// async fn other(event: Delivery<serde_json::Value>) -> Handled {
+    ///     Err(Failure::reject(format!("{:?}", event.kind())))
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let handlers = by_type().on("placed", placed).otherwise(other);
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", handlers))?;
+    /// test.publish("orders", Message::json(&7)?.kind("cancelled"));
+    /// test.publish("orders", Message::json(&7)?);             // of no type at all
+    /// assert_eq!(test.log()[0], "orders-1: attempt 1 dead-lettered: rejected: Some(\"cancelled\")");
+    /// assert_eq!(test.log()[1], "orders-2: attempt 1 dead-lettered: rejected: None");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[must_use]
     pub fn otherwise<M>(mut self, handlers: impl IntoHandlers<M>) -> Self {
         self.routes.extend(handlers.into_handlers().routes);

@@ -95,6 +95,22 @@ impl ServiceBuilder {
     /// Gives a subscription of the configuration its handler: a factory of an actor, an async
     /// function, or what [`by_type`](crate::by_type), [`in_batches`](crate::in_batches),
     /// [`blocking`](crate::blocking) and [`with_codec`](crate::with_codec) make.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Error, Handled, Service, config::Config};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    ///
+    /// # actix::System::new().block_on(async {
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let twice = Service::builder(config).subscribe("orders", ship).subscribe("orders", ship);
+    /// match twice.start().await {
+    ///     Err(Error::Mismatch(why)) => assert!(why.contains("was given a handler more than once"), "{why}"),
+    ///     _ => panic!("which of them would be called?"),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn subscribe<M>(
         mut self,
@@ -130,6 +146,17 @@ impl ServiceBuilder {
 
     /// Whether SIGTERM and Ctrl-C stop the service (they do unless this is false). A second one
     /// ends the process at once, and so does the first after the service has stopped.
+    ///
+    /// ```
+    /// use redeliver::{Service, config::Config};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// // For a program, or a test, that has a way of its own to end.
+    /// let service = Service::builder(Config::default()).signals(false).start().await?;
+    /// assert_eq!(service.stop().await.left, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn signals(mut self, signals: bool) -> Self {
         self.signals = signals;
@@ -138,6 +165,18 @@ impl ServiceBuilder {
 
     /// Watches the configuration's files and puts changed retry tables in force; what else changed
     /// needs a restart, and is named in the log. A service without files does not start with it.
+    ///
+    /// ```
+    /// use redeliver::{Error, Service, config::Config};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// match Service::builder(Config::default()).watch().start().await {
+    ///     Err(Error::Mismatch(why)) => assert!(why.starts_with("the service was not made from files"), "{why}"),
+    ///     _ => panic!("there is nothing to watch"),
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn watch(mut self) -> Self {
         self.watch = true;
@@ -161,6 +200,18 @@ impl ServiceBuilder {
 
     /// Starts it: connects, declares or verifies what is needed, and consumes. Returns when every
     /// subscription is on its way.
+    ///
+    /// ```
+    /// use redeliver::{Service, config::Config};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[subscriptions.refunds]\nbroker = \"main\"")?;
+    /// let error = Service::builder(config).start().await.err().expect("nobody handles them").to_string();
+    /// assert!(error.contains("subscription `orders` has no handler"), "{error}");
+    /// assert!(error.contains("subscription `refunds` has no handler"), "all that is wrong, not the first alone");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Cancel safety
     /// A service whose `start` was dropped on the way stops by itself as soon as it has started.
@@ -194,6 +245,22 @@ impl ServiceBuilder {
     }
 
     /// Starts it, and waits until it has stopped.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Delivery, Handled, Service, config::Config};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    ///
+    /// # actix::System::new().block_on(async {
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// // In earnest `let stop = service.run().await?;`, the last line of the program.
+    /// let run = Service::builder(config).subscribe("orders", ship).signals(false).run();
+    /// let stop = tokio::time::timeout(Duration::from_millis(20), run).await;
+    /// assert!(stop.is_err(), "it runs until it is stopped");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
     ///
     /// # Errors
     /// As [`start`](Self::start).

@@ -47,6 +47,20 @@ type Check = fn(Arc<dyn Store>) -> Pin<Box<dyn Future<Output = ()> + Send>>;
 impl Sentence {
     /// Puts a store to the test.
     ///
+    /// ```
+    /// use std::sync::Arc;
+    /// use redeliver::store::memory::MemoryStore;
+    /// use redeliver::testing::idempotency_conformance::SENTENCES;
+    ///
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)]
+    /// # async fn main() {
+    /// // The third alone, as when that is the one which does not hold.
+    /// for sentence in SENTENCES.iter().filter(|sentence| sentence.number == 3) {
+    ///     sentence.check(Arc::new(MemoryStore::new())).await;
+    /// }
+    /// # }
+    /// ```
+    ///
     /// # Panics
     /// If the sentence does not hold.
     pub async fn check(&self, store: Arc<dyn Store>) {

@@ -84,6 +84,21 @@ impl TestService {
     /// Starts what would be a real service, with every broker and store of its configuration
     /// replaced by one in memory. What is left to chance is the same in every run.
     ///
+    /// ```
+    /// use redeliver::{Delivery, Handled, Message, Service, config::Config, testing::TestService};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    ///
+    /// // As in production; no RabbitMQ is asked.
+    /// let config = "brokers.main = { kind = \"rabbitmq\", url = \"amqp://rabbit.example\" }\n\
+    ///               subscriptions.orders = { broker = \"main\", queue = \"shop.orders\" }";
+    /// let config = Config::from_toml(config)?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As [`ServiceBuilder::start`].
     ///
@@ -110,12 +125,41 @@ impl TestService {
     }
 
     /// Makes what is left to chance (jitter) come out in another way, the same in every run.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Err(Failure::retry("not yet")) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// for seed in [7, 7, 8] {
+    ///     test.seed(seed);
+    ///     test.publish("orders", Message::json(&7)?.id("order-7"));
+    /// }
+    /// assert_eq!(test.log()[0], test.log()[1], "the same delay");
+    /// assert_ne!(test.log()[0], test.log()[2]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn seed(&mut self, seed: u64) {
         fastrand::seed(seed);
     }
 
     /// Publishes to a subscription's queue and lets everything happen that is due at once. A
     /// message without an id gets `SUBSCRIPTION-1`, `-2` and so on.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// let id = test.publish("orders", Message::json(&7)?);
+    /// assert_eq!(id.as_str(), "orders-1", "the same in every run");
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled"], "by now, as it was due at once");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Panics
     /// When there is no such subscription, or the message says a queue that does not exist.
@@ -133,6 +177,25 @@ impl TestService {
     }
 
     /// Lets this much time pass; everything that is due in between happens at its own time.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled {
+    ///     tokio::time::sleep(Duration::from_secs(5)).await;
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.advance(Duration::from_secs(4));
+    /// assert!(test.log().is_empty(), "it is not done yet");
+    /// test.advance(Duration::from_secs(1));
+    /// assert_eq!(test.log(), ["orders-1: attempt 1 handled"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn advance(&mut self, time: Duration) {
         self.drive(async {
             tokio::time::sleep(time).await;
@@ -140,6 +203,21 @@ impl TestService {
     }
 
     /// Lets time pass until no message is ready, in hand or waiting.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Err(Failure::retry("not yet")) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[retry.standard]\njitter = \"none\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.finish();
+    /// assert_eq!(test.log()[7], "orders-1: attempt 8 dead-lettered: exhausted: not yet");
+    /// assert_eq!(test.elapsed(), Duration::from_millis(200 * 127), "in a moment of real time");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Panics
     /// When that does not come about within a week, as where a subscription is paused.
@@ -180,11 +258,40 @@ impl TestService {
     }
 
     /// The service itself.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// let service = test.service();
+    /// let metrics = test.run(async move { service.metrics().await });
+    /// assert!(metrics.contains("redeliver_handled_total{subscription=\"orders\"} 1"));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn service(&self) -> Service {
         self.service.clone()
     }
 
     /// How much time has passed since the start.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// assert_eq!(test.elapsed(), Duration::ZERO, "however long this machine took");
+    /// test.advance(Duration::from_secs(3600));
+    /// assert_eq!(test.elapsed(), Duration::from_secs(3600));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn elapsed(&self) -> Duration {
         // The runtime's clock is read within it.
         let start = self.start;
@@ -192,21 +299,78 @@ impl TestService {
     }
 
     /// What became of every message so far, in order, a line each.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Failure, Handled};
+    ///
+    /// async fn ship(order: Delivery<u32>) -> Handled {
+    ///     if order.payload == 0 { Err(Failure::reject("no order 0")) } else { Ok(()) }
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?.id("order-7"));
+    /// test.publish("orders", Message::json(&0)?.id("order-0"));
+    /// assert_eq!(test.log(), ["order-7: attempt 1 handled", "order-0: attempt 1 dead-lettered: rejected: no order 0"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn log(&self) -> Vec<String> {
         self.lines()
     }
 
     /// The same as [`log`](Self::log), as values.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled, testing::Fate};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// for order in 1..=100 {
+    ///     test.publish("orders", Message::json(&order)?);
+    /// }
+    /// assert!(test.records().iter().all(|record| record.fate == Fate::Handled && record.attempt == 1));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn records(&self) -> Vec<Record> {
         self.witness.records().clone()
     }
 
     /// Forgets what was written down so far.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// test.clear_log();
+    /// test.publish("orders", Message::json(&8)?);
+    /// assert_eq!(test.log(), ["orders-2: attempt 1 handled"], "what came after; numbers go on");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear_log(&mut self) {
         self.witness.records().clear();
     }
 
     /// The dead letters of a subscription.
+    ///
+    /// ```
+    /// use redeliver::{Delivery, Handled, Reason};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled { Ok(()) }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&"not a number")?);
+    /// let letters = test.dead_letters("orders");
+    /// assert_eq!((letters.len(), letters[0].reason), (1, Some(Reason::Undecodable)));
+    /// assert_eq!(test.dead_letters("orders").len(), 1, "it was looked at, not removed");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Panics
     /// When there is no such subscription.
@@ -227,6 +391,24 @@ impl TestService {
 
     /// Stops the service as a signal would. What that has left with the broker can still be asked for, which is an
     /// error in earnest: the depth and the dead letters are then the next process's.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// use redeliver::{Delivery, Handled, Stop};
+    ///
+    /// async fn ship(_: Delivery<u32>) -> Handled {
+    ///     tokio::time::sleep(Duration::from_secs(10)).await;
+    ///     Ok(())
+    /// }
+    /// # use redeliver::{Message, Service, config::Config, testing::TestService};
+    /// # let config = Config::from_toml("[brokers.main]\nkind = \"memory\"\n[subscriptions.orders]\nbroker = \"main\"\n[service]\nshutdown_grace = \"5s\"")?;
+    /// let mut test = TestService::start(Service::builder(config).subscribe("orders", ship))?;
+    /// test.publish("orders", Message::json(&7)?);
+    /// assert_eq!(test.stop(), Stop { left: 1 }, "a grace of 5s is too short for it");
+    /// let service = test.service();
+    /// assert_eq!(test.run(async move { service.depth("orders").await })?.ready, Some(1), "it is the next process's");
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn stop(&mut self) -> Stop {
         let service = self.service.clone();
         self.run(async move { service.stop().await })
