@@ -65,6 +65,14 @@ pub enum OnRestartsSpent {
 
 impl Service {
     /// What logs, dead letters and brokers call this service: its name, or the executable's.
+    ///
+    /// ```
+    /// use redeliver::config::Service;
+    ///
+    /// let named = Service { name: Some("billing".to_owned()), ..Service::default() };
+    /// assert_eq!(named.name(), "billing");
+    /// assert!(!Service::default().name().is_empty(), "what the executable is called");
+    /// ```
     pub fn name(&self) -> String {
         self.name.clone().unwrap_or_else(executable)
     }
