@@ -47,6 +47,12 @@ impl Handler<Delivery<Notice>> for Notifier {
         let tally = Arc::clone(&self.tally);
         Box::pin(async move {
             let id = delivery.id().ok_or_else(|| Failure::reject("a webhook without an id"))?;
+            if id.contains(|c: char| c.is_whitespace() || c.is_control()) {
+                // A stranger's: it would forge lines of the effects.
+                return Err(Failure::reject(
+                    "a webhook whose id has a space or a control character",
+                ));
+            }
             if delivery.claim().map(Claim::status) == Some(ClaimStatus::Done) {
                 tally.lock().insert(id.to_owned());
                 return Ok(());

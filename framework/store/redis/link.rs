@@ -3,6 +3,7 @@
 //! Owns the deadline of every call, what is tried again within it, and the one warning a second
 //! that a dead server is worth. What is sent must be safe to repeat.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -41,8 +42,9 @@ struct Shared {
     is_connecting: AtomicBool,
     number_next: AtomicU64,
     warned: Arc<Warned>,
-    /// What the last call heard that failed; nothing once one was answered.
-    failing: Mutex<Option<String>>,
+    /// What fails, by what was tried; until the same was answered, or a probe was: what takes no memory is answered by a
+    /// server that is full.
+    failing: Mutex<BTreeMap<String, String>>,
     is_failing: AtomicBool,
 }
 
@@ -115,7 +117,9 @@ impl Link {
     pub(super) fn state(&self) -> StoreState {
         match &*self.0.phase.borrow() {
             // A server that is full is up, and keeps nothing all the same.
-            Phase::Up(_) => self.0.failing().clone().map_or(StoreState::Up, StoreState::Down),
+            Phase::Up(_) => {
+                self.0.failing().values().next().cloned().map_or(StoreState::Up, StoreState::Down)
+            }
             Phase::Down(text) | Phase::Refused(text) => StoreState::Down(text.clone()),
         }
     }
@@ -216,6 +220,13 @@ impl Link {
         self.0.down(what, failed)
     }
 
+    /// Whatever messages ask for was answered.
+    pub(super) fn is_well(&self) {
+        let mut failing = self.0.failing();
+        failing.clear();
+        self.0.is_failing.store(false, Ordering::Relaxed);
+    }
+
     /// What there is to say of a call that was not answered.
     pub(super) fn silence(&self) -> Failed {
         Failed::Now(self.0.silence())
@@ -258,8 +269,9 @@ impl Shared {
             Ok(value) => {
                 open.hear();
                 if self.is_failing.load(Ordering::Relaxed) {
-                    self.is_failing.store(false, Ordering::Relaxed);
-                    *self.failing() = None;
+                    let mut failing = self.failing();
+                    failing.remove(what);
+                    self.is_failing.store(!failing.is_empty(), Ordering::Relaxed);
                 }
                 Ok(value)
             }
@@ -267,7 +279,7 @@ impl Shared {
         }
     }
 
-    fn failing(&self) -> MutexGuard<'_, Option<String>> {
+    fn failing(&self) -> MutexGuard<'_, BTreeMap<String, String>> {
         self.failing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -386,8 +398,10 @@ impl Shared {
         if !error.is_outage() {
             return error;
         }
-        *self.failing() = Some(error.text.clone());
+        let mut failing = self.failing();
+        failing.insert(what.to_owned(), error.text.clone());
         self.is_failing.store(true, Ordering::Relaxed);
+        drop(failing);
         if let Some(unsaid) = self.warned.may_warn() {
             telemetry::store_silent(&self.name, &error, unsaid);
         }

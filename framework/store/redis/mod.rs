@@ -344,7 +344,9 @@ impl Store for RedisStore {
         let mut command = ::redis::cmd("SET");
         command.arg(self.keys.probe()).arg(1).arg("PX").arg(PROBE_MILLISECONDS);
         self.link.send("write a probe", &command).await?;
-        check::try_scripts(self).await
+        check::try_scripts(self).await?;
+        self.link.is_well();
+        Ok(())
     }
 
     fn state(&self) -> StoreState {
