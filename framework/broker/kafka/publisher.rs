@@ -51,23 +51,25 @@ pub(super) struct KafkaPublisher {
 }
 
 /// A client that is made when it is needed, and anew when it is of no use any more.
-#[derive(Default)]
-struct Slot(ArcSwapOption<Client>);
+struct Slot {
+    client: ArcSwapOption<Client>,
+    config: fn(&Clients) -> ClientConfig,
+}
 
 impl Slot {
-    fn client(
-        &self,
-        cluster: &Cluster,
-        config: impl FnOnce(&Clients) -> ClientConfig,
-    ) -> Result<Arc<Client>, BrokerError> {
-        if let Some(client) = self.0.load_full() {
+    fn new(config: fn(&Clients) -> ClientConfig) -> Self {
+        Self { client: ArcSwapOption::empty(), config }
+    }
+
+    fn client(&self, cluster: &Cluster) -> Result<Arc<Client>, BrokerError> {
+        if let Some(client) = self.client.load_full() {
             return Ok(client);
         }
         let context = Quiet(cluster.watch.clone());
-        let made = Client::from_config_and_context(&config(&cluster.clients), context)
+        let made = Client::from_config_and_context(&(self.config)(&cluster.clients), context)
             .map_err(|error| fault::fault(&format!("publishing to {cluster}"), &error))?;
         let made = Arc::new(made);
-        let before = self.0.compare_and_swap(&None::<Arc<Client>>, Some(Arc::clone(&made)));
+        let before = self.client.compare_and_swap(&None::<Arc<Client>>, Some(Arc::clone(&made)));
         // Somebody was faster, and the first one counts.
         Ok(before.as_ref().map_or(made, Arc::clone))
     }
@@ -76,7 +78,7 @@ impl Slot {
     fn replace_if_broken(&self, client: Arc<Client>) {
         let Some((code, why)) = client.client().fatal_error() else { return };
         telemetry::producer_broken(&code, &why);
-        self.0.compare_and_swap(&client, None);
+        self.client.compare_and_swap(&client, None);
         // Ending it takes a moment.
         drop(spawn_blocking(move || drop(client)));
     }
@@ -84,13 +86,13 @@ impl Slot {
 
 impl KafkaPublisher {
     pub(super) fn new(cluster: Cluster) -> Self {
-        let (client, compressing) = (Slot::default(), Slot::default());
+        let (client, compressing) = (Slot::new(Clients::producer), Slot::new(Clients::compressing));
         Self { cluster, client, compressing, beyond: Mutex::default(), closed: false.into() }
     }
 
     /// Makes the client, so that settings which it does not take are known at the start.
     pub(super) fn make_client(&self) -> Result<(), BrokerError> {
-        self.client.client(&self.cluster, Clients::producer).map(drop)
+        self.client.client(&self.cluster).map(drop)
     }
 
     /// An error once this process has closed the connection.
@@ -104,7 +106,7 @@ impl KafkaPublisher {
 
     pub(super) async fn close(&self) {
         self.closed.store(true, Ordering::Release);
-        let clients = [&self.client, &self.compressing].map(|slot| slot.0.load_full());
+        let clients = [&self.client, &self.compressing].map(|slot| slot.client.load_full());
         // Whatever is not confirmed by then is an error to whoever sent it.
         let flush = move || {
             for client in clients.into_iter().flatten() {
@@ -145,8 +147,7 @@ impl KafkaPublisher {
         match self.publish(&attempt, made()).await {
             // What is limited is what is stored, and the original may have been compressed.
             Err(error) if error.fault == Fault::TooLarge => {
-                let client = self.compressing.client(&self.cluster, Clients::compressing)?;
-                self.send_by(&self.compressing, client, &attempt, made()).await
+                self.send_by(&self.compressing, &attempt, made()).await
             }
             published => published,
         }
@@ -179,17 +180,16 @@ impl KafkaPublisher {
         record: FutureRecord<'_, [u8], [u8]>,
     ) -> Result<(), BrokerError> {
         self.check_open(attempt)?;
-        let client = self.client.client(&self.cluster, Clients::producer)?;
-        self.send_by(&self.client, client, attempt, record).await
+        self.send_by(&self.client, attempt, record).await
     }
 
     async fn send_by(
         &self,
         slot: &Slot,
-        client: Arc<Client>,
         attempt: &str,
         record: FutureRecord<'_, [u8], [u8]>,
     ) -> Result<(), BrokerError> {
+        let client = slot.client(&self.cluster)?;
         match client.send(record, QUEUE_MAX).await {
             Ok(_) => {
                 self.cluster.watch.reached();

@@ -54,8 +54,11 @@ impl Names {
     /// One for all topics: its messages are handled one by one. By the first topic, because another service may have the
     /// same group for others.
     pub(super) fn suspects(&self) -> String {
-        let topic = self.topics.first().map(|topic| format!("{topic}."));
-        format!("{}{}.suspects", topic.unwrap_or_default(), self.group)
+        let group = self.group_of(Kind::Suspects);
+        match self.topics.first() {
+            Some(topic) => format!("{topic}.{group}"),
+            None => group,
+        }
     }
 
     /// The consumer group that drains these.
