@@ -380,13 +380,8 @@ async fn one_deadline_is_for_all_that_belongs_to_a_question() {
 
 #[tokio::test]
 async fn a_failover_by_sentinel_is_followed_and_fences_grow() {
-    let mut master = Server::start();
-    let _replica = redis::replica_of(&master);
-    let sentinel = redis::sentinel_of(&master);
-    redis::eventually("the sentinel's view", || {
-        sentinel.cli(&["sentinel", "master", "mymaster"]).contains("num-slaves\n1")
-    });
-    let settings = settings(&format!("redis-sentinel://127.0.0.1:{}/mymaster", sentinel.port));
+    let ([mut master, _replica, _sentinel], url) = redis::behind_sentinel();
+    let settings = settings(&url);
     let locks = locks_of(RedisStore::new(settings.clone()).expect("settings"));
     let before = have(&locks, "a").await;
     let fence = before.fence();

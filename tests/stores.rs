@@ -45,13 +45,7 @@ async fn a_cluster_of_three_masters_keeps_the_contract() {
 
 #[tokio::test]
 async fn behind_a_sentinel_the_contract_is_kept_and_kept_on_when_a_replica_is_promoted() {
-    let mut master = Server::start();
-    let _replica = redis::replica_of(&master);
-    let sentinel = redis::sentinel_of(&master);
-    redis::eventually("the sentinel's view", || {
-        sentinel.cli(&["sentinel", "master", "mymaster"]).contains("num-slaves\n1")
-    });
-    let url = format!("redis-sentinel://127.0.0.1:{}/mymaster", sentinel.port);
+    let ([mut master, _replica, _sentinel], url) = redis::behind_sentinel();
     let store: Arc<dyn Store> = Arc::new(RedisStore::new(settings(&url)).expect("settings"));
     keeps_it(&store).await;
     master.kill();

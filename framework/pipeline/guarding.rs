@@ -295,9 +295,13 @@ async fn complete(held: Box<Held>, verdict: Verdict, work: &Work, scope: &Scope)
             Verdict::Defer(Waiting::Here(LOST_DELAY))
         }
         Err(error) => {
-            // The completion goes on in the background; the message asks again whether it is done.
             telemetry::completion_delayed(scope.name(), work.id(), &error);
-            Verdict::Defer(Waiting::Here(LOST_DELAY))
+            match scope.settings.on_store_down {
+                // What was done stays done, and nobody waits for the store here.
+                OnStoreDown::Run if error.is_outage() => verdict,
+                // The completion goes on in the background; the message asks again whether it is done.
+                OnStoreDown::Run | OnStoreDown::Pause => Verdict::Defer(Waiting::Here(LOST_DELAY)),
+            }
         }
     }
 }

@@ -21,6 +21,7 @@ mod lab;
 mod locks;
 mod order;
 mod orphans;
+mod outages;
 #[path = "../programs/mod.rs"]
 mod programs;
 mod proxy;

@@ -233,3 +233,14 @@ pub fn sentinel_of(master: &Server) -> Server {
     wait_for(port);
     Server { port, folder, arguments: Vec::new(), child }
 }
+
+/// A master with a replica, the Sentinel that knows of both, and the url that asks it.
+pub fn behind_sentinel() -> ([Server; 3], String) {
+    let master = Server::start();
+    let (replica, sentinel) = (replica_of(&master), sentinel_of(&master));
+    eventually("the sentinel's view", || {
+        sentinel.cli(&["sentinel", "master", "mymaster"]).contains("num-slaves\n1")
+    });
+    let url = format!("redis-sentinel://127.0.0.1:{}/mymaster", sentinel.port);
+    ([master, replica, sentinel], url)
+}

@@ -82,7 +82,8 @@ impl Held {
     /// A result over [`RESULT_BYTES_MAX`] is not kept.
     ///
     /// # Errors
-    /// Do not acknowledge: it goes on in the background until the lease ends.
+    /// Nobody is told yet: it goes on in the background until the store answers, or until the lease ends where the fault is
+    /// of this claim alone.
     pub(crate) async fn complete(self, result: Option<Bytes>) -> Result<bool, StoreError> {
         let result = result.filter(|result| result.len() <= RESULT_BYTES_MAX);
         self.end(End::Complete(result)).await
@@ -270,7 +271,8 @@ impl Drop for HeldClaim {
     }
 }
 
-/// Ends a claim, trying again until somebody else may have it. `late`: it is the end of a run, which its message waits for.
+/// Ends a claim, trying again until somebody else may have it. `late`: it is the end of a run, which its message waits for;
+/// that one is told for as long as the store is away, because a store that comes back empty would have the run again.
 pub(super) fn end_in_background(
     rules: &ClaimRules,
     key: Arc<ClaimKey>,
@@ -285,8 +287,13 @@ pub(super) fn end_in_background(
             match (store.end(&key, &owner, &end.ending(), keep).await, &late) {
                 (Ok(false), Some(late)) => return late.note_taken_over(),
                 (Ok(_), _) => return,
-                (Err(_), _) if store.clock().now() >= until => return,
-                (Err(_), _) => tokio::time::sleep(REPEAT_PAUSE).await,
+                (Err(error), late) => {
+                    let is_awaited = late.is_some() && error.is_outage();
+                    if !is_awaited && store.clock().now() >= until {
+                        return;
+                    }
+                    tokio::time::sleep(REPEAT_PAUSE).await;
+                }
             }
         }
     });

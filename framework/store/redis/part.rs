@@ -8,8 +8,9 @@ use crate::store::{ClaimAsk, ClaimKey, Ending, LockAsk, Owner};
 use super::keys::Keys;
 use super::lock::{exact, milliseconds};
 
-/// Keys and arguments of the longest question.
-const PIECES_MAX: usize = 5;
+/// Keys and arguments of the longest question: what a claim and a lock end with, where the claim's record is gone and
+/// the ending is not the common one.
+const PIECES_MAX: usize = 6;
 /// Numbers that a question shares with its neighbours, at most.
 const RULES_MAX: usize = 7;
 /// What most questions need.
@@ -235,7 +236,10 @@ pub(super) fn is_of(record: &[u8], owner: &Owner) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::store::Fingerprint;
 
     #[test]
     fn pieces_come_out_as_they_went_in() {
@@ -245,6 +249,22 @@ mod tests {
         assert_eq!(pieces[..3], keys);
         assert_eq!(pieces[3..], [b"\0\0\0\x02me"]);
         assert_eq!(part.len(), pieces.concat().len());
+    }
+
+    #[test]
+    fn the_longest_question_has_room() {
+        let key = ClaimKey {
+            scope: "orders".into(),
+            id: "1".into(),
+            fingerprint: Fingerprint::of(b"payload"),
+            generation: 0,
+        };
+        let (keys, owner) = (Keys::new("p"), Owner::from("me"));
+        let ending = Ending::Failed { attempts: 1, due_in: Duration::ZERO, copied: false };
+        let part = Part::finish(&keys, (&key, &owner), &ending, 1, ("a", &owner), Said::Whole);
+        assert_eq!(part.pieces().count(), PIECES_MAX);
+        assert_eq!(part.piece(1), b"p:lock:{a}");
+        assert_eq!(part.piece(5).first(), Some(&b'f'));
     }
 
     #[test]
