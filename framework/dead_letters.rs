@@ -337,9 +337,7 @@ impl DeadLetters {
         while done.matched < redrive.count_max {
             let Some(received) = reader.next().await? else { break };
             let letter = DeadLetter::read(received.envelope.as_ref());
-            if letter.dead_at.is_some_and(|at| at > started)
-                || !redrive.filter.fits(&letter, started)
-            {
+            if !redrive.filter.fits_before(&letter, started) {
                 continue;
             }
             done.matched += 1;
@@ -356,7 +354,7 @@ impl DeadLetters {
         Ok(())
     }
 
-    /// Removes dead letters for good; how many.
+    /// Removes dead letters for good; how many. Those that come while it runs are left for the next call.
     ///
     /// ```
     /// # use redeliver::{Delivery, Failure, Handled};
@@ -398,9 +396,9 @@ impl DeadLetters {
         filter: &Filter,
         count: &mut usize,
     ) -> Result<(), BrokerError> {
-        let now = self.clock.now();
+        let started = self.clock.now();
         while let Some(received) = reader.next().await? {
-            if filter.fits(&DeadLetter::read(received.envelope.as_ref()), now) {
+            if filter.fits_before(&DeadLetter::read(received.envelope.as_ref()), started) {
                 reader.remove(received.token).await?;
                 *count += 1;
             }
@@ -589,6 +587,11 @@ impl DeadLetter {
 }
 
 impl Filter {
+    /// Whether it fits one that was there at `started`: what comes while the others are worked off is for the next call.
+    fn fits_before(&self, letter: &DeadLetter, started: SystemTime) -> bool {
+        letter.dead_at.is_none_or(|at| at <= started) && self.fits(letter, started)
+    }
+
     fn fits(&self, letter: &DeadLetter, now: SystemTime) -> bool {
         let same = |wanted: &Option<String>, is: &Option<String>| wanted.is_none() || wanted == is;
         let old_enough = self.older_than.is_none_or(|age| {

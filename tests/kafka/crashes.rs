@@ -58,7 +58,8 @@ async fn what_ends_every_process_that_handles_nothing_else_is_a_dead_letter_and_
             deaths += 1;
             child = stage.start();
         }
-        let depth = onlooker.depth("orders").await.expect("the broker answers");
+        // A broker that is asked in the middle of an election may be late.
+        let depth = onlooker.depth("orders").await.unwrap_or_default();
         handled() == 19 && depth.dead == Some(1)
     })
     .await;

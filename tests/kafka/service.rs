@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
+use rdkafka::ClientConfig;
+use rdkafka::producer::{FutureProducer, FutureRecord};
 use redeliver::config::Config;
-use redeliver::{Delivery, Failure, Handled, Message, Service};
+use redeliver::{Delivery, Failure, Filter, Handled, Message, Service};
 
 use super::lab::{committed, create, unique, url};
 
@@ -162,4 +164,66 @@ async fn a_delay_beyond_the_steps_of_the_policy_is_one_hop_through_a_wait_made_f
     assert_eq!(waited(5000).await.expect("it is read"), 5, "one hop each");
     assert_eq!(waited(1500).await.expect("it is read"), 0, "and none through the policy's own");
     assert_eq!(service.stop().await.left, 0);
+}
+
+#[tokio::test]
+async fn readers_of_one_process_take_turns_and_none_undoes_what_another_removed() {
+    let topic = unique("orders");
+    create(&topic, 1).await;
+    let never = |_: Delivery<String>| async { Handled::Err(Failure::reject("never")) };
+    let builder = Service::builder(config(&topic, "", RETRY)).subscribe("orders", never);
+    let service = builder.signals(false).start().await.expect("it starts");
+    publish(&service, &topic, 10).await;
+    drained(&service).await;
+    let dead = service.dead_letters("orders").expect("it is configured");
+    let mut pages = dead.pages(5).await.expect("they can be read");
+    pages.next().await.expect("it can be read").expect("there is a page");
+    let error = dead.purge(&Filter::default()).await.expect_err("a page is open").to_string();
+    assert!(error.contains("open in another reader"), "{error}");
+    pages.close().await.expect("it can be closed");
+    let one = Filter { id: Some("id-3".to_owned()), ..Filter::default() };
+    assert_eq!(dead.purge(&one).await.expect("nobody reads them"), 1);
+    // Counting notes again what is gone, and forgets none of it.
+    for _ in 0..2 {
+        let depth = service.depth("orders").await.expect("the broker answers");
+        assert_eq!(
+            depth.dead,
+            Some(10),
+            "what is removed between others is counted until those are"
+        );
+    }
+    assert_eq!(dead.purge(&one).await.expect("nobody reads them"), 0);
+    assert_eq!(dead.purge(&Filter::default()).await.expect("nobody reads them"), 9);
+    service.stop().await;
+}
+
+#[tokio::test]
+async fn a_record_from_a_clock_that_is_ahead_holds_up_no_wait() {
+    let topic = unique("orders");
+    create(&topic, 1).await;
+    let seen = Seen::default();
+    let noted = seen.clone();
+    let handler = move |delivery: Delivery<String>| {
+        noted.note(&delivery.payload);
+        async move { if delivery.attempt() == 1 { Err(Failure::retry("not yet")) } else { Ok(()) } }
+    };
+    let builder = Service::builder(config(&topic, "", RETRY)).subscribe("orders", handler);
+    let service = builder.signals(false).start().await.expect("it starts");
+    // Kafka 4 takes none that is more than an hour ahead.
+    let later = SystemTime::now() + Duration::from_secs(50 * 60);
+    let later = later.duration_since(SystemTime::UNIX_EPOCH).expect("it is later");
+    let producer: FutureProducer =
+        ClientConfig::new().set("bootstrap.servers", url()).create().expect("a client");
+    let wait = format!("{topic}.g-{topic}.wait.1500");
+    let record = FutureRecord::<(), _>::to(&wait).payload("\"from later on\"").partition(0);
+    let record = record.timestamp(later.as_millis() as i64);
+    producer.send(record, Duration::from_secs(60)).await.expect("the broker stores it");
+    publish(&service, &topic, 5).await;
+    until("those behind it are handled", async || {
+        (0..5).all(|number| seen.attempts(&number.to_string()) == 2)
+    })
+    .await;
+    drained(&service).await;
+    assert_eq!(seen.attempts("from later on"), 2);
+    service.stop().await;
 }

@@ -201,6 +201,35 @@ async fn a_record_whose_output_is_refused_after_all_holds_up_nobody_else() {
     service.stop().await;
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_after_the_answer_is_refused_and_not_forgotten() {
+    let (topic, out) = (unique("orders"), unique("out"));
+    create(&topic, 1).await;
+    create(&out, 1).await;
+    let told = Arc::new(Mutex::new(None));
+    let (late, to) = (Arc::clone(&told), out.clone());
+    let handler = move |delivery: Delivery<String>| {
+        let (late, to) = (Arc::clone(&late), to.clone());
+        async move {
+            tokio::spawn(async move {
+                // Long after its transaction.
+                tokio::time::sleep(Duration::from_secs(3)).await;
+                let message = Message::json(&"late").expect("text is JSON").to_topic(to);
+                let sent = delivery.publisher().send(message).await;
+                *late.lock().expect("nobody panics") = Some(sent.map_err(|error| error.fault()));
+            });
+            Handled::Ok(())
+        }
+    };
+    let service = start(text(&topic, ""), handler).await;
+    send(&service, &topic, "one").await;
+    let is_told = async || told.lock().expect("nobody panics").is_some();
+    until("the late message has its answer", is_told).await;
+    assert_eq!(*told.lock().expect("nobody panics"), Some(Err(Fault::Invalid)));
+    service.stop().await;
+    assert!(committed(&out).is_empty());
+}
+
 #[tokio::test]
 async fn claims_and_patterns_do_not_go_with_transactions() {
     let topic = unique("orders");

@@ -342,6 +342,33 @@ async fn a_redrive_into_a_source_that_fills_up_leaves_no_letter_in_both_places()
 }
 
 #[tokio::test]
+async fn a_redrive_that_is_dropped_half_way_leaves_one_letter_in_both_places_at_the_most() {
+    const LETTERS: u32 = 300;
+    let lab = Lab::new().await;
+    let config = redeliver::config::Config::from_toml(&lab.toml("", "")).expect("it is usable");
+    let service = Service::builder(config).without_handler("orders").signals(false).start().await;
+    let service = service.expect("it starts");
+    for number in 0..LETTERS {
+        let body = number.to_string();
+        lab.raw.publish(&lab.dead(), body.as_bytes(), properties(number)).await;
+    }
+    let letters = service.dead_letters("orders").expect("it is configured");
+    let all = Redrive::default();
+    tokio::select! {
+        done = letters.redrive(&all) => panic!("it is not to be that quick: {done:?}"),
+        () = until("some are moved", || async { lab.ready().await >= 20 }) => {}
+    }
+    until("what was not moved is back", || async {
+        lab.ready().await + lab.raw.count(&lab.dead()).await >= LETTERS
+    })
+    .await;
+    service.stop().await;
+    let moved = lab.take_all(&lab.queue).await.len();
+    let left = lab.take_all(&lab.dead()).await.len();
+    assert!(moved + left <= LETTERS as usize + 1, "{moved} were moved, and {left} are left");
+}
+
+#[tokio::test]
 async fn what_the_broker_dead_lettered_has_its_time_and_its_reason_whatever_a_publisher_wrote() {
     let lab = Lab::new().await;
     let service = lab.start(&lab.toml("", ""), reject).await;

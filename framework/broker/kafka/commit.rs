@@ -78,7 +78,7 @@ impl Member {
             true => telemetry::commit_later(&self.group, &said),
             false => telemetry::commit_failed(&self.group, &said),
         }
-        if let [one] = &*due {
+        for one in &due {
             one.partition.lock().commit_after = Some(Instant::now() + COMMIT_AGAIN_AFTER);
         }
         !fault::is_soon(&error)
@@ -92,6 +92,10 @@ impl Member {
         let text = mark.to_text(&self.place(&partition.name), self.text_length_max());
         let committed = state.committed.as_ref();
         if committed.is_some_and(|(base, known)| *base == mark.base && *known == text) {
+            // Nothing more fits beside the offset: whoever waits for that would wait for ever.
+            state.recorded_to = Some(mark.next);
+            drop(state);
+            partition.committed.notify_waiters();
             return None;
         }
         let finished = state.offsets.finished_count();

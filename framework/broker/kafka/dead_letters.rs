@@ -1,8 +1,8 @@
 //! Reads the dead letters of a source and leaves them where they are.
 //!
 //! A log lets nothing be taken out of its middle. So what was removed is noted as offsets are: by a group of its
-//! own, whose committed offset and mark say which records are gone. The records themselves stay for as long as the
-//! topic keeps them.
+//! own, whose committed offset and mark say which records are gone; `depth.rs` keeps that from being forgotten. The records
+//! themselves stay for as long as the topic keeps them.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -18,12 +18,13 @@ use tokio::task::spawn_blocking;
 use super::connection::{ANSWER_MAX, Cluster, Context};
 use super::envelope::{KafkaEnvelope, millis};
 use super::fault;
-use super::group::{Kind, Member};
+use super::group::Member;
 use super::marks::{Mark, Place, TEXT_LENGTH_MAX};
 use super::offsets::{Offsets, Receipt};
 use super::partition::{Alarm, Consumer, Name, Queue};
 use super::reader::{Batch, Record};
 use super::rebalance::Assignment;
+use crate::broker::turn::Turn;
 use crate::broker::{BrokerError, DeadLetterReader, Fault, Received, SharedEnvelope, Token};
 
 /// How long one look for the next record may take.
@@ -37,6 +38,8 @@ pub(super) struct KafkaDeadLetters {
     logs: Vec<Log>,
     /// What was read, by token: which log, and its offset.
     read: Vec<(usize, i64)>,
+    /// Held by whoever may remove.
+    _turn: Option<Turn>,
 }
 
 /// One partition.
@@ -56,10 +59,11 @@ pub(super) async fn open(
     cluster: &Cluster,
     member: Arc<Member>,
     topics: Vec<String>,
+    turn: Option<Turn>,
 ) -> Result<KafkaDeadLetters, BrokerError> {
     let attempt = format!("reading the dead letters in {}", topics.join(", "));
     let (cluster, said) = (cluster.clone(), attempt.clone());
-    let opened = spawn_blocking(move || read_logs(&cluster, member, &topics));
+    let opened = spawn_blocking(move || read_logs(&cluster, member, &topics, turn));
     match opened.await {
         Ok(opened) => opened.map_err(|error| fault::fault(&said, &error)),
         Err(error) => Err(BrokerError::new(Fault::Other, format!("{attempt}: {error}"))),
@@ -70,8 +74,9 @@ fn read_logs(
     cluster: &Cluster,
     member: Arc<Member>,
     topics: &[String],
+    turn: Option<Turn>,
 ) -> KafkaResult<KafkaDeadLetters> {
-    let group = format!("{}.dead", member.names.group_of(Kind::Source));
+    let group = member.names.dead_group();
     let mut config = cluster.clients.consumer(&group);
     config.set("auto.offset.reset", "earliest");
     // The end may lie behind the markers of transactions, where there is nothing to read.
@@ -119,7 +124,8 @@ fn read_logs(
         logs.push(Log { name, queue: Arc::new(queue), offsets, end, position, committed: None });
     }
     consumer.assign(&start)?;
-    Ok(KafkaDeadLetters { cluster: cluster.clone(), consumer, group, logs, read: Vec::new() })
+    let (cluster, read, _turn) = (cluster.clone(), Vec::new(), turn);
+    Ok(KafkaDeadLetters { cluster, consumer, group, logs, read, _turn })
 }
 
 impl KafkaDeadLetters {

@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -150,14 +150,17 @@ fn live(member: &Arc<Member>, commands: &Receiver<Command>) {
                 if let Some(reader) = &consumer.context().reader {
                     reader.end();
                 }
-                if left.is_continue() {
-                    abandon(&consumer);
-                }
-                if let ControlFlow::Break(left) = left {
-                    if let Some(left) = left {
-                        let _ = left.send(());
+                match left {
+                    ControlFlow::Break(left) => {
+                        if let Some(left) = left {
+                            let _ = left.send(());
+                        }
+                        return linger(&consumer);
                     }
-                    return linger(&consumer);
+                    ControlFlow::Continue(()) => {
+                        abandon(&consumer);
+                        linger_aside(consumer);
+                    }
                 }
             }
             Err(error) => {
@@ -165,9 +168,21 @@ fn live(member: &Arc<Member>, commands: &Receiver<Command>) {
                 member.cluster.watch.lost(&fault::fault(&attempt, &error).text);
             }
         }
-        thread::sleep(schedule.next_delay());
-        if matches!(commands.try_recv(), Ok(Command::Leave(_)) | Err(TryRecvError::Disconnected)) {
+        if is_to_leave(commands, schedule.next_delay()) {
             return;
+        }
+    }
+}
+
+/// Waits while there is no consumer; true if nobody wants one any more.
+fn is_to_leave(commands: &Receiver<Command>, wait: Duration) -> bool {
+    let until = Instant::now() + wait;
+    loop {
+        match commands.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            // There is nothing to open it from yet; the next consumer offers all of them.
+            Ok(Command::Open(_)) => {}
+            Ok(Command::Leave(_)) | Err(RecvTimeoutError::Disconnected) => return true,
+            Err(RecvTimeoutError::Timeout) => return false,
         }
     }
 }
@@ -388,6 +403,14 @@ fn abandon(consumer: &Consumer) {
     let deadline = Instant::now() + LEAVE_MAX;
     while consumer.assignment().is_ok_and(|list| list.count() > 0) && Instant::now() < deadline {
         let _ = consumer.poll(POLL_MAX);
+    }
+}
+
+/// The same on a thread of its own: the next consumer does not wait for it.
+fn linger_aside(consumer: Arc<Consumer>) {
+    if Arc::strong_count(&consumer) > 1 {
+        // Without a thread it ends where the last message is dropped, which blocks that thread for a moment.
+        let _ = thread::Builder::new().spawn(move || linger(&consumer));
     }
 }
 

@@ -41,7 +41,8 @@ const DISTANCE_BITS: u32 = 44;
 pub(super) enum Pace {
     /// At once.
     Now,
-    /// This long after they were written, or when their header says, if that is earlier.
+    /// This long after they were written, or when their header says, if that is earlier; and never longer than this after they
+    /// were read.
     After(Duration),
 }
 
@@ -79,6 +80,8 @@ pub(super) struct KafkaLane {
     ahead: Arc<Ahead>,
     /// Read and not due yet, or not asked for yet; no offset of them is noted.
     held: VecDeque<(Arc<Batch>, usize)>,
+    /// When those were read.
+    read_at: Instant,
     /// The offset that tokens count from.
     origin: Option<i64>,
     /// Noted, and not handed out before that is committed.
@@ -105,6 +108,7 @@ impl KafkaLane {
             generation,
             pace,
             held: VecDeque::new(),
+            read_at: Instant::now(),
             origin: None,
             pending: Vec::new(),
             care,
@@ -189,6 +193,7 @@ impl KafkaLane {
             }
         };
         let batch = Arc::new(batch);
+        self.read_at = Instant::now();
         self.held.extend((0..batch.len()).map(|index| (Arc::clone(&batch), index)));
         true
     }
@@ -198,15 +203,21 @@ impl KafkaLane {
         let count = self.held.len().min(limit.max(1));
         match self.pace {
             Pace::Now => count,
-            Pace::After(_) => {
-                let now = SystemTime::now();
-                self.held.iter().take(count).take_while(|held| self.due_at(held) <= now).count()
+            Pace::After(wait) => {
+                let is_due = |held: &&(Arc<Batch>, usize)| self.left(held, wait).is_zero();
+                self.held.iter().take(count).take_while(is_due).count()
             }
         }
     }
 
-    fn due_at(&self, (batch, index): &(Arc<Batch>, usize)) -> SystemTime {
-        let Pace::After(wait) = self.pace else { return SystemTime::UNIX_EPOCH };
+    /// How long it waits from now on. Never longer than `wait` from when it was read, which was after it was written: a clock
+    /// that is ahead where it was written would hold up all behind it.
+    fn left(&self, held: &(Arc<Batch>, usize), wait: Duration) -> Duration {
+        let left = self.due_at(held, wait).duration_since(SystemTime::now()).unwrap_or_default();
+        left.min(wait.saturating_sub(self.read_at.elapsed()))
+    }
+
+    fn due_at(&self, (batch, index): &(Arc<Batch>, usize), wait: Duration) -> SystemTime {
         let (batch, index) = (Arc::clone(batch), *index);
         let envelope = KafkaEnvelope::new(batch, index, (0, false), None);
         let written = envelope.published_at().unwrap_or(SystemTime::UNIX_EPOCH);
@@ -280,8 +291,8 @@ impl KafkaLane {
     async fn wait(&mut self) {
         self.rest(self.held.is_empty() && self.pending.is_empty() && self.ahead.is_idle());
         let mut look = LOOK_MAX;
-        if let Some(head) = self.held.front() {
-            let left = self.due_at(head).duration_since(SystemTime::now()).unwrap_or_default();
+        if let (Some(head), Pace::After(wait)) = (self.held.front(), self.pace) {
+            let left = self.left(head, wait);
             // Timers of the runtime are a millisecond coarse; and a clock that is set is noticed within a second.
             look = look.min(left + Duration::from_millis(1));
         }

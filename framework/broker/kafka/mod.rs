@@ -47,6 +47,8 @@ use self::inspect::Durability;
 use self::lanes::KafkaLanes;
 use self::properties::Clients;
 use self::publisher::KafkaPublisher;
+use self::topology::Names;
+use super::turn::{Turn, Turns, turn};
 use super::{Broker, BrokerError, BrokerState, DeadLetterReader, Depth, Lanes, Publisher, Source};
 use crate::config::{self, DeliveryGuarantee::Transactional};
 
@@ -83,6 +85,8 @@ pub struct KafkaBroker {
     publisher: Arc<KafkaPublisher>,
     generations: Arc<AtomicU64>,
     depths: depth::Depths,
+    /// Who reads the dead letters of which group.
+    turns: Turns,
 }
 
 impl KafkaBroker {
@@ -117,8 +121,25 @@ impl KafkaBroker {
             publisher: Arc::new(KafkaPublisher::new(cluster.clone())),
             generations: Arc::default(),
             depths: depth::Depths::default(),
+            turns: Turns::default(),
             cluster,
         })
+    }
+}
+
+impl KafkaBroker {
+    async fn read_dead_letters(
+        &self,
+        source: Arc<Source>,
+        turn: Option<Turn>,
+    ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
+        let member = lanes::onlooker(&self.cluster, source);
+        let attempt = format!("looking for the dead letters of group `{}`", member.group);
+        self.publisher.check_open(&attempt)?;
+        let known = self.cluster.topics(&attempt).await?;
+        let sources = member.names.sources(&known);
+        let topics = sources.iter().map(|topic| member.names.dead(topic)).collect();
+        Ok(Box::new(dead_letters::open(&self.cluster, member, topics, turn).await?))
     }
 }
 
@@ -162,23 +183,20 @@ impl Broker for KafkaBroker {
         &self,
         source: Arc<Source>,
     ) -> Result<Box<dyn DeadLetterReader>, BrokerError> {
-        let member = lanes::onlooker(&self.cluster, source);
-        let attempt = format!("looking for the dead letters of group `{}`", member.group);
-        self.publisher.check_open(&attempt)?;
-        let known = self.cluster.topics(&attempt).await?;
-        let sources = member.names.sources(&known);
-        let topics = sources.iter().map(|topic| member.names.dead(topic)).collect();
-        Ok(Box::new(dead_letters::open(&self.cluster, member, topics).await?))
+        let group = Names::of(&source.settings).dead_group();
+        let turn = turn(self.turns.of(&group), &group).await?;
+        self.read_dead_letters(source, Some(turn)).await
     }
 
     async fn depth(&self, source: &Source) -> Result<Depth, BrokerError> {
         self.publisher
             .check_open(&format!("counting what is in subscription `{}`", source.name))?;
-        let mut depth = self.depths.of(&self.cluster, source).await?;
+        let turn = self.turns.of(&Names::of(&source.settings).dead_group()).try_lock_owned().ok();
+        let mut depth = self.depths.of(&self.cluster, source, turn).await?;
         let is_transactional = source.settings.delivery_guarantee == Transactional;
         if is_transactional && depth.dead > Some(0) {
-            // Every transaction left a marker beside its dead letters.
-            let mut dead = self.dead_letters(Arc::new(source.clone())).await?;
+            // Every transaction left a marker beside its dead letters. Whoever counts removes nothing and needs no turn.
+            let mut dead = self.read_dead_letters(Arc::new(source.clone()), None).await?;
             let counted = depth::count(dead.as_mut()).await;
             dead.close().await?;
             depth.dead = Some(counted?);

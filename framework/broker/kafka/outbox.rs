@@ -29,32 +29,55 @@ impl Output {
     }
 }
 
-/// What one run of a handler published.
-type Run = Arc<Mutex<Vec<Output>>>;
+/// What one run of a handler published, for as long as more can be added to it.
+#[derive(Clone, Debug)]
+pub(super) struct Run(Arc<Mutex<Option<Vec<Output>>>>);
+
+impl Run {
+    fn with(outputs: Vec<Output>) -> Self {
+        Self(Arc::new(Mutex::new(Some(outputs))))
+    }
+
+    /// False: the run is over, and nothing that is added to it would ever be written.
+    fn add(&self, output: Output) -> bool {
+        let mut outputs = lock(&self.0);
+        outputs.as_mut().map(|outputs| outputs.push(output)).is_some()
+    }
+
+    /// Ends it, with what it published.
+    fn end(&self) -> Vec<Output> {
+        lock(&self.0).take().unwrap_or_default()
+    }
+}
 
 /// What is to be written when its record is settled.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    run: Mutex<Run>,
+    run: Mutex<Option<Run>>,
 }
 
 impl Outbox {
-    /// Begins with another run; what earlier ones published, or still publish, is never written.
+    /// Begins with another run; what earlier ones published is never written.
     pub(super) fn begin(&self) -> Run {
-        let run = Run::default();
-        *lock(&self.run) = Arc::clone(&run);
-        run
+        self.begin_with(Vec::new())
     }
 
     /// The record goes elsewhere: the copy is written, and nothing that its handler published.
     pub(super) fn replace(&self, copy: Output) {
-        lock(&self.begin()).push(copy);
+        self.begin_with(vec![copy]);
     }
 
-    /// What is to be written.
+    fn begin_with(&self, outputs: Vec<Output>) -> Run {
+        let run = Run::with(outputs);
+        if let Some(earlier) = lock(&self.run).replace(run.clone()) {
+            earlier.end();
+        }
+        run
+    }
+
+    /// What is to be written; nothing can be added to it any more.
     pub(super) fn take(&self) -> Vec<Output> {
-        let run = std::mem::take(&mut *lock(&self.run));
-        std::mem::take(&mut *lock(&run))
+        lock(&self.run).take().map_or_else(Vec::new, |run| run.end())
     }
 }
 
@@ -76,8 +99,14 @@ impl Publisher for Buffered {
             headers: headers_of(message, std::time::SystemTime::now()),
         };
         self.cluster.limits.check(&self.cluster, &attempt, &output).await?;
-        lock(&self.run).push(output);
-        Ok(())
+        if self.run.add(output) {
+            return Ok(());
+        }
+        let text = format!(
+            "{attempt}: its delivery is settled, and what it published is written; publish before the handler answers, or by \
+             `service.publisher(..)`, which takes part in no transaction"
+        );
+        Err(BrokerError::new(Fault::Invalid, text))
     }
 
     async fn copy(&self, copy: &Copy) -> Result<Copied, BrokerError> {
@@ -111,18 +140,19 @@ mod tests {
     fn only_what_the_last_run_published_is_written() {
         let outbox = Outbox::default();
         let first = outbox.begin();
-        lock(&first).push(output("first"));
+        assert!(first.add(output("first")));
         let second = outbox.begin();
-        lock(&second).push(output("second"));
-        lock(&first).push(output("late"));
+        assert!(second.add(output("second")));
+        assert!(!first.add(output("late")), "and its publisher is told");
         assert_eq!(payloads(&outbox.take()), ["second"]);
+        assert!(!second.add(output("later")), "nobody would write it");
         assert!(outbox.take().is_empty());
     }
 
     #[test]
     fn a_copy_takes_the_place_of_what_a_failing_handler_published() {
         let outbox = Outbox::default();
-        lock(&outbox.begin()).push(output("half done"));
+        assert!(outbox.begin().add(output("half done")));
         outbox.replace(output("copy"));
         assert_eq!(payloads(&outbox.take()), ["copy"]);
     }

@@ -99,6 +99,8 @@ impl Assignment {
         };
         if let Err(error) = assigned {
             telemetry::assignment_failed(&self.member.group, &fault::said(&error));
+            // Else they would be ours by the group's books, and read by nobody.
+            self.give_up();
             return;
         }
         // Nobody reads them here, and nothing of them is ever committed.

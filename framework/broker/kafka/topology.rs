@@ -70,6 +70,11 @@ impl Names {
         }
     }
 
+    /// The group that notes which dead letters are gone.
+    pub(super) fn dead_group(&self) -> String {
+        format!("{}.dead", self.group)
+    }
+
     /// What such a group subscribes to. Waits by expression: those of an earlier schedule are drained too.
     pub(super) fn subscription(&self, kind: Kind) -> Vec<String> {
         match (kind, &self.pattern) {

@@ -304,6 +304,9 @@ impl Batch {
             let text = mark.to_text(&member.place(&partition.name), length_max);
             let committed = (mark.base, text);
             if settled.is_empty() && state.committed.as_ref() == Some(&committed) {
+                // Nothing more fits beside the offset: whoever waits for that would wait for ever.
+                state.recorded_to = Some(mark.next);
+                partition.committed.notify_waiters();
                 continue;
             }
             let part = batch.parts.len();

@@ -18,6 +18,7 @@ use lapin::options::{
     BasicQosOptions,
 };
 use lapin::types::{FieldTable, ShortString};
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{self, OwnedPermit};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
@@ -62,7 +63,7 @@ impl Fetches {
 
 /// A reader of one queue of dead letters.
 pub(super) struct RabbitDeadLetters {
-    _live: Arc<Live>,
+    live: Arc<Live>,
     channel: Channel,
     source: Arc<Source>,
     queue: Arc<str>,
@@ -111,7 +112,7 @@ pub(super) async fn open(
     let turn = turn(Arc::clone(&tally.reading), &queue).await?;
     let (live, channel) = link.channel().await?;
     Ok(RabbitDeadLetters {
-        _live: live,
+        live,
         channel,
         source,
         queue,
@@ -199,6 +200,20 @@ async fn wind_down(channel: Channel, queue: ShortString, removed: bool) -> lapin
     }
     channel.basic_nack(0, BasicNackOptions { multiple: true, requeue: true }).await?;
     channel.close(200, "read".into()).await
+}
+
+impl Drop for RabbitDeadLetters {
+    /// Who was cancelled half way has removed some: that is settled all the same, or they would come back.
+    fn drop(&mut self) {
+        let Some(held) = self.held.take().filter(|_| self.removed) else { return };
+        let (Ok(runtime), Ok(queue)) = (Handle::try_current(), short(&self.queue)) else { return };
+        let (live, channel) = (Arc::clone(&self.live), self.channel.clone());
+        runtime.spawn(async move {
+            // Nobody is left to be told.
+            let _ = timeout(CLOSE_MAX, wind_down(channel, queue, true)).await;
+            drop((held, live));
+        });
+    }
 }
 
 /// Removals must be known before the channel is gone, or the dead letters come back. An acknowledgement has no

@@ -44,6 +44,8 @@ enum Suspects {
     Opening,
     /// Handed out; opened again when it is released.
     Out,
+    /// They could not be counted; they are again when the lane is released.
+    Unknown,
 }
 
 /// Hands out as many lanes as the subscription has consumers, and one for the suspects while there are any.
@@ -100,7 +102,7 @@ impl RabbitLanes {
         let Suspects::Looking { is_asked_for, is_first } = self.suspects else { return None };
         match found {
             Err(error) if is_first => {
-                self.suspects = Suspects::Out;
+                self.suspects = Suspects::Unknown;
                 return Some(LaneEvent::Failed(LaneId::suspects(), error));
             }
             found if is_asked_for || found.as_ref().is_ok_and(|there_are| *there_are) => {
@@ -122,7 +124,10 @@ impl Lanes for RabbitLanes {
         loop {
             let look_at = match self.suspects {
                 Suspects::Away { look_at } => Some(look_at),
-                Suspects::Looking { .. } | Suspects::Opening | Suspects::Out => None,
+                Suspects::Looking { .. }
+                | Suspects::Opening
+                | Suspects::Out
+                | Suspects::Unknown => None,
             };
             let news = tokio::select! {
                 Some(news) = self.opening.next() => news,
@@ -157,6 +162,8 @@ impl Lanes for RabbitLanes {
             match &mut self.suspects {
                 Suspects::Looking { is_asked_for, .. } => return *is_asked_for = true,
                 Suspects::Opening => return,
+                // Their queue may be missing, and not ours to declare: that is no reason to be unwell.
+                Suspects::Unknown => return self.look(true),
                 Suspects::Away { .. } | Suspects::Out => self.suspects = Suspects::Opening,
             }
         }

@@ -134,11 +134,12 @@ impl State {
         slot
     }
 
-    /// Looks at everything that has news, whoever it belongs to.
+    /// Looks at everything that has news, whoever it belongs to. Twice: what is answered while others are looked at may
+    /// carry the return of one of them, and was told of before that one was answered.
     fn look_at_woken(&mut self, woken: &Woken) {
-        let slots = std::mem::take(&mut *woken.lock());
-        for slot in slots {
-            self.look_at(slot);
+        for _ in 0..2 {
+            let slots = std::mem::take(&mut *woken.lock());
+            slots.into_iter().for_each(|slot| self.look_at(slot));
         }
     }
 
