@@ -4,7 +4,7 @@
 //! a line, with its id in `delivery`; without one the program makes twenty itself. The claims are in this process, or
 //! in the Redis that `REDIS_URL` names.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -27,6 +27,11 @@ struct Flags {
 #[actix::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let deliveries = deliveries(&Flags::parse())?;
+    let ids: BTreeMap<_, _> = deliveries.iter().map(|(id, delivery)| (id, delivery)).collect();
+    if let Some((id, _)) = deliveries.iter().find(|(id, delivery)| ids[id] != delivery) {
+        // A dead letter of reason `mismatch`, whose handler would never be called.
+        return Err(format!("two lines with the id {id} differ").into());
+    }
     let (sent, known) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let seen = Arc::new(Seen { sent, known, answered: Semaphore::new(0) });
     let seeing = Arc::clone(&seen);
@@ -55,7 +60,6 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let (sent, known) = (seen.sent.load(Ordering::Relaxed), seen.known.load(Ordering::Relaxed));
     println!("{sent} mails were sent, {known} were known already");
     service.stop().await;
-    let ids: BTreeSet<_> = deliveries.iter().map(|(id, _)| id).collect();
     if sent == ids.len() { Ok(()) } else { Err(format!("there were {} ids", ids.len()).into()) }
 }
 
