@@ -43,6 +43,7 @@
 //! 17. A reset forgets the id; a peek changes nothing.
 //! 18. A claim and a lock are had, and ended, together.
 //! 19. Whoever was told that it runs, and waits, is woken by its end.
+//! 20. A redrive that is given back keeps older generations out, and may come again.
 //!
 //! Both: time is the store's own, one clock for all processes. Every call ends within the store's
 //! deadline. [`testing`](crate::testing) turns these sentences into tests that every adapter runs.

@@ -53,6 +53,7 @@ pub const SENTENCES: &[Sentence] = sentences![
     17 "a peek changes nothing, a reset forgets" peek_and_reset,
     18 "a claim and a lock are had and ended together" claim_and_lock_together,
     19 "R7: whoever waits for the end of a run is woken by it" the_end_wakes_who_waits,
+    20 "R11: a redrive that is given back lets nobody older in" a_redrive_given_back_stays_one,
 ];
 
 async fn an_unknown_id_is_fresh(store: Arc<dyn Store>) {
@@ -417,5 +418,27 @@ async fn the_end_wakes_who_waits(store: Arc<dyn Store>) {
             let woken = tokio::time::timeout(Duration::from_secs(20), woken.woken()).await;
             assert!(woken.is_ok(), "{ending:?} woke not everybody");
         }
+    }
+}
+
+async fn a_redrive_given_back_stays_one(store: Arc<dyn Store>) {
+    for ending in [Ending::Complete(None), Ending::Dead("rejected")] {
+        let (key, owner) = (fresh_key("given-back"), Owner::new());
+        granted(&*store, &key, &owner).await;
+        end(&*store, &key, &owner, ending).await;
+        let redriven = ClaimKey { generation: 1, ..key.clone() };
+        for _ in 0..2 {
+            let owner = Owner::new();
+            let forced = ClaimAsk { force: true, ..ask(&redriven, &owner, LEASE, 0) };
+            let answer = store.claim(&forced).await.expect("an answer");
+            assert_eq!(kind_and_attempts(answer), (ClaimKind::Fresh, 0), "{ending:?}");
+            assert!(end(&*store, &redriven, &owner, Ending::Release).await);
+            let older = claim(&*store, &key, &Owner::new()).await;
+            assert_eq!(older, ClaimAnswer::Superseded, "{ending:?}");
+        }
+        let last = Owner::new();
+        granted(&*store, &redriven, &last).await;
+        assert!(end(&*store, &redriven, &last, Ending::Complete(None)).await);
+        assert_eq!(claim(&*store, &key, &Owner::new()).await, ClaimAnswer::Done(None));
     }
 }

@@ -1,5 +1,6 @@
 //! Claims in this process.
 
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -79,6 +80,11 @@ impl Record {
             }
         }
     }
+
+    /// Whether it may be forgotten when it is given back. Of a redrive it stands in place of what was known before.
+    fn says_nothing(&self) -> bool {
+        self.attempts == 0 && self.takeovers == 0 && self.generation == 0
+    }
 }
 
 impl State {
@@ -103,15 +109,21 @@ impl State {
     }
 
     fn put(&mut self, name: String, record: Record) {
-        let old = self.claims.get(&name).map(|old| old.expires);
-        if let Some(names) = old.and_then(|old| self.expiries.get_mut(&old)) {
-            names.remove(&name);
-        }
-        if let Some(old) = old.filter(|old| self.expiries.get(old).is_some_and(|n| n.is_empty())) {
-            self.expiries.remove(&old);
-        }
+        self.forget(&name);
         self.expiries.entry(record.expires).or_default().insert(name.clone());
         self.claims.insert(name, record);
+    }
+
+    /// Its record, and when that was to be forgotten: nobody could find the latter without the former. True if it was known.
+    fn forget(&mut self, name: &str) -> bool {
+        let Some(record) = self.claims.remove(name) else { return false };
+        if let Entry::Occupied(mut names) = self.expiries.entry(record.expires) {
+            names.get_mut().remove(name);
+            if names.get().is_empty() {
+                names.remove();
+            }
+        }
+        true
     }
 }
 
@@ -217,8 +229,8 @@ impl IdempotencyStore for MemoryStore {
             ) => record,
             (Some(record), _) if !matches!(record.phase, Phase::Running { .. }) => return Ok(true),
             (None, Ending::Release | Ending::Abandon) => return Ok(true),
-            (Some(record), Ending::Release) if record.attempts == 0 && record.takeovers == 0 => {
-                state.claims.remove(&name);
+            (Some(record), Ending::Release) if record.says_nothing() => {
+                state.forget(&name);
                 return Ok(true);
             }
             (Some(record), _) => record,
@@ -250,7 +262,7 @@ impl IdempotencyStore for MemoryStore {
     }
 
     async fn reset(&self, key: &ClaimKey) -> Result<bool, StoreError> {
-        Ok(self.state().claims.remove(&name(key)).is_some())
+        Ok(self.state().forget(&name(key)))
     }
 }
 
@@ -288,4 +300,40 @@ fn ended(mut record: Record, ending: &Ending<'_>, now: Moment, keep: Duration) -
         }
     };
     record
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn ten_thousand_claims_that_are_given_back_leave_nothing_behind() {
+        let store = MemoryStore::new();
+        for number in 0..10_000 {
+            let fingerprint = Fingerprint::of(b"payload");
+            let id = format!("id-{}", number % 100).into();
+            let key = ClaimKey { scope: "orders".into(), id, fingerprint, generation: 0 };
+            let (owner, keep) = (Owner::new(), Duration::from_secs(3600));
+            let ask = ClaimAsk {
+                key: &key,
+                owner: &owner,
+                lease: Duration::from_secs(30),
+                keep,
+                attempts: 0,
+                holder: "test",
+                force: false,
+                waits: false,
+                seen: Fence(0),
+            };
+            store.claim(&ask).await.expect("an answer");
+            let known = match number % 2 {
+                0 => store.end(&key, &owner, &Ending::Release, keep).await,
+                _ => store.reset(&key).await,
+            };
+            assert!(known.expect("an answer"));
+            tokio::time::advance(Duration::from_millis(1)).await;
+        }
+        let state = store.state();
+        assert!(state.claims.is_empty() && state.expiries.is_empty(), "{}", state.expiries.len());
+    }
 }

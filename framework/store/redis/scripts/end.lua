@@ -23,7 +23,8 @@ local function finish_known(key, r, is_known, ending, keep, channels)
   r.waiting = ''
   if how == 'r' or how == 'a' then
     if not is_known then return 1 end
-    if how == 'r' and r.attempts == 0 and r.takeovers == 0 then
+    -- The record of a redrive stands in place of what was known before: without it that would be forgotten too.
+    if how == 'r' and r.attempts == 0 and r.takeovers == 0 and r.generation == 0 then
       redis.call('DEL', key)
       return 1
     end
