@@ -291,6 +291,7 @@ async fn runtime_of(arbiter: &Arbiter) -> Result<Handle, StoreError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::store::Loss;
     use crate::store::memory::MemoryStore;
 
     async fn seat() -> KeeperSeat {
@@ -328,6 +329,44 @@ mod tests {
         let fence = tokio::task::spawn_blocking(|| thread.join()).await.expect("no panic");
         fence.expect("no panic").expect("free");
         seat.stop();
+    }
+
+    #[actix::test]
+    async fn a_thread_without_a_runtime_sees_who_has_a_lock_takes_it_and_learns_of_its_loss() {
+        let seat = seat().await;
+        let locks = seat.locks().clone();
+        let guard = locks.acquire("a").hold_max(Duration::from_millis(300)).await.expect("free");
+        let thread = std::thread::spawn(move || {
+            block_on(async {
+                let seen = locks.inspect("a").await.expect("an answer");
+                (seen.is_some(), guard.lost().await, locks.force_release("a").await)
+            })
+        });
+        let told = tokio::task::spawn_blocking(|| thread.join()).await.expect("no panic");
+        let (is_held, loss, forced) = told.expect("no panic");
+        assert_eq!((is_held, loss, forced.ok()), (true, Loss::HoldMax, Some(true)));
+        seat.stop();
+    }
+
+    #[cfg(feature = "redis")]
+    #[actix::test]
+    async fn a_thread_without_a_runtime_is_told_that_redis_is_away() {
+        use crate::store::LockStore;
+        use crate::store::redis::{RedisSettings, RedisStore};
+        let mut settings = RedisSettings::new("main", "redis://127.0.0.1:1");
+        settings.deadline = Duration::from_millis(100);
+        let store = RedisStore::new(settings).expect("settings");
+        let keeper = Keeper::new(Handle::current(), store.clock());
+        let locks = Locks::new(Arc::new(store), keeper, "test");
+        let thread = std::thread::spawn(move || {
+            let (seen, forced) = (locks.inspect("a"), locks.force_release("a"));
+            (block_on(seen).map(drop), block_on(forced).map(drop))
+        });
+        let told = tokio::task::spawn_blocking(|| thread.join()).await.expect("no panic");
+        let (seen, forced) = told.expect("no panic");
+        for error in [seen.expect_err("nobody is there"), forced.expect_err("nobody is there")] {
+            assert_eq!(error.fault, StoreFault::Down, "{error}");
+        }
     }
 
     /// A runtime without timers or tokio, as a thread of the user's may have.

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 
 use super::locks::{Shared, shown};
 use super::{Fence, Lease, Loss, Owner, Renew, Renewed, Store, StoreError};
+use crate::outside;
 
 /// A lock that is held. Dropping the last guard of a hold releases it.
 ///
@@ -125,7 +126,7 @@ impl Guard {
     /// # Cancel safety
     /// Cancel safe; a lock that is lost stays lost.
     pub fn lost(&self) -> impl Future<Output = Loss> + Send + 'static + use<> {
-        self.0.lease.lost()
+        outside::in_context(self.0.lease.lost())
     }
 
     /// Why it is lost, or `None` while it is surely held: ask before every guarded write.

@@ -17,6 +17,7 @@ use super::{
     Fence, Keeper, Lease, LockAnswer, LockAsk, LockState, Moment, Owner, Scope, Sharing, Store,
     StoreError, StoreFault, StoreState, Woken,
 };
+use crate::outside;
 
 /// The longest that a waiter relies on being woken.
 const POLL_MAX: Duration = Duration::from_secs(1);
@@ -192,7 +193,7 @@ impl Locks {
     /// # Errors
     /// The store did not answer.
     pub async fn inspect(&self, key: &str) -> Result<Option<LockState>, StoreError> {
-        self.shared.store.inspect(key).await
+        outside::in_context(self.shared.store.inspect(key)).await
     }
 
     /// Takes `key` from whoever holds it, who learns of it at the next renewal; true if somebody
@@ -217,7 +218,7 @@ impl Locks {
     /// # Errors
     /// The store did not answer.
     pub async fn force_release(&self, key: &str) -> Result<bool, StoreError> {
-        self.shared.store.force_release(key).await
+        outside::in_context(self.shared.store.force_release(key)).await
     }
 
     /// How many leases wait here for their first renewal, of locks and claims: a gauge.
