@@ -354,6 +354,54 @@ async fn r12_without_its_replica_a_lock_is_not_believed() {
 }
 
 #[tokio::test]
+async fn r12_without_its_replica_a_store_counts_as_down_until_a_probe_finds_it() {
+    let master = Server::start();
+    let replica = redis::replica_of(&master);
+    let mut settings = settings(&master.url());
+    settings.replicas_min = 1;
+    let store = RedisStore::new(settings).expect("settings");
+    let (key, owner) = ("7", Owner::new());
+    assert!(matches!(claim(&store, key, &owner).await, ClaimAnswer::Granted(_)));
+    store.probe().await.expect("all are there");
+    assert_eq!(store.state(), StoreState::Up);
+    replica.signal("STOP");
+    let error = try_claim(&store, "8", &owner).await.expect_err("no replica has it");
+    assert_eq!(store.state(), StoreState::Down(error.text.clone()));
+    let error = store.probe().await.expect_err("it is still away");
+    assert_eq!(error.fault, StoreFault::Unreplicated, "{error}");
+    assert!(matches!(store.state(), StoreState::Down(_)), "what the master answers is not enough");
+    replica.signal("CONT");
+    let began = Instant::now();
+    while store.probe().await.is_err() {
+        assert!(began.elapsed() < Duration::from_secs(60), "it came back");
+    }
+    assert_eq!(store.state(), StoreState::Up);
+}
+
+#[tokio::test]
+async fn a_caller_that_gives_up_early_costs_no_connection() {
+    let server = Server::start();
+    let mut settings = settings(&server.url());
+    settings.deadline = Duration::from_millis(500);
+    let locks = locks_of(RedisStore::new(settings).expect("settings"));
+    have(&locks, "a").await.release().await.expect("an answer");
+    let clients = |server: &Server| {
+        let list = server.cli(&["client", "list", "type", "normal"]);
+        let ours = list.lines().filter(|line| !line.contains("cmd=client"));
+        ours.filter_map(|line| line.split(' ').next().map(str::to_owned)).collect::<Vec<_>>()
+    };
+    let before = clients(&server);
+    // Nobody asks anything for longer than the deadline.
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    server.signal("STOP");
+    let asked = tokio::time::timeout(Duration::from_millis(20), locks.inspect("a")).await;
+    assert!(asked.is_err(), "it stands still");
+    server.signal("CONT");
+    locks.inspect("a").await.expect("an answer");
+    assert_eq!(clients(&server), before);
+}
+
+#[tokio::test]
 async fn one_deadline_is_for_all_that_belongs_to_a_question() {
     let master = Server::start();
     let replica = redis::replica_of(&master);

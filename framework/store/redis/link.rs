@@ -117,9 +117,7 @@ impl Link {
     pub(super) fn state(&self) -> StoreState {
         match &*self.0.phase.borrow() {
             // A server that is full is up, and keeps nothing all the same.
-            Phase::Up(_) => {
-                self.0.failing().values().next().cloned().map_or(StoreState::Up, StoreState::Down)
-            }
+            Phase::Up(_) => self.fault(),
             Phase::Down(text) | Phase::Refused(text) => StoreState::Down(text.clone()),
         }
     }
@@ -222,9 +220,20 @@ impl Link {
 
     /// Whatever messages ask for was answered.
     pub(super) fn is_well(&self) {
-        let mut failing = self.0.failing();
-        failing.clear();
-        self.0.is_failing.store(false, Ordering::Relaxed);
+        if self.0.is_failing.load(Ordering::Relaxed) {
+            let mut failing = self.0.failing();
+            failing.clear();
+            self.0.is_failing.store(false, Ordering::Relaxed);
+        }
+    }
+
+    /// What fails, if anything does; a connection that nobody asked for yet does not.
+    pub(super) fn fault(&self) -> StoreState {
+        if !self.0.is_failing.load(Ordering::Relaxed) {
+            return StoreState::Up;
+        }
+        let fault = self.0.failing().values().next().cloned();
+        fault.map_or(StoreState::Up, StoreState::Down)
     }
 
     /// What there is to say of a call that was not answered.

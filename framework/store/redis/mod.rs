@@ -339,18 +339,25 @@ impl Store for RedisStore {
         check::check(self).await
     }
 
-    /// By a write: a server that is full, or became a replica, still answers questions. And by what every message asks for.
+    /// By a write: a server that is full, or became a replica, still answers questions. By what every message asks for. And by
+    /// its replicas, where they count.
     async fn probe(&self) -> Result<(), StoreError> {
         let mut command = ::redis::cmd("SET");
         command.arg(self.keys.probe()).arg(1).arg("PX").arg(PROBE_MILLISECONDS);
         self.link.send("write a probe", &command).await?;
         check::try_scripts(self).await?;
         self.link.is_well();
-        Ok(())
+        match &self.replicas {
+            Some(replicas) => replicas.probe(self.link.until(), self.keys.probe().as_bytes()).await,
+            None => Ok(()),
+        }
     }
 
     fn state(&self) -> StoreState {
-        self.link.state()
+        match (self.link.state(), &self.replicas) {
+            (StoreState::Up, Some(replicas)) => replicas.state(),
+            (state, _) => state,
+        }
     }
 
     fn drive_on(&self, runtime: &tokio::runtime::Handle) {

@@ -16,10 +16,10 @@ use tokio::sync::oneshot::{self, error::TryRecvError};
 
 use super::RedisSettings;
 use super::keys::Keys;
-use super::link::Link;
+use super::link::{Failed, Link};
 use super::part::is_of;
 use super::reply;
-use crate::store::{Owner, StoreError, StoreFault};
+use crate::store::{Owner, StoreError, StoreFault, StoreState};
 
 const WHAT: &str = "wait for replicas";
 /// A touched key is worth nothing afterwards.
@@ -68,16 +68,26 @@ impl Replicas {
         owner: &Owner,
     ) -> Result<(), StoreError> {
         let confirmed = self.confirmed(until, keys, key, owner);
-        match tokio::time::timeout_at(until.into(), confirmed).await {
-            Ok(result) => result,
-            Err(_) => {
-                let text = format!(
-                    "cannot {WHAT} in store `{}`: no time is left for that; look at its replicas",
-                    self.name
-                );
-                Err(StoreError::new(StoreFault::Unreplicated, text))
-            }
-        }
+        let confirmed = tokio::time::timeout_at(until.into(), confirmed).await;
+        confirmed.unwrap_or_else(|_| Err(self.unreplicated("no time is left for that")))
+    }
+
+    /// Whether enough of them are there, whatever was written before.
+    pub(super) async fn probe(&self, until: Instant, touch: &[u8]) -> Result<(), StoreError> {
+        let probed = async {
+            let _round = self.round.lock().await;
+            let pipeline = self.pipeline(touch, &[]);
+            let answers = self.link.send_all(until, WHAT, touch, &pipeline).await?;
+            let count = self.acknowledged(&answers)?;
+            if self.are_enough(count) { Ok(()) } else { Err(self.unreplicated(&self.few(count))) }
+        };
+        let probed = tokio::time::timeout_at(until.into(), probed).await;
+        probed.unwrap_or_else(|_| Err(self.unreplicated("no time is left for that")))
+    }
+
+    /// Whether they were there when they were last asked.
+    pub(super) fn state(&self) -> StoreState {
+        self.link.fault()
     }
 
     async fn confirmed(
@@ -134,7 +144,7 @@ impl Replicas {
         let until = requests.iter().map(|request| request.until).max().unwrap_or(first.until);
         match self.link.send_all(until, WHAT, &first.touch, &pipeline).await {
             Ok(answers) => {
-                let acknowledged = answers.get(1).map_or(Ok(0), |count| reply::number(WHAT, count));
+                let acknowledged = self.acknowledged(&answers);
                 for (request, held) in requests.into_iter().zip(answers.into_iter().skip(2)) {
                     let result = acknowledged.clone();
                     let result = result.and_then(|count| self.judge(&request, count, &held));
@@ -163,18 +173,35 @@ impl Replicas {
 
     fn judge(&self, request: &Request, count: u64, held: &Value) -> Result<(), StoreError> {
         let ours = matches!(held, Value::BulkString(record) if is_of(record, &request.owner));
-        if count >= u64::from(self.min) && ours {
-            return Ok(());
+        match (ours, self.are_enough(count)) {
+            (true, true) => Ok(()),
+            (true, false) => Err(self.unreplicated(&self.few(count))),
+            (false, _) => Err(self.unreplicated("another server is the master now")),
         }
-        let found = if ours {
-            format!("{count} of {} replicas have it after {:?}", self.min, self.patience)
-        } else {
-            "another server is the master now".into()
-        };
-        Err(StoreError::new(
-            StoreFault::Unreplicated,
-            format!("cannot {WHAT} in store `{}`: {found}; look at its replicas", self.name),
-        ))
+    }
+
+    /// How many had the touch; that they are enough is what makes the store whole again.
+    fn acknowledged(&self, answers: &[Value]) -> Result<u64, StoreError> {
+        let count = answers.get(1).map_or(Ok(0), |count| reply::number(WHAT, count))?;
+        if self.are_enough(count) {
+            self.link.is_well();
+        }
+        Ok(count)
+    }
+
+    fn are_enough(&self, count: u64) -> bool {
+        count >= u64::from(self.min)
+    }
+
+    fn few(&self, count: u64) -> String {
+        format!("{count} of {} replicas have it after {:?}", self.min, self.patience)
+    }
+
+    /// Says so as of a server that is silent: no message gets through meanwhile.
+    fn unreplicated(&self, found: &str) -> StoreError {
+        let text = format!("cannot {WHAT} in store `{}`: {found}; look at its replicas", self.name);
+        let error = StoreError::new(StoreFault::Unreplicated, text);
+        self.link.down(WHAT, Failed::ForGood(error))
     }
 }
 
