@@ -83,6 +83,11 @@ impl State {
     }
 }
 
+/// No span is longer: moments that are made of it have a time of day. The same as with Redis.
+fn bounded(span: Duration) -> Duration {
+    span.min(Duration::from_millis(1 << 42))
+}
+
 /// The process's part of an owner is the same for all; the store is never shared.
 fn same(held: Option<&Owner>, owner: &Owner) -> bool {
     held == Some(owner)

@@ -3,7 +3,7 @@
 //! Owns which they are, so that a message never claims what it has done itself: a store that comes
 //! back empty would say that the id is fresh.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -15,8 +15,9 @@ use crate::telemetry::Counter;
 pub(crate) struct LateEnds(Arc<Inner>);
 
 struct Inner {
-    ids: Mutex<HashSet<Box<str>>>,
-    /// Nearly always none: then nobody takes the lock.
+    /// How many of each: a run that lost its claim and the one that took over may both be late.
+    ids: Mutex<HashMap<Box<str>, usize>>,
+    /// How many ids. Nearly always none: then nobody takes the lock.
     count: AtomicUsize,
     /// Counts the ends that found another owner.
     repeats: Counter,
@@ -30,20 +31,20 @@ impl LateEnds {
 
     /// Whether the end of this id is still on its way.
     pub(super) fn has(&self, id: &str) -> bool {
-        self.0.count.load(Ordering::Acquire) > 0 && self.ids().contains(id)
+        self.0.count.load(Ordering::Acquire) > 0 && self.ids().contains_key(id)
     }
 
     /// Notes that the end of a run is on its way, until the answer is dropped.
     pub(super) fn begin(&self, key: Arc<ClaimKey>) -> LateEnd {
         let mut ids = self.ids();
-        ids.insert(key.id.clone());
+        *ids.entry(key.id.clone()).or_default() += 1;
         self.0.count.store(ids.len(), Ordering::Release);
         drop(ids);
         LateEnd { ends: self.clone(), key }
     }
 
-    fn ids(&self) -> MutexGuard<'_, HashSet<Box<str>>> {
-        // A set is whole whatever panicked beside it.
+    fn ids(&self) -> MutexGuard<'_, HashMap<Box<str>, usize>> {
+        // A map is whole whatever panicked beside it.
         self.0.ids.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -64,7 +65,30 @@ impl LateEnd {
 impl Drop for LateEnd {
     fn drop(&mut self) {
         let mut ids = self.ends.ids();
-        ids.remove(&self.key.id);
+        if let Some(count) = ids.get_mut(&self.key.id) {
+            *count -= 1;
+            if *count == 0 {
+                ids.remove(&self.key.id);
+            }
+        }
         self.ends.0.count.store(ids.len(), Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Fingerprint;
+
+    #[test]
+    fn an_id_is_late_until_the_last_of_its_ends_is_told() {
+        let (id, fingerprint) = ("7".into(), Fingerprint::of(b""));
+        let key = Arc::new(ClaimKey { scope: "orders".into(), id, fingerprint, generation: 0 });
+        let ends = LateEnds::new(Counter::default());
+        let (first, second) = (ends.begin(key.clone()), ends.begin(key));
+        drop(first);
+        assert!(ends.has("7"));
+        drop(second);
+        assert!(!ends.has("7"));
     }
 }

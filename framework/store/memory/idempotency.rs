@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::{MemoryStore, State};
+use super::{MemoryStore, State, bounded};
 use crate::store::{
     Claim, ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, ClaimState, Clock, Ending, Fence,
     Fingerprint, IdempotencyStore, Moment, Owner, Renewed, StoreError,
@@ -135,7 +135,7 @@ fn name(key: &ClaimKey) -> String {
 #[async_trait]
 impl IdempotencyStore for MemoryStore {
     async fn claim(&self, ask: &ClaimAsk<'_>) -> Result<ClaimAnswer, StoreError> {
-        let now = Clock::Tokio.now();
+        let (now, lease) = (Clock::Tokio.now(), bounded(ask.lease));
         let mut state = self.state();
         state.expire_claims(now);
         let name = name(ask.key);
@@ -162,7 +162,7 @@ impl IdempotencyStore for MemoryStore {
         let generation = last.as_ref().map_or(0, |last| last.generation).max(ask.key.generation);
         let waiting = last.map_or_else(Vec::new, |last| last.waiting);
         let record = Record {
-            phase: Phase::Running { until: now + ask.lease },
+            phase: Phase::Running { until: now + lease },
             owner: ask.owner.clone(),
             holder: ask.holder.to_owned(),
             attempts,
@@ -170,7 +170,7 @@ impl IdempotencyStore for MemoryStore {
             generation,
             fingerprint: ask.key.fingerprint,
             fence,
-            expires: now + ask.keep.max(ask.lease * 2),
+            expires: now + ask.keep.max(lease * 2),
             waiting,
         };
         state.put(name, record);
@@ -184,7 +184,7 @@ impl IdempotencyStore for MemoryStore {
         owner: &Owner,
         lease: Duration,
     ) -> Result<Renewed, StoreError> {
-        let now = Clock::Tokio.now();
+        let (now, lease) = (Clock::Tokio.now(), bounded(lease));
         let mut state = self.state();
         state.expire_claims(now);
         let name = name(key);
@@ -306,28 +306,28 @@ fn ended(mut record: Record, ending: &Ending<'_>, now: Moment, keep: Duration) -
 mod tests {
     use super::*;
 
+    const KEEP: Duration = Duration::from_secs(3600);
+
+    fn key(id: u32) -> ClaimKey {
+        let (id, fingerprint) = (format!("id-{id}").into(), Fingerprint::of(b"payload"));
+        ClaimKey { scope: "orders".into(), id, fingerprint, generation: 0 }
+    }
+
+    async fn claim(store: &MemoryStore, key: &ClaimKey, owner: &Owner, lease: Duration) {
+        let (keep, seen) = (KEEP, Fence(0));
+        let (attempts, holder, force, waits) = (0, "test", false, false);
+        let ask = ClaimAsk { key, owner, lease, keep, attempts, holder, force, waits, seen };
+        store.claim(&ask).await.expect("an answer");
+    }
+
     #[tokio::test(start_paused = true)]
     async fn ten_thousand_claims_that_are_given_back_leave_nothing_behind() {
         let store = MemoryStore::new();
         for number in 0..10_000 {
-            let fingerprint = Fingerprint::of(b"payload");
-            let id = format!("id-{}", number % 100).into();
-            let key = ClaimKey { scope: "orders".into(), id, fingerprint, generation: 0 };
-            let (owner, keep) = (Owner::new(), Duration::from_secs(3600));
-            let ask = ClaimAsk {
-                key: &key,
-                owner: &owner,
-                lease: Duration::from_secs(30),
-                keep,
-                attempts: 0,
-                holder: "test",
-                force: false,
-                waits: false,
-                seen: Fence(0),
-            };
-            store.claim(&ask).await.expect("an answer");
+            let (key, owner) = (key(number % 100), Owner::new());
+            claim(&store, &key, &owner, Duration::from_secs(30)).await;
             let known = match number % 2 {
-                0 => store.end(&key, &owner, &Ending::Release, keep).await,
+                0 => store.end(&key, &owner, &Ending::Release, KEEP).await,
                 _ => store.reset(&key).await,
             };
             assert!(known.expect("an answer"));
@@ -335,5 +335,13 @@ mod tests {
         }
         let state = store.state();
         assert!(state.claims.is_empty() && state.expiries.is_empty(), "{}", state.expiries.len());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_without_end_is_renewed() {
+        let (store, key, owner) = (MemoryStore::new(), key(1), Owner::new());
+        claim(&store, &key, &owner, Duration::MAX).await;
+        let kept = store.renew_claim(&key, &owner, Duration::MAX).await.expect("an answer");
+        assert_eq!(kept, Renewed::Kept);
     }
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use super::{MemoryStore, State, same};
+use super::{MemoryStore, State, bounded, same};
 use crate::store::{
     Clock, Fence, LockAnswer, LockAsk, LockState, LockStore, Moment, Owner, Renewed, StoreError,
     Wakes,
@@ -64,6 +64,13 @@ impl Record {
         !held && comes_first
     }
 
+    /// Whoever gives it back need not be told any more that it was taken.
+    fn forget_forced(&mut self, owner: &Owner) {
+        if same(self.forced.as_ref(), owner) {
+            self.forced = None;
+        }
+    }
+
     fn free(&mut self, now: Moment, wakes: &Wakes) {
         self.owner = None;
         self.skip_the_dead(now);
@@ -95,7 +102,7 @@ impl LockStore for MemoryStore {
         let record = state.locks.entry(ask.key.to_owned()).or_insert_with(|| Record::new(now));
         record.skip_the_dead(now);
         if same(record.owner.as_ref(), ask.owner) && record.until > now {
-            record.until = now + ask.lease;
+            record.until = now + bounded(ask.lease);
             return Ok(LockAnswer::Held(Fence(record.fence)));
         }
         if !record.is_free_for(ask, now) {
@@ -113,7 +120,7 @@ impl LockStore for MemoryStore {
         record.forced = None;
         ask.holder.clone_into(&mut record.holder);
         record.since = now;
-        record.until = now + ask.lease;
+        record.until = now + bounded(ask.lease);
         state.fence = fence;
         Ok(LockAnswer::Held(Fence(fence)))
     }
@@ -128,7 +135,7 @@ impl LockStore for MemoryStore {
         let mut state = self.state();
         Ok(match state.locks.get_mut(key) {
             Some(record) if same(record.owner.as_ref(), owner) && record.until > now => {
-                record.until = now + lease;
+                record.until = now + bounded(lease);
                 Renewed::Kept
             }
             Some(record) if same(record.forced.as_ref(), owner) => Renewed::Forced,
@@ -145,7 +152,11 @@ impl LockStore for MemoryStore {
                 record.free(now, &self.wakes);
                 held
             }
-            _ => false,
+            Some(record) => {
+                record.forget_forced(owner);
+                false
+            }
+            None => false,
         };
         state.forget_free(key);
         Ok(held)
@@ -156,6 +167,7 @@ impl LockStore for MemoryStore {
         let mut state = self.state();
         if let Some(record) = state.locks.get_mut(key) {
             record.leave(owner);
+            record.forget_forced(owner);
             let held = record.owner.is_some() && record.until > now;
             if !held || same(record.owner.as_ref(), owner) {
                 record.free(now, &self.wakes);
@@ -216,23 +228,36 @@ fn look(state: &mut State, key: &str, now: Moment) -> Option<LockState> {
 mod tests {
     use super::*;
 
+    fn ask<'a>(key: &'a str, owner: &'a Owner, lease: Duration) -> LockAsk<'a> {
+        LockAsk { key, owner, lease, holder: "test", fair: false, waits: false, seen: Fence(0) }
+    }
+
     #[tokio::test(start_paused = true)]
     async fn ten_thousand_keys_leave_nothing_behind() {
         let store = MemoryStore::new();
         for number in 0..10_000 {
             let (key, owner) = (format!("key-{number}"), Owner::new());
-            let ask = LockAsk {
-                key: &key,
-                owner: &owner,
-                lease: Duration::from_secs(30),
-                holder: "test",
-                fair: false,
-                waits: false,
-                seen: Fence(0),
-            };
+            let ask = ask(&key, &owner, Duration::from_secs(30));
             store.acquire(&ask).await.expect("an answer");
-            assert!(store.release(&key, &owner).await.expect("an answer"));
+            let is_forced = number % 2 == 0;
+            if is_forced {
+                assert!(store.force_release(&key).await.expect("an answer"));
+            }
+            assert_eq!(store.release(&key, &owner).await.expect("an answer"), !is_forced);
         }
         assert!(store.state().locks.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_without_end_can_be_looked_at() {
+        let (store, owner) = (MemoryStore::new(), Owner::new());
+        let ask = ask("a", &owner, Duration::MAX);
+        for _ in 0..2 {
+            store.acquire(&ask).await.expect("an answer");
+            let kept = store.renew("a", &owner, Duration::MAX).await.expect("an answer");
+            assert_eq!(kept, Renewed::Kept);
+        }
+        let state = store.inspect("a").await.expect("an answer").expect("it is held");
+        assert!(state.until > state.since);
     }
 }

@@ -443,13 +443,16 @@ impl Open {
 struct Silent<'a> {
     shared: &'a Shared,
     open: &'a Open,
+    /// What was heard before it.
     asked: u64,
+    asked_at: Instant,
     armed: bool,
 }
 
 impl<'a> Silent<'a> {
     fn new(shared: &'a Shared, open: &'a Open) -> Self {
-        Self { shared, open, asked: open.heard.load(Ordering::Relaxed), armed: true }
+        let (asked, asked_at) = (open.heard.load(Ordering::Relaxed), Instant::now());
+        Self { shared, open, asked, asked_at, armed: true }
     }
 
     fn disarm(mut self) {
@@ -460,11 +463,12 @@ impl<'a> Silent<'a> {
 impl Drop for Silent<'_> {
     /// A connection on which nobody heard anything for as long as this call waited may be half
     /// open for hours: the next call gets a new one. A caller that merely gave up early does not
-    /// count.
+    /// count, however long nobody had asked anything before; who stood in a queue first waits less than the whole deadline.
     fn drop(&mut self) {
-        let heard = self.open.heard.load(Ordering::Relaxed);
+        let (heard, deadline) = (self.open.heard.load(Ordering::Relaxed), self.shared.deadline);
         let quiet = self.open.began.elapsed().saturating_sub(Duration::from_millis(heard));
-        if self.armed && heard == self.asked && quiet >= self.shared.deadline.mul_f64(0.9) {
+        let is_quiet = heard == self.asked && quiet >= deadline.mul_f64(0.9);
+        if self.armed && is_quiet && self.asked_at.elapsed() >= deadline / 2 {
             let text = format!("no answer within {:?}", self.shared.deadline);
             self.shared.forget(self.open.number, &text);
         }

@@ -63,6 +63,13 @@ fn text(value: &Value) -> Option<&str> {
     }
 }
 
+/// The word that a list begins with, and what belongs to it.
+fn said(value: &Value) -> Option<(&str, &[Value])> {
+    let Value::Array(values) = value else { return None };
+    let (word, rest) = values.split_first()?;
+    Some((text(word)?, rest))
+}
+
 fn count(what: &str, value: &Value) -> Result<u32, StoreError> {
     Ok(u32::try_from(number(what, value)?).unwrap_or(u32::MAX))
 }
@@ -79,9 +86,9 @@ pub(super) fn claim(value: Value, attempts: u32) -> Result<ClaimAnswer, StoreErr
         let (kind, takeovers) = (ClaimKind::Fresh, 0);
         return Ok(ClaimAnswer::Granted(Claim { kind, attempts, takeovers, fence }));
     }
-    let Value::Array(values) = &value else { return Err(strange(WHAT, &value)) };
-    let answer = match (values.first().and_then(text), &values[1..]) {
-        (Some(kind @ ("fresh" | "taken")), [attempts, takeovers, fence]) => {
+    let Some((said, rest)) = said(&value) else { return Err(strange(WHAT, &value)) };
+    let answer = match (said, rest) {
+        (kind @ ("fresh" | "taken"), [attempts, takeovers, fence]) => {
             let kind = if kind == "taken" { ClaimKind::TakenOver } else { ClaimKind::Fresh };
             ClaimAnswer::Granted(Claim {
                 kind,
@@ -90,20 +97,20 @@ pub(super) fn claim(value: Value, attempts: u32) -> Result<ClaimAnswer, StoreErr
                 fence: Fence(number(WHAT, fence)?),
             })
         }
-        (Some("done"), [Value::BulkString(result)]) => {
+        ("done", [Value::BulkString(result)]) => {
             ClaimAnswer::Done(Some(Bytes::copy_from_slice(result)))
         }
         // A list that ends in nothing may come without its end.
-        (Some("done"), [] | [Value::Nil]) => ClaimAnswer::Done(None),
-        (Some("dead"), [reason]) => ClaimAnswer::Dead(text(reason).unwrap_or_default().into()),
-        (Some("running"), [remaining]) => {
+        ("done", [] | [Value::Nil]) => ClaimAnswer::Done(None),
+        ("dead", [reason]) => ClaimAnswer::Dead(text(reason).unwrap_or_default().into()),
+        ("running", [remaining]) => {
             ClaimAnswer::Running { remaining: milliseconds(WHAT, remaining)? }
         }
-        (Some("waiting"), [remaining]) => {
+        ("waiting", [remaining]) => {
             ClaimAnswer::Waiting { remaining: milliseconds(WHAT, remaining)? }
         }
-        (Some("superseded"), []) => ClaimAnswer::Superseded,
-        (Some("mismatch"), []) => ClaimAnswer::Mismatch,
+        ("superseded", []) => ClaimAnswer::Superseded,
+        ("mismatch", []) => ClaimAnswer::Mismatch,
         _ => return Err(strange(WHAT, &value)),
     };
     Ok(answer)
@@ -114,9 +121,8 @@ pub(super) fn lock(value: Value) -> Result<LockAnswer, StoreError> {
     if let Value::Int(_) = value {
         return Ok(LockAnswer::Held(Fence(number(WHAT, &value)?)));
     }
-    let Value::Array(values) = &value else { return Err(strange(WHAT, &value)) };
-    match (values.first().and_then(text), &values[1..]) {
-        (Some("busy"), [remaining, ahead]) => Ok(LockAnswer::Busy {
+    match said(&value) {
+        Some(("busy", [remaining, ahead])) => Ok(LockAnswer::Busy {
             remaining: milliseconds(WHAT, remaining)?,
             ahead: count(WHAT, ahead)?,
         }),
@@ -158,4 +164,20 @@ pub(super) fn claim_state(value: Value) -> Result<Option<ClaimState>, StoreError
         holder: text(&holder).unwrap_or_default().to_owned(),
         remaining: milliseconds(WHAT, &remaining)?,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_of_another_shape_is_an_error_and_no_guess() {
+        let word = |word: &str| Value::BulkString(word.into());
+        for values in [vec![], vec![Value::Nil], vec![word("busy")], vec![word("fresh"); 4]] {
+            let claimed = claim(Value::Array(values.clone()), 0).expect_err("no claim's answer");
+            let locked = lock(Value::Array(values)).expect_err("no lock's answer");
+            assert_eq!([claimed.fault, locked.fault], [StoreFault::Other; 2]);
+        }
+        assert_eq!(claim(Value::Array(vec![word("done")]), 0).ok(), Some(ClaimAnswer::Done(None)));
+    }
 }

@@ -10,11 +10,13 @@ use std::time::Duration;
 use ::redis::{RedisError, RedisResult};
 use futures_util::StreamExt;
 use tokio::runtime::Handle;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::address::Address;
 use crate::store::{Owner, Wakes};
 
+/// Before it is opened again, doubled up to the second.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 /// How often a quiet subscription is asked whether it still lives.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
@@ -59,6 +61,12 @@ impl Listener {
     }
 }
 
+/// A server that takes the subscription and hangs up again is asked as seldom as one that does not take it: everybody who waits
+/// is woken each time.
+fn pause_after(pause: Duration, lasted: Duration) -> Duration {
+    if lasted >= PROBE_EVERY { PAUSE_MIN } else { (pause * 2).min(PAUSE_MAX) }
+}
+
 struct Ear {
     address: Arc<Address>,
     channel: String,
@@ -77,15 +85,15 @@ impl Drop for Ear {
 
 impl Ear {
     async fn listen_for_ever(self) {
-        let mut pause = Duration::from_millis(50);
+        let mut pause = PAUSE_MIN;
         let mut attempt = 0;
         while self.life.strong_count() > 0 {
-            if self.listen(attempt).await.is_ok() {
-                pause = Duration::from_millis(50);
-            }
+            let began = Instant::now();
+            // Why it ended is said by the calls that fail with it.
+            let _ = self.listen(attempt).await;
+            pause = pause_after(pause, began.elapsed());
             attempt += 1;
             sleep(pause.mul_f64(0.5 + fastrand::f64() / 2.0)).await;
-            pause = (pause * 2).min(PAUSE_MAX);
         }
     }
 
@@ -114,5 +122,21 @@ impl Ear {
             }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_subscription_that_lasted_is_opened_again_at_once() {
+        let hung_up = Duration::from_millis(1);
+        let mut pause = PAUSE_MIN;
+        for _ in 0..10 {
+            pause = pause_after(pause, hung_up);
+        }
+        assert_eq!(pause, PAUSE_MAX);
+        assert_eq!(pause_after(pause, PROBE_EVERY), PAUSE_MIN);
     }
 }
