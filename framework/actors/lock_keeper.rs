@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use tokio::runtime::Handle;
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use crate::store::{
     Guard, Keeper, LockError, LockPolicy, LockState, Locks, Store, StoreError, StoreFault,
@@ -251,6 +251,12 @@ impl KeeperSeat {
 
     fn current(&self) -> MutexGuard<'_, Addr<LockKeeper>> {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits for what is still being ended and released, at most for `patience`: it would have to wait for its lease else.
+    pub(crate) async fn finish(&self, patience: Duration) {
+        // Whose store is away is not waited for any longer.
+        let _ = timeout(patience, self.locks.keeper().is_idle()).await;
     }
 
     /// Ends the thread; what is still held is free when its lease ends.

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use actix::prelude::*;
+use futures_util::future::join_all;
 use tokio::sync::{oneshot, watch};
 
 use super::{Inner, Service, Stop, Subscription, adapters};
@@ -321,6 +322,8 @@ impl ServiceBuilder {
                 () = signals::wait_for_stop(stopping, heed.clone()) => {}
             }
             let left = inner.shut_down().await;
+            let stores = &inner.config.stores;
+            join_all(keepers.iter().map(|(name, seat)| seat.finish(stores[name].deadline))).await;
             keepers.values().for_each(|seat| seat.stop());
             telemetry::stopped(left);
             end.send_replace(Some(Stop { left }));

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::runtime::Handle;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 
 use super::{Clock, Moment, Renewed, StoreError};
@@ -101,6 +101,8 @@ struct KeeperShared {
     clock: Clock,
     wheel: Mutex<Wheel>,
     alarm: Arc<Notify>,
+    /// How many works go on without their owners.
+    working: Arc<watch::Sender<usize>>,
 }
 
 #[derive(Default)]
@@ -134,6 +136,7 @@ impl Keeper {
             clock,
             wheel: Mutex::default(),
             alarm: alarm.clone(),
+            working: Arc::default(),
         });
         runtime.spawn(turn(Arc::downgrade(&shared), alarm, clock));
         Self(shared)
@@ -141,7 +144,18 @@ impl Keeper {
 
     /// Runs what must go on when its owner is gone: a release after a drop.
     pub(crate) fn spawn<F: Future<Output = ()> + Send + 'static>(&self, work: F) {
-        self.0.runtime.spawn(work);
+        let working = Working::begin(self.0.working.clone());
+        self.0.runtime.spawn(async move {
+            let _working = working;
+            work.await;
+        });
+    }
+
+    /// Completes when none of that is under way any more.
+    pub(crate) async fn is_idle(&self) {
+        let mut working = self.0.working.subscribe();
+        // The sender lives in `self`, so this never fails.
+        let _ = working.wait_for(|count| *count == 0).await;
     }
 
     /// The runtime that renewals run on.
@@ -152,6 +166,22 @@ impl Keeper {
     /// How many leases wait for their first renewal: a gauge.
     pub(crate) fn waiting(&self) -> usize {
         self.0.wheel().due.len()
+    }
+}
+
+/// One of the works, until it is done or its runtime is gone.
+struct Working(Arc<watch::Sender<usize>>);
+
+impl Working {
+    fn begin(working: Arc<watch::Sender<usize>>) -> Self {
+        working.send_modify(|count| *count += 1);
+        Self(working)
+    }
+}
+
+impl Drop for Working {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
     }
 }
 
@@ -515,5 +545,17 @@ mod tests {
             lease.stop().await;
         }
         assert_eq!(keeper.waiting(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_keeper_is_idle_when_the_last_of_its_works_is_done() {
+        let keeper = Keeper::new(Handle::current(), Clock::Tokio);
+        keeper.is_idle().await;
+        let seconds = |count| tokio::time::sleep(Duration::from_secs(count));
+        keeper.spawn(seconds(1));
+        keeper.spawn(seconds(5));
+        let began = Clock::Tokio.now();
+        keeper.is_idle().await;
+        assert!(Clock::Tokio.now().since(began) >= Duration::from_secs(5));
     }
 }
