@@ -4,6 +4,7 @@
 //! Owns what a user's test works with, and what every broker and store promises, as tests of
 //! numbered sentences; those know the seams and nothing of an adapter.
 
+mod in_memory;
 mod record;
 mod service;
 

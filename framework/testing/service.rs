@@ -11,9 +11,9 @@ use std::time::Duration;
 use actix::SystemRunner;
 use tokio::time::Instant;
 
+use super::in_memory::in_memory;
 use super::record::{Record, Witness};
 use crate::clock::Clock;
-use crate::config::{Broker, Config, Store, StoreKind};
 use crate::dead_letters::DeadLetter;
 use crate::error::Error;
 use crate::publisher::{Message, MessageId, Publisher};
@@ -477,23 +477,4 @@ async fn is_done(service: &Service) -> bool {
         }
     }
     true
-}
-
-/// Replaces every broker and store by one in memory.
-fn in_memory(config: &mut Config) {
-    for broker in config.brokers.values_mut() {
-        *broker = Broker::default();
-    }
-    for store in config.stores.values_mut() {
-        let (deadline, strict) = (store.deadline, store.strict);
-        *store = Store { kind: StoreKind::Memory, deadline, strict, ..Store::default() };
-    }
-    for (name, subscription) in &mut config.subscriptions {
-        // What a topic brings, a queue of its name brings here.
-        let topic = std::mem::take(&mut subscription.topics).into_iter().next();
-        let queue = subscription.queue.take().or(topic);
-        subscription.queue = Some(queue.unwrap_or_else(|| name.clone()));
-        subscription.pattern = None;
-        subscription.group = None;
-    }
 }
