@@ -8,13 +8,16 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::oneshot;
+
 use super::calls::Calls;
 use super::life::Life;
 use super::outbox::Outbox;
 use super::tenure::Tenure;
-use crate::message::{Delivery, Failure, trace_of};
+use crate::message::{Delivery, trace_of};
 use crate::pipeline::{
-    Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, await_verdict, judge, process,
+    Answer, Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, await_verdict, judge,
+    process,
 };
 use crate::store::{Gathering, Scope as Holding, Sharing};
 use crate::telemetry::{self, Instrument};
@@ -49,7 +52,9 @@ impl<T> Call<T> for Caller<T> {
     async fn begin(&self, delivery: Delivery<T>) -> Running {
         if !self.workplace.is_in_time(&delivery) {
             let why = "its batch began without it, with the lock that it would have shared";
-            return Running::Done(Err(Failure::defer(LATE_DELAY, why)));
+            let (answer, answered) = oneshot::channel();
+            let _ = answer.send(Answer::Later(LATE_DELAY, why.into()));
+            return Running::Gathered(answered);
         }
         self.workplace.calls.ask(self.slot, delivery).await
     }

@@ -2,6 +2,7 @@
 //!
 //! Pure: the message's age and the chance are handed in.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use super::{Retries, Work, caught};
@@ -28,6 +29,10 @@ pub(crate) enum Answer {
     Interrupted,
     /// No handler saw it.
     Refused(Box<Epitaph>),
+    /// It waits for something of ours: a claim or a lock that another has, or one that was lost. Nobody failed.
+    Later(Duration, Cow<'static, str>),
+    /// What would guard it failed, of this message alone: it was not handed out.
+    Unguarded(String),
 }
 
 /// What the framework does with a message.
@@ -263,6 +268,12 @@ pub(crate) fn decide(
         Answer::Handled => return Verdict::Ack,
         Answer::Interrupted => return Verdict::Again,
         Answer::Refused(epitaph) => return Verdict::Dead(epitaph),
+        // Past the rules: they are about what handlers answer, and would settle what none has seen.
+        Answer::Later(delay, why) => return later(delay, &why, kind, retries, age),
+        Answer::Unguarded(error) => {
+            let (policy, fault) = (retries.policy_for(kind), Fault { error, class: None });
+            return again(Wish::Retry, fault, work, policy, retries, age, chance);
+        }
         Answer::Panicked(message) => {
             (Wish::Retry, Fault::of_class(format!("panicked: {message}"), CLASS_PANIC))
         }
@@ -295,6 +306,28 @@ pub(crate) enum Rule<'a> {
     Retry(&'a Policy),
 }
 
+/// Back after a wait of ours, which ends at the message's age and never takes it out of its order.
+fn later(
+    delay: Duration,
+    why: &str,
+    kind: Option<&str>,
+    retries: &Retries,
+    age: Duration,
+) -> Verdict {
+    let policy = retries.policy_for(kind);
+    match age >= policy.age_max {
+        true => {
+            let error = too_old(policy, why);
+            Verdict::Dead(Box::new(Epitaph::new(Reason::Expired, error)))
+        }
+        false => Verdict::Defer(retries.wait_in_order(delay, policy)),
+    }
+}
+
+fn too_old(policy: &Policy, why: &str) -> String {
+    format!("older than age_max ({:?}): {why}", policy.age_max)
+}
+
 fn again(
     wish: Wish,
     fault: Fault,
@@ -316,8 +349,7 @@ fn again(
         return dead(Reason::Exhausted, fault);
     }
     if age >= policy.age_max {
-        let age_max = policy.age_max;
-        let error = format!("older than age_max ({age_max:?}): {}", fault.error);
+        let error = too_old(policy, &fault.error);
         return dead(Reason::Expired, Fault { error, class: fault.class });
     }
     let waiting = match asked {

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::guards::{Admission, AdmitRequest, Held, Lost};
 use super::work::find_key;
 use super::{Answer, Epitaph, Reason, Scope, Verdict, Waiting, Work};
-use crate::config::{IdMissing, OnDuplicate, OnStoreDown, Ordering};
+use crate::config::{IdMissing, OnDuplicate, OnStoreDown};
 use crate::message::{Claim, ClaimStatus, Failure};
 use crate::store::{ClaimKind, Loss, Sharing};
 use crate::telemetry;
@@ -114,14 +114,10 @@ fn answer_of(
         Admission::Running { remaining, woken } => {
             work.woken = Some(Box::new(woken));
             let wait = remaining.min(ask_again_after(work, scope));
-            Err(later(wait, "the same id is being handled", scope))
+            Err(later(wait, "the same id is being handled"))
         }
-        Admission::Waiting { remaining } => {
-            Err(later(remaining, "the same id waits for a retry", scope))
-        }
-        Admission::LockBusy { retry_in } => {
-            Err(later(retry_in, "its lock is held by another", scope))
-        }
+        Admission::Waiting { remaining } => Err(later(remaining, "the same id waits for a retry")),
+        Admission::LockBusy { retry_in } => Err(later(retry_in, "its lock is held by another")),
         Admission::Mismatch => {
             let error = String::from("its id was used before with another payload");
             let epitaph = Epitaph::new(Reason::Mismatch, error);
@@ -129,7 +125,7 @@ fn answer_of(
         }
         // Of this key alone: the others can go on, and it is not to be handled without what guards it.
         Admission::Failed(error) if !error.is_outage() => {
-            Err(Refusal::Answer(Answer::Failed(Failure::retry(error))))
+            Err(Refusal::Answer(Answer::Unguarded(error.to_string())))
         }
         Admission::Failed(error) => match scope.settings.on_store_down {
             OnStoreDown::Pause => Err(Refusal::Verdict(Verdict::StoreDown(error.to_string()))),
@@ -165,15 +161,10 @@ fn note_done(result: Option<Bytes>, held: Option<&Held>, work: &mut Work, scope:
 }
 
 /// Comes back without an attempt counted; jittered, because others wait for the same moment.
-fn later(wait: Duration, why: &'static str, scope: &Scope) -> Refusal {
+fn later(wait: Duration, why: &'static str) -> Refusal {
     let wait = wait.min(ASK_AGAIN_MAX).max(Duration::from_millis(10));
     let wait = wait.mul_f64(1.0 + fastrand::f64() * 0.2);
-    // A wait of ours is never so long that the message would leave its order.
-    let wait = match scope.settings.ordering {
-        Ordering::None => wait,
-        Ordering::Key | Ordering::Lane => wait.min(scope.settings.order_wait_max),
-    };
-    Refusal::Answer(Answer::Failed(Failure::defer(wait, why)))
+    Refusal::Answer(Answer::Later(wait, why.into()))
 }
 
 /// The poll behind the wake-up. Soon at first, because most handlers are quick and a wake-up may go
@@ -214,11 +205,9 @@ pub(super) fn answer_to_loss(lost: Lost) -> Answer {
             let error = Failure::retry("the handler held its lock for hold_max");
             Answer::Failed(error.class(super::decide::CLASS_TIMEOUT))
         }
-        Lost::Lock(loss) => {
-            Answer::Failed(Failure::defer(LOST_DELAY, format!("the lock was lost: {loss}")))
-        }
+        Lost::Lock(loss) => Answer::Later(LOST_DELAY, format!("the lock was lost: {loss}").into()),
         Lost::Claim(loss) => {
-            Answer::Failed(Failure::defer(LOST_DELAY, format!("the claim was lost: {loss}")))
+            Answer::Later(LOST_DELAY, format!("the claim was lost: {loss}").into())
         }
     }
 }

@@ -141,6 +141,14 @@ impl Retries {
         }
     }
 
+    /// By which policy a message of this type is tried again; what a rule gives up, by the subscription's own.
+    pub(super) fn policy_for(&self, kind: Option<&str>) -> &Policy {
+        match self.rule_for(None, kind) {
+            Rule::Retry(policy) => policy,
+            Rule::Ignore | Rule::Reject => &self.policy,
+        }
+    }
+
     /// Where a delay of the schedule is waited: short ones here; at the broker in the step of just
     /// this length, else in a neighbouring one by chance, so that the mean is kept.
     pub(super) fn wait_for(
@@ -194,6 +202,12 @@ impl Retries {
     /// Where a wait is waited that must not end early.
     pub(crate) fn wait_at_least(&self, delay: Duration, policy: &Policy) -> Waiting {
         if self.stays(delay, policy) { Waiting::Here(delay) } else { self.wait_elsewhere(delay) }
+    }
+
+    /// Where a wait of ours is waited. Where an order is kept it ends early rather than take the message out of it.
+    pub(super) fn wait_in_order(&self, delay: Duration, policy: &Policy) -> Waiting {
+        let delay_max = self.order.map_or(Duration::MAX, |(wait_max, _)| wait_max);
+        self.wait_at_least(delay.min(delay_max), policy)
     }
 
     /// A wait that may be waited by any process: in the step that is not shorter, or in several

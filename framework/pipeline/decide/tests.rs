@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::broker::{Received, SharedEnvelope, Token};
-use crate::config::{Config, Retry, Rule as RuleTable, Subscription, Then};
+use crate::config::{Config, Ordering, Retry, Rule as RuleTable, Subscription, Then};
 use crate::envelope::tests::Bare;
 use crate::retry::{Backoff, Jitter};
 
@@ -180,6 +180,52 @@ proptest! {
             Verdict::Dead(epitaph) => prop_assert!(reject && epitaph.reason == Reason::Rejected),
             other => prop_assert!(false, "{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_rule_for_its_type_neither_acknowledges_nor_gives_up_what_no_handler_has_seen(
+        table in table(), (attempts, age, delay) in message(), wait in ms(0..90_000), chance in 0.0..1.0,
+        reject: bool,
+    ) {
+        let then = if reject { Then::Reject } else { Then::Ignore };
+        let kind = Some(String::from("heartbeat"));
+        let rules = vec![RuleTable { kind, then, ..RuleTable::default() }];
+        let (attempts_max, age_max) = (table.attempts_max.get(), table.age_max);
+        let retries = retries(Retry { rules, ..table });
+        let (work, age) = (work(attempts, age, delay), age.unwrap_or_default());
+        let decided =
+            |answer| decide(answer, &work, Some("heartbeat"), &retries, age, &mut || chance);
+        let aged = age >= age_max;
+        match decided(Answer::Later(wait, "its lock is held by another".into())) {
+            Verdict::Defer(waiting) => prop_assert!(!aged && waiting.delay() >= wait),
+            Verdict::Dead(epitaph) => {
+                prop_assert!(aged && epitaph.reason == Reason::Expired && !epitaph.attempted);
+            }
+            other => prop_assert!(false, "{other:?}"),
+        }
+        let spent = attempts.saturating_add(1) >= attempts_max;
+        match decided(Answer::Unguarded(String::from("the record is not ours"))) {
+            Verdict::Retry(..) => prop_assert!(!spent && !aged),
+            Verdict::Dead(epitaph) => match epitaph.reason {
+                Reason::Exhausted => prop_assert!(spent),
+                reason => prop_assert!(aged && reason == Reason::Expired),
+            },
+            other => prop_assert!(false, "{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_wait_of_ours_never_takes_a_message_out_of_its_order(
+        table in table(), wait in ms(0..90_000), wait_max in ms(1..60_000),
+    ) {
+        let retry = [(String::from("standard"), Retry { age_max: Duration::MAX, ..table })].into();
+        let settings = Subscription {
+            ordering: Ordering::Lane, order_wait_max: wait_max, ..Subscription::default()
+        };
+        let retries = Retries::of(&settings, &Config { retry, ..Config::default() });
+        let answer = Answer::Later(wait, "the lock was lost".into());
+        let verdict = decide(answer, &work(0, None, None), None, &retries, Duration::ZERO, &mut || 0.5);
+        prop_assert_eq!(verdict, Verdict::Defer(Waiting::Here(wait.min(wait_max))));
     }
 
     #[test]
