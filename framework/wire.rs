@@ -392,7 +392,7 @@ pub(crate) fn format_wait(wait: Duration) -> String {
     wait.min(WAIT_MAX).as_nanos().div_ceil(1_000_000).to_string()
 }
 
-/// RFC 3339 in UTC with milliseconds.
+/// RFC 3339 in UTC with milliseconds; for what is later than it can say, the end of the year 9999.
 ///
 /// ```
 /// use std::time::{Duration, SystemTime};
@@ -403,9 +403,12 @@ pub(crate) fn format_wait(wait: Duration) -> String {
 /// assert_eq!(parse_time(&format_time(due)), Some(due));
 /// ```
 pub fn format_time(time: SystemTime) -> String {
-    jiff::Timestamp::try_from(time)
-        .map(|time| format!("{time:.3}"))
-        .unwrap_or_else(|_| String::from("1970-01-01T00:00:00.000Z"))
+    let nearest = match time < SystemTime::UNIX_EPOCH {
+        true => jiff::Timestamp::UNIX_EPOCH,
+        // Not the beginning: what never expires would have expired long ago.
+        false => jiff::Timestamp::MAX,
+    };
+    format!("{:.3}", jiff::Timestamp::try_from(time).unwrap_or(nearest))
 }
 
 /// Reads what [`format_time`] wrote.
@@ -445,6 +448,16 @@ mod tests {
             carried.take(name, *value);
         }
         carried.without_contradictions()
+    }
+
+    #[test]
+    fn a_time_too_late_to_be_written_is_as_late_as_can_be() {
+        let late = SystemTime::UNIX_EPOCH + Duration::from_secs(1_780_000_000_000);
+        let written = format_time(late);
+        assert!(written.starts_with("9999-12-30T"), "{written}");
+        let read = carried(&[(EXPIRES, HeaderValue::Text(&written))]);
+        assert_eq!((read.expires, read.malformed), (parse_time(&written), 0));
+        assert_eq!(parse_time(&written).map(format_time), Some(written));
     }
 
     const TIME: HeaderValue<'_> = HeaderValue::Text("2026-03-01T12:00:00.250Z");

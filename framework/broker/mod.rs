@@ -623,7 +623,7 @@ pub struct Outgoing {
     pub kind: Option<String>,
     /// Its key (Kafka), where the target does not tell.
     pub key: Option<Bytes>,
-    /// When it expires, counted from now.
+    /// When it expires, counted from now; in a century at the latest.
     pub time_to_live: Option<Duration>,
     /// Its priority (RabbitMQ).
     pub priority: Option<u8>,

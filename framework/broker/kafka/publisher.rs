@@ -279,7 +279,8 @@ pub(super) fn topic_of(message: &Outgoing) -> Result<&str, BrokerError> {
 
 pub(super) fn headers_of(message: &Outgoing, now: SystemTime) -> OwnedHeaders {
     let text = |name, value: &str| (name, value.to_owned());
-    let expires = message.time_to_live.map(|left| wire::format_time(now + left));
+    let expires =
+        message.time_to_live.map(|left| wire::format_time(now + left.min(wire::WAIT_MAX)));
     let properties = [
         Some(text(wire::ID, &message.id)),
         message.content_type.as_deref().map(|value| text(CONTENT_TYPE, value)),

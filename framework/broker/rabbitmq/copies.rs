@@ -98,7 +98,8 @@ pub(super) fn properties_of(
     }
     let expiration = message.time_to_live.filter(|left| *left <= EXPIRATION_MAX);
     if let (Some(left), None) = (message.time_to_live, expiration) {
-        let expires = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + left;
+        let expires =
+            SystemTime::UNIX_EPOCH + Duration::from_secs(seconds) + left.min(wire::WAIT_MAX);
         headers
             .insert(wire::EXPIRES.into(), AMQPValue::LongString(wire::format_time(expires).into()));
     }
@@ -263,6 +264,10 @@ mod tests {
         assert_eq!(lives(3600), (Some("3600000".into()), None));
         assert_eq!(lives(4_294_967), (Some("4294967000".into()), None));
         assert_eq!(lives(4_294_968), (None, Some("1970-02-19T17:02:48.000Z".into())));
+        assert_eq!(
+            lives(u64::MAX),
+            (None, Some(wire::format_time(SystemTime::UNIX_EPOCH + wire::WAIT_MAX)))
+        );
     }
 
     #[test]
