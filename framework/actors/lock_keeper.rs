@@ -196,8 +196,25 @@ pub(crate) struct KeeperSeat {
     name: Arc<str>,
     locks: Locks,
     keeper: Mutex<Addr<LockKeeper>>,
-    /// `None` in a test service, where everything shares one thread.
-    arbiter: Option<Arbiter>,
+    thread: Thread,
+}
+
+/// The thread of a keeper; none in a test service, where everything shares one. It ends with its seat, also with one that
+/// came to nothing at the start.
+struct Thread(Option<Arbiter>);
+
+impl Thread {
+    fn end(&self) {
+        if let Some(arbiter) = &self.0 {
+            arbiter.stop();
+        }
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        self.end();
+    }
 }
 
 impl KeeperSeat {
@@ -212,8 +229,8 @@ impl KeeperSeat {
         patience: Duration,
         threads: bool,
     ) -> Result<Self, StoreError> {
-        let arbiter = threads.then(Arbiter::new);
-        let runtime = match &arbiter {
+        let thread = Thread(threads.then(Arbiter::new));
+        let runtime = match &thread.0 {
             Some(arbiter) => runtime_of(arbiter).await?,
             None => Handle::current(),
         };
@@ -223,8 +240,8 @@ impl KeeperSeat {
             telemetry::store_warning(name, &warning);
         }
         let name: Arc<str> = name.into();
-        let keeper = Mutex::new(seated(&name, &locks, arbiter.as_ref()));
-        Ok(Self { name, locks, keeper, arbiter })
+        let keeper = Mutex::new(seated(&name, &locks, thread.0.as_ref()));
+        Ok(Self { name, locks, keeper, thread })
     }
 
     /// The handle through which anybody asks for locks.
@@ -234,7 +251,7 @@ impl KeeperSeat {
 
     /// The keeper's address; on a thread of its own, a keeper that died is made anew at once.
     pub(crate) fn keeper(&self) -> Addr<LockKeeper> {
-        if self.arbiter.is_some() {
+        if self.thread.0.is_some() {
             self.attend();
         }
         self.current().clone()
@@ -245,7 +262,7 @@ impl KeeperSeat {
         let mut keeper = self.current();
         if !keeper.connected() {
             telemetry::keeper_restarted(&self.name);
-            *keeper = seated(&self.name, &self.locks, self.arbiter.as_ref());
+            *keeper = seated(&self.name, &self.locks, self.thread.0.as_ref());
         }
     }
 
@@ -261,9 +278,7 @@ impl KeeperSeat {
 
     /// Ends the thread; what is still held is free when its lease ends.
     pub(crate) fn stop(&self) {
-        if let Some(arbiter) = &self.arbiter {
-            arbiter.stop();
-        }
+        self.thread.end();
     }
 }
 
@@ -322,6 +337,20 @@ mod tests {
         assert!(keeper.send(ForceRelease("a".into())).await.expect("alive").expect("an answer"));
         drop(keeper.send(ask("a", Duration::ZERO)).await.expect("alive").expect("free"));
         seat.stop();
+    }
+
+    #[actix::test]
+    async fn the_thread_of_a_seat_that_nobody_stopped_ends_with_it() {
+        let seat = seat().await;
+        let thread = seat.thread.0.as_ref().expect("it has one").handle();
+        assert!(thread.spawn(async {}));
+        drop(seat);
+        let ended = async {
+            while thread.spawn(async {}) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(60), ended).await.expect("it ends");
     }
 
     #[actix::test]
