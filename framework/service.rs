@@ -107,7 +107,7 @@ pub(crate) struct Subscription {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stop {
     /// Handlers that were still running when `service.shutdown_grace` was over; their messages
-    /// went back to the broker.
+    /// went back to the broker. One that blocks its thread stands for all that run on it.
     pub left: usize,
 }
 

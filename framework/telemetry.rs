@@ -259,6 +259,11 @@ pub(crate) fn stopping(grace: Duration) {
     tracing::info!(?grace, "stopping: no new deliveries, finishing what runs");
 }
 
+/// A stop goes on without a subscription that answers nothing.
+pub(crate) fn blocked_at_stop(subscription: &str) {
+    tracing::warn!(subscription, "left running at the stop: a handler blocks the thread");
+}
+
 /// The service has stopped.
 pub(crate) fn stopped(left: usize) {
     if left == 0 {

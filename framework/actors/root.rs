@@ -1,15 +1,23 @@
 //! The root of the actors: starts the subscriptions, and stops them.
 
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::future::join_all;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use super::{Dismiss, Halt, Holding, Inspect, Plan, Resume, Supervisor};
 use crate::health::SubscriptionState;
+use crate::telemetry;
+
+/// A subscription that says nothing for so long when the grace is over has a handler that blocks its thread.
+const SILENT_MAX: Duration = Duration::from_secs(1);
+
+/// How often it is asked for a sign of life meanwhile: what it does at the end has bounds of its own.
+const ASKED_EVERY: Duration = Duration::from_millis(250);
 
 /// How long the threads may take to end when the grace is over.
 const JOINED_MAX: Duration = Duration::from_millis(250);
@@ -80,6 +88,31 @@ impl Running {
         };
         Self { name, supervisor, arbiter }
     }
+
+    /// Holds it for good; how many handlers were left running. One whose handler blocks its thread hears of nothing: at
+    /// the deadline it is left as it is, as one handler.
+    async fn halted(&self, deadline: Instant) -> usize {
+        let state = SubscriptionState::Stopped;
+        let mut halted = pin!(self.supervisor.send(Halt { deadline, state }));
+        if let Ok(left) = timeout_at(deadline, &mut halted).await {
+            return left.unwrap_or(0);
+        }
+        tokio::select! {
+            biased;
+            left = &mut halted => left.unwrap_or(0),
+            () = self.falls_silent() => {
+                telemetry::blocked_at_stop(&self.name);
+                1
+            }
+        }
+    }
+
+    /// Resolves when its thread has done nothing for too long.
+    async fn falls_silent(&self) {
+        while timeout(SILENT_MAX, self.supervisor.send(Inspect)).await.is_ok() {
+            sleep(ASKED_EVERY).await;
+        }
+    }
 }
 
 impl Actor for Root {
@@ -94,19 +127,19 @@ impl Handler<StopAll> for Root {
         let mut subscriptions = std::mem::take(&mut self.subscriptions);
         subscriptions.reverse();
         Box::pin(async move {
-            let halts = subscriptions.iter().map(|running| {
-                running.supervisor.send(Halt { deadline, state: SubscriptionState::Stopped })
-            });
+            let halts = subscriptions.iter().map(|running| running.halted(deadline));
             let left = join_all(halts).await;
-            let dismissed = subscriptions.iter().map(|running| running.supervisor.send(Dismiss));
-            let handlers = join_all(dismissed).await;
-            let mut threads: Vec<Arbiter> = handlers.into_iter().flatten().flatten().collect();
+            let dismissed = subscriptions
+                .iter()
+                .map(|running| timeout(SILENT_MAX, running.supervisor.send(Dismiss)));
+            let handlers = join_all(dismissed).await.into_iter().flatten();
+            let mut threads: Vec<Arbiter> = handlers.flatten().flatten().collect();
             for arbiter in subscriptions.into_iter().filter_map(|running| running.arbiter) {
                 arbiter.stop();
                 threads.push(arbiter);
             }
             ended(threads, deadline).await;
-            left.into_iter().map(|left| left.unwrap_or(0)).sum()
+            left.into_iter().sum()
         })
     }
 }

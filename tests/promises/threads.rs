@@ -39,6 +39,31 @@ fn several_handlers_use_as_many_threads() {
 }
 
 #[test]
+fn a_handler_that_blocks_its_thread_for_ever_does_not_keep_the_service_from_stopping() {
+    let (release, released) = std::sync::mpsc::channel::<()>();
+    let (begun, has_begun) = std::sync::mpsc::channel::<()>();
+    let released = Arc::new(Mutex::new(released));
+    let block = move |_: Delivery<u32>| {
+        let _ = begun.send(());
+        // Until the test is over.
+        let _ = released.lock().unwrap().recv();
+        async { Handled::Ok(()) }
+    };
+    let short = format!("{THRICE}\n[service]\nshutdown_grace = \"200ms\"");
+    blocking_on(async {
+        let builder = Service::builder(config("", &short));
+        let service = builder.subscribe("orders", block).signals(false).start().await;
+        let service = service.expect("it starts");
+        publish(&service, 0..3).await;
+        has_begun.recv().expect("it is called");
+        let stopped = tokio::time::timeout(Duration::from_secs(120), service.stop()).await;
+        assert_eq!(stopped.expect("it stops").left, 1);
+        assert!(!service.health().live);
+    });
+    drop(release);
+}
+
+#[test]
 fn a_handler_that_blocks_its_thread_hides_no_count_but_its_own() {
     let two = r#"
         [service]
