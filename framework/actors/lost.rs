@@ -99,7 +99,9 @@ impl Desk {
         let orphan = self.ledger.orphan(work.slot);
         let _ = self.ledger.settle(work.slot);
         if let Some(orphan) = orphan {
-            self.shared.orphans.borrow_mut().keep(orphan, Outcome { work, verdict });
+            let mut orphans = self.shared.orphans.borrow_mut();
+            orphans.keep(orphan, Outcome { work, verdict }, Instant::now());
+            orphans.forget_beyond(self.settings().in_flight_bytes_max);
         }
     }
 
@@ -145,7 +147,8 @@ impl Desk {
             true if verdict.may_be_spared() => Verdict::Again,
             _ => verdict,
         };
-        self.shared.orphans.borrow_mut().keep(orphan, Outcome { work, verdict });
+        let outcome = Outcome { work, verdict };
+        self.shared.orphans.borrow_mut().keep(orphan, outcome, Instant::now());
         match heir.lane == self.index {
             true => self.inherit(orphan),
             false => self.shared.tell(heir.lane, News::CameOut(orphan)),

@@ -27,6 +27,8 @@ pub(super) struct Orphans {
     /// Those that nobody adopted yet.
     alone: HashMap<Identity, Vec<OrphanId>>,
     count: u64,
+    /// The payloads of those whose fate is known.
+    bytes: usize,
 }
 
 /// Tells an orphan from all others of its subscription, before and after.
@@ -59,7 +61,7 @@ struct Orphan {
     received_at: Instant,
     /// The consumer whose lane it came over first.
     home: u32,
-    /// Nobody has it since then.
+    /// Nobody has it since then, or what came of it is known since then.
     since: Instant,
     heir: Option<Heir>,
     /// What came of it.
@@ -121,16 +123,11 @@ impl Orphans {
     pub(super) fn adopt(&mut self, id: OrphanId, heir: Heir) -> Option<Outcome> {
         self.hide(id);
         let orphan = self.held.get_mut(&id)?;
-        match orphan.fate.take() {
-            Some(fate) => {
-                self.held.remove(&id);
-                Some(*fate)
-            }
-            None => {
-                orphan.heir = Some(heir);
-                None
-            }
+        if orphan.fate.is_some() {
+            return self.take(id);
         }
+        orphan.heir = Some(heir);
+        None
     }
 
     /// The consumer whose lane it came over first.
@@ -144,8 +141,10 @@ impl Orphans {
     }
 
     /// Keeps what came of it, for its heir or for its redelivery.
-    pub(super) fn keep(&mut self, id: OrphanId, outcome: Outcome) {
+    pub(super) fn keep(&mut self, id: OrphanId, outcome: Outcome, now: Instant) {
         if let Some(orphan) = self.held.get_mut(&id) {
+            orphan.since = now;
+            self.bytes += if orphan.fate.is_none() { orphan.size() } else { 0 };
             orphan.fate = Some(Box::new(outcome));
         }
     }
@@ -153,7 +152,9 @@ impl Orphans {
     /// What came of it, for its heir.
     pub(super) fn take(&mut self, id: OrphanId) -> Option<Outcome> {
         self.held.get(&id)?.fate.as_ref()?;
-        self.held.remove(&id)?.fate.map(|fate| *fate)
+        let orphan = self.held.remove(&id)?;
+        self.bytes -= orphan.size();
+        orphan.fate.map(|fate| *fate)
     }
 
     /// The lane of its heir is gone as well; returns the order that waited for it there.
@@ -164,6 +165,7 @@ impl Orphans {
         let heir = orphan.heir.take();
         orphan.since = now;
         let fate = orphan.fate.take();
+        self.bytes -= if fate.is_some() { orphan.size() } else { 0 };
         if let (Some(_), Some(heir)) = (&fate, &heir) {
             orphan.home = heir.lane;
         }
@@ -185,13 +187,13 @@ impl Orphans {
     }
 
     /// Lets go of what came of those that nobody delivered again for too long. One that still runs is kept: it has a
-    /// place with its consumer.
+    /// place with its consumer. So is one with an heir, who is about to take it.
     pub(super) fn forget_old(&mut self, now: Instant) {
         if self.held.is_empty() {
             return;
         }
         let is_old = |orphan: &Orphan| {
-            orphan.fate.is_some() && now.duration_since(orphan.since) > FATE_AGE_MAX
+            !orphan.is_awaited() && now.duration_since(orphan.since) > FATE_AGE_MAX
         };
         let old = self.held.iter().filter(|(_, orphan)| is_old(orphan)).map(|(id, _)| *id);
         for id in old.collect::<Vec<_>>() {
@@ -199,9 +201,23 @@ impl Orphans {
         }
     }
 
+    /// Lets go of what came of the oldest until the payloads of those that nobody has are no longer than this together:
+    /// with another process, they would be held for nothing.
+    pub(super) fn forget_beyond(&mut self, bytes_max: u64) {
+        while self.bytes as u64 > bytes_max {
+            let alone = self.held.iter().filter(|(_, orphan)| !orphan.is_awaited());
+            let oldest = alone.min_by_key(|(id, orphan)| (orphan.since, id.0)).map(|(id, _)| *id);
+            let Some(oldest) = oldest else { return };
+            self.remove(oldest);
+        }
+    }
+
     fn remove(&mut self, id: OrphanId) {
         self.hide(id);
-        self.held.remove(&id);
+        let removed = self.held.remove(&id);
+        if let Some(orphan) = removed.filter(|orphan| orphan.fate.is_some()) {
+            self.bytes -= orphan.size();
+        }
     }
 
     /// Nobody else finds it.
@@ -226,6 +242,15 @@ pub(super) struct Disowned {
 }
 
 impl Orphan {
+    /// It runs, or its heir is about to take what came of it.
+    fn is_awaited(&self) -> bool {
+        self.fate.is_none() || self.heir.is_some()
+    }
+
+    fn size(&self) -> usize {
+        self.received.envelope.body().len()
+    }
+
     fn has_payload_of(&self, received: &Received) -> bool {
         self.received.envelope.body() == received.envelope.body()
     }

@@ -104,7 +104,7 @@ impl Model {
     }
 
     /// A handler is done.
-    fn conclude(&mut self, work: Work) {
+    fn conclude(&mut self, work: Work, now: Instant) {
         let lane = work.lane as usize;
         if !self.ledgers[lane].is_orphan(work.slot) {
             return self.settle(lane, work.slot, &work);
@@ -112,7 +112,8 @@ impl Model {
         let orphan = self.ledgers[lane].orphan(work.slot).expect("each of these has an id");
         assert!(self.ledgers[lane].settle(work.slot).is_none(), "its lane is gone");
         let heir = self.orphans.heir(orphan).cloned();
-        self.orphans.keep(orphan, Outcome { work, verdict: Verdict::Ack });
+        self.orphans.keep(orphan, Outcome { work, verdict: Verdict::Ack }, now);
+        self.orphans.forget_old(now);
         if let Some(heir) = heir {
             let outcome = self.orphans.take(orphan).expect("it was put there");
             assert!(self.ledgers[heir.lane as usize].inherit(heir.slot, orphan));
@@ -173,7 +174,7 @@ impl Model {
                 let works: Vec<(u32, Slot)> = self.running.keys().copied().collect();
                 let Some(place) = works.get(index % works.len().max(1)) else { return };
                 let work = self.running.remove(place).expect("it runs");
-                self.conclude(work);
+                self.conclude(work, now);
             }
             Step::Lose(lane, minutes) => {
                 self.minutes += minutes;
@@ -247,6 +248,23 @@ fn what_came_of_an_orphan_is_kept_for_a_quarter_of_an_hour_and_an_orphan_is_nobo
 }
 
 #[test]
+fn a_run_that_outlasts_a_quarter_of_an_hour_is_not_forgotten_for_it() {
+    let start = Instant::now();
+    let long = start + Duration::from_secs(60 * 60);
+    // Adopted: what comes of it is its heir's, however long it ran.
+    let mut model = after(&[Step::New(0), Step::Lose(0, 0), Step::Again(1, 0)], start);
+    model.minutes = 60;
+    model.take(&Step::Done(0), start);
+    assert_eq!(model.places[0], Place::Gone);
+    // Delivered again only after it was done.
+    let mut model = after(&[Step::New(0), Step::Lose(0, 0)], start);
+    model.minutes = 60;
+    model.take(&Step::Done(0), start);
+    let again = model.received(1, 0, true);
+    assert!(model.take_in(1, again, long + Duration::from_secs(60 * 14)));
+}
+
+#[test]
 fn a_lane_lost_with_what_it_adopted_leaves_that_to_the_next_one() {
     let start = Instant::now();
     let adopted_twice =
@@ -264,7 +282,7 @@ fn what_came_out_on_the_way_to_a_lane_that_is_lost_is_that_lane_s_to_keep() {
     let mut model = after(&[Step::New(0), Step::Lose(0, 0), Step::Again(1, 0)], now);
     let orphan = model.ledgers[0].orphan(0).expect("its lane is gone");
     let work = model.running.pop_first().expect("it runs").1;
-    model.orphans.keep(orphan, Outcome { work, verdict: Verdict::Ack });
+    model.orphans.keep(orphan, Outcome { work, verdict: Verdict::Ack }, now);
     let disowned = model.orphans.disown(orphan, now);
     assert!(disowned.fate.is_some());
     assert_eq!(model.orphans.home(orphan), Some(1));
@@ -278,6 +296,37 @@ fn what_a_broken_consumer_knew_is_adopted_by_nobody() {
         model.orphans.forget_lane(broken);
         assert!(model.orphans.is_empty() && model.orphans.alone.is_empty());
     }
+}
+
+#[test]
+fn what_came_of_orphans_is_let_go_the_oldest_first_where_their_payloads_are_too_long() {
+    let (now, mut orphans) = (Instant::now(), Orphans::default());
+    let received = |id: &str, redelivered| {
+        let (id, body) = (id.to_owned(), vec![7; 100]);
+        let envelope = SharedEnvelope::new(Bare { id, body, redelivered, header: None });
+        Received { envelope, token: Token(1) }
+    };
+    let lost = ["runs", "oldest", "awaited", "newest"].map(|id| {
+        let received = received(id, false);
+        let orphan = orphans.add(received.clone(), identity(&received), now, 0, now);
+        (orphan, Outcome { work: Work::of(received, 0), verdict: Verdict::Again })
+    });
+    orphans.adopt(lost[2].0, Heir { lane: 1, slot: 0, order: None });
+    for (minute, (orphan, outcome)) in (1..).zip(lost).skip(1) {
+        orphans.keep(orphan, outcome, now + Duration::from_secs(60 * minute));
+    }
+    for (bytes_max, kept) in [(300, &["runs", "oldest", "newest"][..]), (200, &["runs", "newest"])]
+    {
+        orphans.forget_beyond(bytes_max);
+        let mut known = vec!["runs", "oldest", "newest"];
+        known.retain(|id| {
+            let again = received(id, true);
+            orphans.find(&again, &identity(&again), now).is_some()
+        });
+        assert_eq!(known, kept, "{bytes_max}");
+    }
+    orphans.forget_beyond(0);
+    assert_eq!(orphans.held.len(), 2, "what runs, and what its heir is about to take");
 }
 
 #[test]
