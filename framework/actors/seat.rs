@@ -3,6 +3,7 @@
 //! Owns the queue while no actor has it; outlives the actors that sit in it one after another. Runs
 //! nothing.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
@@ -28,7 +29,12 @@ pub(crate) struct Seat {
     inbox: Mutex<Option<mpsc::UnboundedReceiver<Dispatch>>>,
     /// Told when an actor has left the seat.
     exits: mpsc::Sender<Exit>,
+    /// The supervisor has yet to hear that a thread of the seat could not make its actor.
+    tells_not_made: AtomicBool,
 }
+
+/// How many exits of one seat the channel has room for: one actor leaves at a time, and beside that one was not made.
+pub(super) const EXITS_MAX: usize = 2;
 
 /// An actor left its seat.
 #[derive(Debug)]
@@ -57,7 +63,13 @@ impl Seat {
         inbox: mpsc::UnboundedReceiver<Dispatch>,
         exits: mpsc::Sender<Exit>,
     ) -> Self {
-        Self { index, scope, inbox: Mutex::new(Some(inbox)), exits }
+        Self {
+            index,
+            scope,
+            inbox: Mutex::new(Some(inbox)),
+            exits,
+            tells_not_made: AtomicBool::new(false),
+        }
     }
 
     /// The queue of work, for the actor that sits down; `None` if another has it.
@@ -79,8 +91,18 @@ impl Seat {
         }
     }
 
-    /// Tells the supervisor; one exit at a time, so that the channel always has room.
+    /// The supervisor has heard that an actor could not be made.
+    pub(super) fn is_heard(&self) {
+        self.tells_not_made.store(false, Ordering::Release);
+    }
+
+    /// Tells the supervisor. The channel always has room: however many threads cannot make their actors, it hears of one
+    /// of them at a time, and another seat's exit is never lost for them.
     pub(crate) fn report(&self, why: ExitReason) {
+        if matches!(why, ExitReason::NotMade(_)) && self.tells_not_made.swap(true, Ordering::AcqRel)
+        {
+            return;
+        }
         let _ = self.exits.try_send(Exit { seat: self.index, why });
     }
 }

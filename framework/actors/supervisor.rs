@@ -20,7 +20,7 @@ use super::links::Links;
 use super::opener::{NotOpened, Opened, Opener};
 use super::patience::Patience;
 use super::retrier::RetrierLeft;
-use super::seat::{Exit, Seat};
+use super::seat::{EXITS_MAX, Exit, Seat};
 use super::shared::{Carrier, Shared, Suspected};
 use crate::broker::{Broker, LaneEnd, LaneId};
 use crate::config;
@@ -125,7 +125,7 @@ struct Place {
 impl Supervisor {
     pub(crate) fn new(plan: Plan) -> Self {
         let Plan { scope, broker, handlers, service, health, threads } = plan;
-        let (exits, exited) = mpsc::channel(seat_count(&scope, &handlers));
+        let (exits, exited) = mpsc::channel(seat_count(&scope, &handlers) * EXITS_MAX);
         let budget = RestartBudget::new(service.restarts_max, service.restarts_window);
         Self {
             scope,

@@ -46,7 +46,10 @@ impl Supervisor {
                 return;
             }
             ExitReason::Died(why) => (why, true),
-            ExitReason::NotMade(why) => (why, false),
+            ExitReason::NotMade(why) => {
+                self.seats[seat].seat.is_heard();
+                (why, false)
+            }
         };
         self.scope.metrics.restarts.inc();
         if !self.budget.try_spend(Instant::now().into_std()) {
