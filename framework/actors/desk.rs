@@ -476,11 +476,24 @@ fn unknown_type(work: &Work, scope: &Scope) -> Verdict {
     }
 }
 
-/// Whoever waits for what this one knew waits in vain: it goes back to the broker.
+/// Whoever waits for what this one knew waits in vain: it goes back to the broker. What it had of all that the consumers
+/// share is for the others again: if it broke with messages in hand, nobody else would ever give that back.
 impl Drop for Desk {
     fn drop(&mut self) {
-        self.shared.peers.borrow_mut().remove(&self.index);
-        self.shared.orphans.borrow_mut().forget_lane(self.index);
+        self.tenure.end();
+        let shared = Rc::clone(&self.shared);
+        shared.peers.borrow_mut().remove(&self.index);
+        shared.orphans.borrow_mut().forget_lane(self.index);
         self.ask_no_more();
+        shared.running.set(shared.running.get().saturating_sub(self.running));
+        shared.keys.borrow_mut().forget_lane(self.index);
+        shared.starved.borrow_mut().retain(|lane| *lane != self.index);
+        if self.probing {
+            shared.gate.borrow_mut().abandon_probe();
+        }
+        if self.suspects {
+            shared.leave_alone();
+        }
+        shared.changed.notify_waiters();
     }
 }

@@ -173,6 +173,8 @@ impl Desk {
         if comes_from_afar && self.is_in_lane_order() {
             self.next_turn(&outcome.work);
             outcome.work.key = heir.order;
+        } else if let Some(key) = &outcome.work.key {
+            shared.keys.borrow_mut().pass(key, self.index);
         }
         self.conclude_anew(outcome);
     }
@@ -193,7 +195,7 @@ impl Desk {
             return None;
         }
         let order = OrderKey::of_lane(self.index);
-        self.shared.keys.borrow_mut().hold(&order).then_some(order)
+        self.shared.keys.borrow_mut().hold(&order, self.index).then_some(order)
     }
 
     fn end_order(&self, order: Option<&OrderKey>) {

@@ -494,6 +494,27 @@ fn a_consumer_that_panics_holds_its_subscription_and_says_so() {
     assert_eq!(state(&test), SubscriptionState::Running);
 }
 
+#[test]
+fn what_a_consumer_that_panics_has_in_hand_keeps_no_permit_and_no_key_for_ever() {
+    let keys = "ordering = \"key\"\nkey = \"header:customer\"\norder_on_long_wait = \"reorder\"";
+    for subscription in ["in_flight_total_max = 3", keys] {
+        let control = Control::new(1);
+        let mut test = orders(&control, subscription, "", very_slow);
+        for id in ["7", "8"] {
+            test.publish("orders", message(id).header("customer", id));
+        }
+        control.panics.store(true, Ordering::SeqCst);
+        test.publish("orders", message("9").header("customer", "7"));
+        test.advance(Duration::from_secs(30));
+        let SubscriptionState::Failed(_) = state(&test) else { panic!("{:?}", state(&test)) };
+        let service = test.service();
+        test.run(async move { service.resume("orders").await }).unwrap();
+        test.advance(Duration::from_secs(60));
+        assert_eq!(unsettled(&mut test), Some(0), "{subscription}: {:?}", test.log());
+        assert_eq!(handled(&test), 3, "{subscription}: {:?}", test.log());
+    }
+}
+
 fn metric(test: &mut TestService, name: &str) -> usize {
     let service = test.service();
     let metrics = test.run(async move { service.metrics().await });
