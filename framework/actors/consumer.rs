@@ -274,6 +274,10 @@ async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
     let shared = Rc::clone(&desk.shared);
     loop {
         let changed = shared.changed.notified();
+        // Whoever asked before the lane was lost has an answer before this rests.
+        while let Ok(news) = desk.news.try_recv() {
+            drop(desk.hear(news, None));
+        }
         desk.run_errands();
         desk.show_all();
         if desk.running + desk.leaving() == 0 || next.lane.borrow().is_some() {

@@ -121,7 +121,16 @@ impl Desk {
         let source = &self.shared.scope.settings.id;
         let identity = |received: &Received| Identity::of(received, source);
         let held: Vec<Received> = match lane {
-            Some(_) => self.ledger.held().into_iter().map(|(_, received)| received).collect(),
+            // Also what waits for answers itself, and is in nobody's ledger yet.
+            Some(_) => {
+                let waiting = self.received.iter().cloned();
+                self.ledger
+                    .held()
+                    .into_iter()
+                    .map(|(_, received)| received)
+                    .chain(waiting)
+                    .collect()
+            }
             None => Vec::new(),
         };
         let is_held = |asked: &Received| {

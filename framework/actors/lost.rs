@@ -24,6 +24,10 @@ impl Desk {
     pub(super) fn lose(&mut self) {
         let now = Instant::now();
         self.tenure.end();
+        if let Some(peer) = self.shared.peers.borrow_mut().get_mut(&self.index) {
+            // All that it has is among the orphans from here on, and nobody may be here to answer.
+            peer.can_be_asked = false;
+        }
         self.lose_ledger(now);
         self.settlements.clear();
         self.settle_by = None;

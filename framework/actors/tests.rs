@@ -739,6 +739,34 @@ fn each_once() -> Vec<(Option<String>, u32)> {
 }
 
 #[test]
+fn nobody_waits_for_the_answer_of_a_consumer_that_rests() {
+    let control = Control::new(2);
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let handler = move |delivery| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        very_slow(delivery)
+    };
+    // Without an id no redelivery is recognised, so that the others are asked for each.
+    let mut test = orders(&control, "id = \"header:number\"", "", handler);
+    test.publish("orders", message("7"));
+    test.advance(Duration::from_secs(20));
+    let gone = control.last.lock().unwrap().clone().unwrap();
+    control.shut.lock().unwrap().insert(gone);
+    control.break_last(Duration::ZERO);
+    test.advance(Duration::from_secs(20));
+    test.publish("orders", message("8"));
+    assert_eq!((control.open(), runs.load(Ordering::SeqCst)), (1, 2));
+    let opened = control.opened.load(Ordering::SeqCst);
+    control.break_last(Duration::ZERO);
+    while control.opened.load(Ordering::SeqCst) == opened {
+        test.advance(Duration::from_millis(10));
+    }
+    test.advance(Duration::from_millis(500));
+    assert_eq!(runs.load(Ordering::SeqCst), 3, "it came again and was taken in");
+}
+
+#[test]
 fn a_retrier_that_ends_is_made_anew_and_what_it_had_is_carried_by_the_next() {
     let log = Listener::default();
     log.panics.store(2, Ordering::SeqCst);
