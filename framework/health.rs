@@ -116,6 +116,13 @@ impl HealthCell {
 }
 
 impl SubscriptionHealth {
+    /// Notes what is wrong with a lane, if that is known at all.
+    pub(crate) fn note_lane(&mut self, lane: &str, wrong: Option<String>) {
+        if let Some(known) = self.lanes.get_mut(lane) {
+            *known = wrong;
+        }
+    }
+
     /// Why it does not consume, if it should.
     fn complaint(&self) -> Option<String> {
         match &self.state {

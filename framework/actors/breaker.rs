@@ -32,11 +32,17 @@ impl Gate {
         Self { breaker: Breaker::new(policy), open_until: None, suspects_from: None }
     }
 
-    /// How many may be pulled, where `room` would be without a breaker.
-    pub(super) fn room(&self, room: usize, now: Instant) -> usize {
+    /// How many may be pulled, where `room` would be without a breaker, and so many are held that could probe.
+    pub(super) fn room(&self, room: usize, ready: usize, now: Instant) -> usize {
         match self.breaker.state() {
             BreakerState::Closed => room,
             BreakerState::Open if self.open_until.is_some_and(|until| until > now) => 0,
+            // To probe with, where there is nothing; what is pulled beside a probe would only be held.
+            BreakerState::Open | BreakerState::HalfOpen
+                if ready > 0 || self.breaker.is_probing() =>
+            {
+                0
+            }
             BreakerState::Open | BreakerState::HalfOpen => room.min(1),
         }
     }

@@ -22,7 +22,7 @@ use crate::telemetry;
 use crate::wire::Carried;
 
 /// How long nothing is handed out after a store did not answer.
-const STORE_PAUSE: Duration = Duration::from_secs(1);
+pub(super) const STORE_PAUSE: Duration = Duration::from_secs(1);
 /// How long a settlement may wait for others.
 const SETTLE_AFTER: Duration = Duration::from_millis(5);
 

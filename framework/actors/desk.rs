@@ -13,6 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::bells::Bells;
+use super::conclude::STORE_PAUSE;
 use super::consumer::Down;
 use super::inquiry::{Asking, Inquiry, gone};
 use super::ledger::Ledger;
@@ -74,6 +75,8 @@ pub(super) struct Desk {
     is_watching: bool,
     /// It drains the suspects: one at a time, and nothing else beside.
     pub(super) suspects: bool,
+    /// Its suspect waits since then for what the others run.
+    pub(super) waits_alone_since: Option<Instant>,
     /// It handed out the breaker's probe, and does not know yet what came of it.
     pub(super) probing: bool,
     shown_at: Instant,
@@ -129,6 +132,7 @@ impl Desk {
             now: Instant::now(),
             winding_down: false,
             is_watching: false,
+            waits_alone_since: None,
             probing: false,
             shown_at: Instant::now(),
             shown_is_old: false,
@@ -152,40 +156,6 @@ impl Desk {
 
     pub(super) fn is_ordered(&self) -> bool {
         self.settings().ordering != config::Ordering::None
-    }
-
-    /// How many messages may be pulled now.
-    pub(super) fn room(&self) -> usize {
-        let settings = self.settings();
-        let shared = self.shared.as_ref();
-        // Without an order, what finds no place to wait here waits at the broker.
-        let held = match self.is_ordered() {
-            true => self.parked.len() + shared.keys.borrow().waiting(),
-            false => 0,
-        };
-        let full = held + self.leaving() >= settings.parked_max.get()
-            || self.ledger.bytes() as u64 >= settings.in_flight_bytes_max;
-        let now = self.now;
-        if full
-            || self.winding_down
-            || self.asking.is_some()
-            || self.store_is_down(now)
-            || (shared.alone.get() && !self.suspects)
-        {
-            return 0;
-        }
-        if self.suspects {
-            let is_free = self.running + self.ready.len() + self.leaving() == 0;
-            return usize::from(is_free && shared.gate.borrow().lets_suspect(now));
-        }
-        let busy = self.running + self.ready.len();
-        let mut room = settings.in_flight_max.get().saturating_sub(busy);
-        if let Some(total) = settings.in_flight_total_max {
-            let free = total.get().saturating_sub(shared.running.get() + self.ready.len());
-            // A lane with nothing in hand takes one: it could not be starved of what it does not know.
-            room = room.min(free.max(usize::from(busy == 0)));
-        }
-        shared.gate.borrow().room(room, self.now)
     }
 
     /// Shows to inspectors all that is held, to the last.
@@ -315,31 +285,6 @@ impl Desk {
         }
     }
 
-    /// Whether what other lanes do may let this one go on.
-    pub(super) fn waits_for_others(&self) -> bool {
-        // Also with nothing ready: what it runs may never end, and others may leave it a permit to pull with.
-        let shares = self.settings().in_flight_total_max.is_some();
-        let waits = !self.ready.is_empty() || !self.errands.is_empty();
-        let waits = waits || self.suspects || self.is_ordered();
-        waits || shares || self.shared.alone.get() || self.asking.is_some()
-    }
-
-    /// Whether it may hand out now, with regard to suspects.
-    fn may_hand_out(&self) -> bool {
-        if !self.suspects {
-            return !self.shared.alone.get();
-        }
-        if !self.shared.gate.borrow().lets_suspect(self.now) {
-            // The others find out whether what all depend on is back.
-            self.shared.leave_alone();
-            return false;
-        }
-        if !self.ready.is_empty() {
-            self.shared.alone.set(true);
-        }
-        self.shared.running.get() == 0
-    }
-
     /// Hands out what has a permit, in one letter for each handler.
     pub(super) fn hand_out(&mut self) {
         self.now = Instant::now();
@@ -352,7 +297,12 @@ impl Desk {
         if self.is_ordered() {
             self.take_turns();
         }
-        if self.ready.is_empty() || self.store_is_down(now) || !self.may_hand_out() {
+        self.look_at_store();
+        let may_go = !self.ready.is_empty() && !self.store_is_down(now) && self.may_hand_out();
+        if self.suspects {
+            self.note_waiting_alone();
+        }
+        if !may_go {
             return;
         }
         let shared = Rc::clone(&self.shared);
@@ -371,39 +321,6 @@ impl Desk {
         self.run_errands();
     }
 
-    /// How many may be handed out. Of the permits of all lanes together the lanes that have none get one each
-    /// first, in the order in which they came to want one: a lane with much to do would keep them all otherwise.
-    pub(super) fn permits(&self) -> usize {
-        let own = self.settings().in_flight_max.get().saturating_sub(self.running);
-        let Some(total) = self.settings().in_flight_total_max else { return own };
-        let free = total.get().saturating_sub(self.shared.running.get());
-        let starved = self.shared.starved.borrow();
-        match starved.iter().position(|lane| *lane == self.index) {
-            Some(place) if place < free => own.min((free - starved.len().min(free)).max(1)),
-            Some(_) => 0,
-            None => own.min(free.saturating_sub(starved.len())),
-        }
-    }
-
-    /// Queues this lane up for a permit of all lanes together while it has work and runs none of it.
-    pub(super) fn note_starved(&self) {
-        if self.settings().in_flight_total_max.is_none() {
-            return;
-        }
-        let mut starved = self.shared.starved.borrow_mut();
-        let is_starved = self.running == 0 && !self.ready.is_empty();
-        match starved.iter().position(|lane| *lane == self.index) {
-            None if is_starved => starved.push_back(self.index),
-            Some(place) if !is_starved => drop(starved.remove(place)),
-            _ => {}
-        }
-    }
-
-    /// Whether the store of the guards did not answer a moment ago.
-    pub(super) fn store_is_down(&self, now: Instant) -> bool {
-        self.shared.store_down_until.get().is_some_and(|until| until > now)
-    }
-
     /// When something is due by time: a parked message, the breaker, settlements that wait for more, a look at a silent
     /// lane, or at the oldest message for those who want to see it; and at whether a lane is still there that nothing is
     /// asked for.
@@ -418,10 +335,14 @@ impl Desk {
         let parked = self.parked.next_due().filter(|_| !self.shared.alone.get());
         let store = self.shared.store_down_until.get();
         let parked = parked.map(|due| due.max(store.unwrap_or(due)));
-        let store = store.filter(|until| *until > self.now);
+        // When it is over and the store is not back, it is looked at again.
+        let store =
+            store.map(|until| if until > self.now { until } else { self.now + STORE_PAUSE });
         let look = self.shown_is_old.then(|| self.shown_at + SHOWN_AGE_MAX);
         let watch = self.is_watching.then(|| self.now + LOOK_EVERY);
-        [parked, gate, store, look, watch, self.settle_by, self.ask_on_at()]
+        let alone = self.waits_alone_since.map(|since| since + self.settings().stall_after);
+        let alone = alone.filter(|at| *at > self.now);
+        [parked, gate, store, look, watch, alone, self.settle_by, self.ask_on_at()]
             .into_iter()
             .flatten()
             .fold(stall, Instant::min)

@@ -61,6 +61,7 @@ mod outbox;
 mod panics;
 mod parking;
 mod patience;
+mod permits;
 mod pump;
 mod retrier;
 mod root;

@@ -116,6 +116,11 @@ impl Shared {
         }
     }
 
+    /// Whether copies are made.
+    pub(super) fn has_retrier(&self) -> bool {
+        matches!(*self.carrier.borrow(), Carrier::Here(_))
+    }
+
     /// No suspect runs any more, nor wants to: the others go on.
     pub(super) fn leave_alone(&self) {
         if self.alone.replace(false) {

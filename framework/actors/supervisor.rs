@@ -205,6 +205,17 @@ impl Supervisor {
         });
     }
 
+    /// The lane of the suspects may be handed out anew, and may have been before this one's end was heard of: that one was
+    /// closed as a second, and is asked for here.
+    fn take_suspects_again(&mut self, revoked: LaneId) {
+        if revoked.is_suspects() {
+            self.suspects = Suspects::Asked;
+            if let Some(opener) = &self.opener {
+                opener.release(revoked);
+            }
+        }
+    }
+
     /// Lets it go on after it was held.
     fn resume(&mut self, ctx: &mut Context<Self>) {
         self.scope.metrics.given_up.set(0);
@@ -215,6 +226,11 @@ impl Supervisor {
         let is_given_up = carrier.is_some_and(|carrier| matches!(*carrier, Carrier::GivenUp));
         if is_given_up {
             self.start_retrier(ctx);
+        }
+        // Of copies that nobody waits for any more; one that still fails says so again.
+        let has_retrier = self.shared.as_ref().is_some_and(|shared| shared.has_retrier());
+        if has_retrier {
+            self.health.update(|health| health.copies = None);
         }
         self.open_lanes(ctx);
     }
@@ -307,6 +323,7 @@ impl Handler<LaneDown> for Supervisor {
                 self.health.update(|health| {
                     health.lanes.remove(&*lane.0);
                 });
+                self.take_suspects_again(lane);
             }
             Down::Ended(end) => self.reopen(lane, &end, ctx),
             Down::Stalled => {

@@ -10,7 +10,7 @@ use std::time::Duration;
 use actix::prelude::*;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::IntoHandlers;
 use crate::broker::{
@@ -45,6 +45,10 @@ struct Control {
     shut: Mutex<BTreeSet<LaneId>>,
     /// The lane that delivered last.
     last: Mutex<Option<LaneId>>,
+    /// Somebody else has the lane of the suspects: it is handed out to nobody here.
+    suspects_elsewhere: AtomicBool,
+    /// Told when the lane of the suspects comes back without having been asked for.
+    suspects_back: Notify,
 }
 
 /// How a lane ends.
@@ -53,6 +57,8 @@ struct Break {
     lane: Option<LaneId>,
     /// Its messages are with the others for so long before it is known.
     unknown: Duration,
+    /// Somebody else has it now.
+    is_revoked: bool,
 }
 
 impl Control {
@@ -68,6 +74,8 @@ impl Control {
             bad_copies: AtomicUsize::new(0),
             shut: Mutex::default(),
             last: Mutex::default(),
+            suspects_elsewhere: AtomicBool::new(false),
+            suspects_back: Notify::new(),
         })
     }
 
@@ -78,7 +86,20 @@ impl Control {
     /// Ends the lane that delivered last; its messages come again before that is known.
     fn break_last(&self, unknown: Duration) {
         let lane = self.last.lock().unwrap().clone();
-        self.breaks.send_replace(Break { lane, unknown });
+        self.breaks.send_replace(Break { lane, unknown, is_revoked: false });
+    }
+
+    /// Somebody else gets the lane of the suspects.
+    fn revoke_suspects(&self) {
+        self.suspects_elsewhere.store(true, Ordering::SeqCst);
+        let (lane, unknown) = (Some(LaneId::suspects()), Duration::ZERO);
+        self.breaks.send_replace(Break { lane, unknown, is_revoked: true });
+    }
+
+    /// It is given back to us.
+    fn return_suspects(&self) {
+        self.suspects_elsewhere.store(false, Ordering::SeqCst);
+        self.suspects_back.notify_one();
     }
 
     fn open(&self) -> usize {
@@ -184,7 +205,12 @@ struct FragileLanes {
 #[async_trait]
 impl Lanes for FragileLanes {
     async fn next(&mut self) -> LaneEvent {
+        let control = Arc::clone(&self.control);
         let (id, lane) = tokio::select! {
+            () = control.suspects_back.notified() => {
+                self.suspects.release(LaneId("0".into()));
+                return self.next().await;
+            }
             event = self.ordinary.next() => match event {
                 LaneEvent::Opened(id, lane) => (id, lane),
                 failed @ LaneEvent::Failed(..) => return failed,
@@ -205,12 +231,14 @@ impl Lanes for FragileLanes {
         let breaks = control.breaks.subscribe();
         LaneEvent::Opened(
             id.clone(),
-            Box::new(FragileLane { id, lane, breaks, control, gone: None }),
+            Box::new(FragileLane { id, lane, breaks, control, gone: None, is_revoked: false }),
         )
     }
 
     fn release(&mut self, lane: LaneId) {
         match lane.is_suspects() {
+            // No question brings it back before whoever has it gives it up.
+            true if self.control.suspects_elsewhere.load(Ordering::SeqCst) => {}
             true => self.suspects.release(LaneId("0".into())),
             false => self.ordinary.release(lane),
         }
@@ -229,13 +257,15 @@ struct FragileLane {
     control: Arc<Control>,
     /// It is gone, and from when on it says so.
     gone: Option<tokio::time::Instant>,
+    is_revoked: bool,
 }
 
 impl FragileLane {
     /// Looks whether it is to end.
     async fn note_break(&mut self) {
         if self.gone.is_none() && self.breaks.has_changed().unwrap() {
-            let Break { lane, unknown } = self.breaks.borrow_and_update().clone();
+            let Break { lane, unknown, is_revoked } = self.breaks.borrow_and_update().clone();
+            self.is_revoked = is_revoked;
             if lane.is_none_or(|lane| lane == self.id) {
                 self.gone = Some(tokio::time::Instant::now() + unknown);
             }
@@ -261,7 +291,10 @@ impl Lane for FragileLane {
             self.note_break().await;
             if let Some(known) = self.gone {
                 tokio::time::sleep_until(known).await;
-                return Err(LaneEnd::Lost(lost()));
+                return Err(match self.is_revoked {
+                    true => LaneEnd::Revoked,
+                    false => LaneEnd::Lost(lost()),
+                });
             }
             let mut breaks = self.breaks.clone();
             tokio::select! {
@@ -398,6 +431,82 @@ fn a_suspect_closes_the_breaker_where_there_is_nothing_else_to_probe_with() {
     test.advance(Duration::from_secs(30));
     assert_eq!(test.log().last().map(String::as_str), Some("7: attempt 1 handled"));
     assert!(!test.service().health().subscriptions["orders"].breaker_open);
+}
+
+#[test]
+fn suspects_are_handled_again_when_their_lane_comes_back_from_another() {
+    let control = Control::new(1);
+    let mut test = orders(&control, "", "", slow);
+    for id in ["7", "8"] {
+        control.revoke_suspects();
+        test.advance(Duration::from_secs(30));
+        control.return_suspects();
+        test.publish("orders", suspect(id));
+        test.advance(Duration::from_secs(30));
+    }
+    assert_eq!(test.log(), ["7: attempt 1 handled", "8: attempt 1 handled"]);
+}
+
+#[test]
+fn a_suspect_that_waits_long_for_what_runs_is_seen_in_health() {
+    let hour = |_: Delivery<String>| async {
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        Handled::Ok(())
+    };
+    let mut test = orders(&Control::new(1), "timeout = \"2h\"", "", hour);
+    test.publish("orders", message("7"));
+    test.publish("orders", suspect("8"));
+    test.advance(Duration::from_secs(240));
+    assert!(test.service().health().ready, "{:?}", test.service().health().reasons);
+    test.advance(Duration::from_secs(120));
+    let reasons = test.service().health().reasons;
+    assert!(
+        reasons.iter().any(|why| why.contains("until what runs has answered: 1 handler")),
+        "{reasons:?}"
+    );
+    test.advance(Duration::from_secs(3600));
+    assert!(test.service().health().ready, "{:?}", test.service().health().reasons);
+}
+
+#[test]
+fn a_suspect_runs_alone_and_the_others_after_it_where_all_lanes_share_one_permit() {
+    let control = Control::new(2);
+    let mut test = orders(&control, "in_flight_total_max = 1", "", slow);
+    for id in 0..6 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    test.publish("orders", suspect("7"));
+    test.advance(Duration::from_secs(60));
+    assert_eq!(handled(&test), 7, "{:?}", test.log());
+}
+
+#[test]
+fn while_a_probe_is_out_nothing_is_pulled_beside_it() {
+    let up = Arc::new(AtomicBool::new(false));
+    let switch = Arc::clone(&up);
+    let handler = move |delivery: Delivery<String>| {
+        let up = Arc::clone(&switch);
+        async move {
+            match up.load(Ordering::SeqCst) {
+                true => very_slow(delivery).await,
+                false => Err(Failure::retry("connection refused")),
+            }
+        }
+    };
+    let mut test = orders(&Control::new(1), OPENS_AT_FIVE, "attempts_max = 1", handler);
+    for id in 0..4 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    test.publish("orders", message("4"));
+    assert!(test.service().health().subscriptions["orders"].breaker_open);
+    up.store(true, Ordering::SeqCst);
+    for id in 5..15 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    test.advance(Duration::from_secs(9));
+    assert_eq!(unsettled(&mut test), Some(1), "the probe runs");
+    test.advance(Duration::from_secs(60));
+    assert_eq!((handled(&test), unsettled(&mut test)), (11, Some(0)), "{:?}", test.log());
 }
 
 /// An actor that takes a second for each message, and nothing else meanwhile.
@@ -593,6 +702,34 @@ fn a_lane_without_a_permit_to_ask_it_with_is_found_to_be_lost() {
 }
 
 #[test]
+fn nobody_waits_for_the_answer_of_a_consumer_that_rests() {
+    let control = Control::new(2);
+    let runs = Arc::new(AtomicUsize::new(0));
+    let counted = Arc::clone(&runs);
+    let handler = move |delivery| {
+        counted.fetch_add(1, Ordering::SeqCst);
+        very_slow(delivery)
+    };
+    // Without an id no redelivery is recognised, so that the others are asked for each.
+    let mut test = orders(&control, "id = \"header:number\"", "", handler);
+    test.publish("orders", message("7"));
+    test.advance(Duration::from_secs(20));
+    let gone = control.last.lock().unwrap().clone().unwrap();
+    control.shut.lock().unwrap().insert(gone);
+    control.break_last(Duration::ZERO);
+    test.advance(Duration::from_secs(20));
+    test.publish("orders", message("8"));
+    assert_eq!((control.open(), runs.load(Ordering::SeqCst)), (1, 2));
+    let opened = control.opened.load(Ordering::SeqCst);
+    control.break_last(Duration::ZERO);
+    while control.opened.load(Ordering::SeqCst) == opened {
+        test.advance(Duration::from_millis(10));
+    }
+    test.advance(Duration::from_millis(500));
+    assert_eq!(runs.load(Ordering::SeqCst), 3, "it came again and was taken in");
+}
+
+#[test]
 fn an_adopted_message_that_fails_waits_and_is_tried_again_where_it_came_again() {
     let control = Control::new(3);
     let handler = |delivery: Delivery<String>| async move {
@@ -736,34 +873,6 @@ fn dead(test: &mut TestService) -> Vec<(Option<String>, u32)> {
 
 fn each_once() -> Vec<(Option<String>, u32)> {
     ["7", "8", "9"].map(|id| (Some(id.to_owned()), 1)).to_vec()
-}
-
-#[test]
-fn nobody_waits_for_the_answer_of_a_consumer_that_rests() {
-    let control = Control::new(2);
-    let runs = Arc::new(AtomicUsize::new(0));
-    let counted = Arc::clone(&runs);
-    let handler = move |delivery| {
-        counted.fetch_add(1, Ordering::SeqCst);
-        very_slow(delivery)
-    };
-    // Without an id no redelivery is recognised, so that the others are asked for each.
-    let mut test = orders(&control, "id = \"header:number\"", "", handler);
-    test.publish("orders", message("7"));
-    test.advance(Duration::from_secs(20));
-    let gone = control.last.lock().unwrap().clone().unwrap();
-    control.shut.lock().unwrap().insert(gone);
-    control.break_last(Duration::ZERO);
-    test.advance(Duration::from_secs(20));
-    test.publish("orders", message("8"));
-    assert_eq!((control.open(), runs.load(Ordering::SeqCst)), (1, 2));
-    let opened = control.opened.load(Ordering::SeqCst);
-    control.break_last(Duration::ZERO);
-    while control.opened.load(Ordering::SeqCst) == opened {
-        test.advance(Duration::from_millis(10));
-    }
-    test.advance(Duration::from_millis(500));
-    assert_eq!(runs.load(Ordering::SeqCst), 3, "it came again and was taken in");
 }
 
 #[test]

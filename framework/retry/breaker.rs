@@ -178,6 +178,11 @@ impl Breaker {
         }
     }
 
+    /// Whether the one probe is out.
+    pub(crate) fn is_probing(&self) -> bool {
+        matches!(self.state, State::HalfOpen { probing: true, .. })
+    }
+
     fn open(&mut self, now: Instant, pause: Duration) -> Change {
         let pause = pause.min(self.policy.pause_max);
         self.state = State::Open { since: now, pause };

@@ -81,25 +81,28 @@ fn watch(topic: String, stop: Arc<AtomicBool>) -> std::thread::JoinHandle<usize>
     })
 }
 
+/// One that notes what it handles.
+async fn member(topic: &str, properties: &str, seen: &Seen) -> Service {
+    let seen = seen.clone();
+    let handler = move |delivery: Delivery<String>| {
+        let seen = seen.clone();
+        async move {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+            seen.note(&delivery.payload);
+            Handled::Ok(())
+        }
+    };
+    let config = Config::from_toml(&config(topic, properties)).expect("it is right");
+    let builder = Service::builder(config).subscribe("orders", handler).signals(false);
+    builder.start().await.expect("it starts")
+}
+
 async fn clean_moves(properties: &str, rounds: usize) {
     let topic = unique("orders");
     create(&topic, PARTITIONS).await;
     let seen = Seen::default();
     let (_service, publisher) = publisher(&topic).await;
-    let member = async || {
-        let at = seen.clone();
-        let handler = move |delivery: Delivery<String>| {
-            let at = at.clone();
-            async move {
-                tokio::time::sleep(Duration::from_millis(20)).await;
-                at.note(&delivery.payload);
-                Handled::Ok(())
-            }
-        };
-        let config = Config::from_toml(&config(&topic, properties)).expect("it is right");
-        let builder = Service::builder(config).subscribe("orders", handler).signals(false);
-        builder.start().await.expect("it starts")
-    };
+    let member = || member(&topic, properties, &seen);
     let stop = Arc::new(AtomicBool::new(false));
     let watched = watch(topic.clone(), stop.clone());
     let first = member().await;
@@ -134,6 +137,28 @@ async fn clean_moves_repeat_nothing_when_everything_stops() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn clean_moves_repeat_nothing_under_the_new_protocol() {
     clean_moves("\"group.protocol\" = \"consumer\"", if is_full() { 30 } else { 2 }).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn suspects_are_handled_when_their_partition_comes_back() {
+    let topic = unique("orders");
+    create(&topic, PARTITIONS).await;
+    let seen = Seen::default();
+    let (_service, publisher) = publisher(&topic).await;
+    // So that whoever comes or goes, all partitions are taken from everybody and dealt anew.
+    let eager = "\"partition.assignment.strategy\" = \"range\"";
+    let first = member(&topic, eager, &seen).await;
+    for round in 0..3 {
+        let second = member(&topic, eager, &seen).await;
+        tokio::time::sleep(Duration::from_secs(3)).await;
+        assert_eq!(second.stop().await.left, 0);
+        let id = format!("suspect-{round}");
+        let message = Message::json(&id).expect("text is JSON").id(id.clone());
+        let suspects = format!("{topic}.g-{topic}.suspects");
+        publisher.send(message.to_topic(&suspects)).await.expect("the broker stores it");
+        until("the suspect was handled", async || seen.attempts(&id) == 1).await;
+    }
+    assert_eq!(first.stop().await.left, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
