@@ -17,6 +17,7 @@ mod process;
 mod raw;
 mod rebalances;
 mod records;
+mod repeats;
 mod revokes;
 #[cfg(feature = "kafka-tls")]
 mod secured;
