@@ -6,6 +6,8 @@
 #[cfg(feature = "kafka")]
 mod kafka;
 mod metrics;
+#[cfg(any(feature = "kafka", feature = "redis"))]
+mod seldom;
 mod times;
 
 use std::fmt::Display;
@@ -16,6 +18,8 @@ use tracing::Span;
 #[cfg(feature = "kafka")]
 pub(crate) use kafka::*;
 pub(crate) use metrics::{Counter, Metrics, SubscriptionMetrics};
+#[cfg(any(feature = "kafka", feature = "redis"))]
+pub(crate) use seldom::Seldom;
 pub(crate) use tracing::Instrument;
 
 /// A subscription consumes.

@@ -25,7 +25,7 @@ use super::properties::Clients;
 use super::reader::Reader;
 use super::rebalance::Assignment;
 use crate::broker::{BrokerError, BrokerState, Fault};
-use crate::telemetry;
+use crate::telemetry::{self, Seldom};
 
 /// How long a question to the cluster may take.
 pub(super) const ANSWER_MAX: Duration = Duration::from_secs(10);
@@ -148,6 +148,8 @@ impl fmt::Display for Cluster {
 /// Whether the cluster can be reached, by what its clients hear.
 pub(super) struct Watch {
     state: Mutex<Heard>,
+    /// librdkafka tries records that cannot be read again twice a second.
+    unreadable: Seldom,
 }
 
 #[derive(Default)]
@@ -156,14 +158,13 @@ struct Heard {
     refusal: Option<BrokerError>,
     /// Groups that do not let us in, and why: that the cluster answers does not change it.
     shut_out: BTreeMap<String, String>,
-    /// When it was last said that records cannot be read.
-    complained: Option<Instant>,
 }
 
 impl Default for Watch {
     fn default() -> Self {
         let lost = Some("not connected yet".to_owned());
-        Self { state: Mutex::new(Heard { lost, ..Heard::default() }) }
+        let state = Mutex::new(Heard { lost, ..Heard::default() });
+        Self { state, unreadable: Seldom::new(COMPLAINT_PAUSE) }
     }
 }
 
@@ -192,7 +193,7 @@ impl Watch {
     /// Takes note of what a member of a group was told instead of a record.
     pub(super) fn hear_of_group(&self, group: &str, error: &KafkaError) {
         let code = error.rdkafka_error_code();
-        if code.is_some_and(fault::is_unreadable) && self.is_time_to_complain() {
+        if code.is_some_and(fault::is_unreadable) && self.unreadable.may_say().is_some() {
             telemetry::records_unreadable(group, &fault::said(error));
         }
         if code.is_some_and(fault::shuts_out) {
@@ -203,16 +204,6 @@ impl Watch {
             }
         }
         self.hear(error, "consuming");
-    }
-
-    /// librdkafka tries such records again twice a second.
-    fn is_time_to_complain(&self) -> bool {
-        let mut heard = self.lock();
-        let is_time = heard.complained.is_none_or(|at| at.elapsed() >= COMPLAINT_PAUSE);
-        if is_time {
-            heard.complained = Some(Instant::now());
-        }
-        is_time
     }
 
     pub(super) fn is_lost(&self) -> bool {

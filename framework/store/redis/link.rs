@@ -17,15 +17,16 @@ use super::RedisSettings;
 use super::address::{Address, Connection};
 use super::faults::{Meaning, meaning};
 use super::scripts::{Code, with_text};
-use super::warned::Warned;
 use crate::store::{StoreError, StoreFault, StoreState};
-use crate::telemetry;
+use crate::telemetry::{self, Seldom};
 
 /// Between two tries of one call.
 const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Between two tries to connect, doubled up to the second.
 const CONNECT_PAUSE_MIN: Duration = Duration::from_millis(50);
 const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Between two warnings that the server is silent.
+const WARNING_PAUSE: Duration = Duration::from_secs(1);
 /// What connecting has at the least, whatever a call has: it goes on when nobody waits for it any more, and needs several
 /// round trips.
 const CONNECT_TIME_MIN: Duration = Duration::from_secs(3);
@@ -41,7 +42,7 @@ struct Shared {
     phase: watch::Sender<Phase>,
     is_connecting: AtomicBool,
     number_next: AtomicU64,
-    warned: Arc<Warned>,
+    warned: Arc<Seldom>,
     /// What fails, by what was tried; until the same was answered, or a probe was: what takes no memory is answered by a
     /// server that is full.
     failing: Mutex<BTreeMap<String, String>>,
@@ -80,7 +81,12 @@ pub(super) enum Failed {
 
 impl Link {
     pub(super) fn new(settings: &RedisSettings, address: Arc<Address>) -> Self {
-        Self::with(settings.name.clone(), settings.deadline, address, Arc::default())
+        Self::with(
+            settings.name.clone(),
+            settings.deadline,
+            address,
+            Arc::new(Seldom::new(WARNING_PAUSE)),
+        )
     }
 
     /// Another connection of the same store; the two have one warning a second together.
@@ -89,7 +95,7 @@ impl Link {
         Self::with(name.clone(), *deadline, address.clone(), warned.clone())
     }
 
-    fn with(name: String, deadline: Duration, address: Arc<Address>, warned: Arc<Warned>) -> Self {
+    fn with(name: String, deadline: Duration, address: Arc<Address>, warned: Arc<Seldom>) -> Self {
         Self(Arc::new(Shared {
             name,
             address,
@@ -411,7 +417,7 @@ impl Shared {
         failing.insert(what.to_owned(), error.text.clone());
         self.is_failing.store(true, Ordering::Relaxed);
         drop(failing);
-        if let Some(unsaid) = self.warned.may_warn() {
+        if let Some(unsaid) = self.warned.may_say() {
             telemetry::store_silent(&self.name, &error, unsaid);
         }
         error

@@ -32,7 +32,6 @@ mod rounds;
 mod scripts;
 mod sentinels;
 mod wakes;
-mod warned;
 
 use address::Address;
 use beat::Beat;
