@@ -8,7 +8,7 @@ mod programs;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Output, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -38,6 +38,29 @@ fn without_a_flag_and_without_a_server_everything_is_accounted_for_within_ten_se
     assert_eq!(summary["lost"], 0);
     assert_eq!(sum(&summary, ["handled", "dead_lettered"]), summary["distinct"]);
     assert!(summary["seconds"].as_f64().is_some_and(|seconds| seconds < 10.0), "{line}");
+    assert_eq!(outline(&shown_by_readme()), outline(&format!("{}{line}", said(&output))));
+}
+
+/// What README's first screen shows of it.
+fn shown_by_readme() -> String {
+    let (_, rest) =
+        include_str!("../README.md").split_once("prints\n\n```text\n").expect("it shows it");
+    rest.split_once("\n```").expect("it ends").0.to_owned()
+}
+
+fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// The lines without what depends on the machine: how much was done after each second, and how long it took.
+fn outline(lines: &str) -> Vec<String> {
+    let count = lines.lines().count();
+    let outline = lines.lines().enumerate().filter_map(|(number, line)| {
+        let is_on_the_way = number > 0 && number + 2 < count;
+        let line = line.split_once(",\"seconds\"").map_or(line, |(line, _)| line);
+        (!is_on_the_way || !line.starts_with("handled ")).then(|| line.to_owned())
+    });
+    outline.collect()
 }
 
 #[test]

@@ -103,7 +103,7 @@ async fn run(job: &Job, account: &mut Account) -> Result<(), Error> {
     let ids = deliveries::ids(&webhooks);
     account.summary.distinct = Some(ids.len());
     let progress = Progress::of_run(job, &webhooks, &ids);
-    let (tally, effects) = (Arc::new(Tally::default()), open_effects(job)?);
+    let (tally, effects) = (Arc::new(Tally::of(&ids)), open_effects(job)?);
     let service = start_consuming(job, &tally, &effects).await?;
     let all = async {
         send_all(job, &service, &webhooks, account, |_| progress.show(&tally)).await?;

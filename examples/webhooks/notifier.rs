@@ -1,6 +1,6 @@
 //! The handler actor, and the tally of what it did.
 
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -54,7 +54,7 @@ impl Handler<Delivery<Notice>> for Notifier {
                 ));
             }
             if delivery.claim().map(Claim::status) == Some(ClaimStatus::Done) {
-                tally.lock().insert(id.to_owned());
+                tally.note(id);
                 return Ok(());
             }
             if delivery.attempt() > 1 {
@@ -77,7 +77,7 @@ impl Handler<Delivery<Notice>> for Notifier {
                 let appended = effects.append(id, delivery.attempt());
                 appended.map_err(|error| Failure::defer(DEFERRED, error))?;
             }
-            tally.lock().insert(id.to_owned());
+            tally.note(id);
             Ok(())
         })
     }
@@ -88,16 +88,36 @@ impl Handler<Delivery<Notice>> for Notifier {
 pub(crate) struct Tally {
     handled: Mutex<HashSet<String>>,
     retried: AtomicU64,
+    /// The ids that the job is about, where that is known.
+    own: Option<HashSet<String>>,
+    /// How many others were handled: an earlier job left them there.
+    others: AtomicU64,
 }
 
 impl Tally {
+    /// Of a job that is about these ids.
+    pub(crate) fn of(ids: &BTreeSet<&str>) -> Self {
+        let own = ids.iter().map(|id| String::from(*id)).collect();
+        Self { own: Some(own), ..Self::default() }
+    }
+
+    fn note(&self, id: &str) {
+        let is_new = self.lock().insert(id.to_owned());
+        if is_new && self.own.as_ref().is_some_and(|own| !own.contains(id)) {
+            self.others.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
     /// The ids that were handled.
     pub(crate) fn handled(&self) -> HashSet<String> {
         self.lock().clone()
     }
 
-    pub(crate) fn handled_count(&self) -> u64 {
-        self.lock().len() as u64
+    /// How many ids of the job were handled, and how many others.
+    pub(crate) fn counts(&self) -> (u64, u64) {
+        // Counted after it was noted: the other order could take away one too many.
+        let others = self.others.load(Ordering::Relaxed);
+        (self.lock().len() as u64 - others, others)
     }
 
     /// The attempts beyond the first.
@@ -107,5 +127,20 @@ impl Tally {
 
     fn lock(&self) -> MutexGuard<'_, HashSet<String>> {
         self.handled.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_other_runs_are_counted_apart() {
+        let tally = Tally::of(&BTreeSet::from(["a", "b"]));
+        ["a", "stranger", "a", "stranger", "b"].iter().for_each(|id| tally.note(id));
+        assert_eq!((tally.counts(), tally.handled().len()), ((2, 1), 3));
+        let unknown = Tally::default();
+        unknown.note("a");
+        assert_eq!(unknown.counts(), (1, 0));
     }
 }

@@ -18,9 +18,9 @@ const LINE_EVERY: Duration = Duration::from_secs(1);
 
 pub(crate) struct Progress {
     bar: Option<ProgressBar>,
-    /// The last plain line, and when it was printed.
+    /// The last plain line, and when it, or what comes before it, was printed.
     last: RefCell<(Option<Instant>, String)>,
-    /// Ids that can be handled; `None` where that is not known.
+    /// Messages to publish, or ids that can be handled; `None` where that is not known.
     expected: Option<u64>,
 }
 
@@ -56,21 +56,27 @@ impl Progress {
             }
             None => ProgressBar::new_spinner().with_style(style("{spinner} {pos} {msg}")),
         });
-        Self { bar, last: RefCell::default(), expected }
+        // It was just said what is to be done.
+        let last = RefCell::new((Some(Instant::now()), String::new()));
+        Self { bar, last, expected }
     }
 
     /// So many messages are confirmed.
     pub(crate) fn published(&self, count: u64) {
-        self.tell(count, || String::from("published"), |_| format!("published {count}"));
+        self.tell(count, || String::from("published"), |of| format!("published {count}{of}"));
     }
 
     /// So much was handled.
     pub(crate) fn show(&self, tally: &Tally) {
-        let retried = tally.retried();
+        let (retried, (handled, others)) = (tally.retried(), tally.counts());
+        let others = match others {
+            0 => String::new(),
+            others => format!(", and {others} ids of other runs"),
+        };
         self.tell(
-            tally.handled_count(),
-            || format!("handled, {retried} retries"),
-            |of| format!("handled {}{of}, {retried} retries", tally.handled_count()),
+            handled,
+            || format!("handled, {retried} retries{others}"),
+            |of| format!("handled {handled}{of}, {retried} retries{others}"),
         );
     }
 

@@ -6,7 +6,9 @@
 #![allow(dead_code)]
 
 mod chosen;
+mod effects;
 mod guards;
+mod notifier;
 mod options;
 mod place;
 mod summary;
