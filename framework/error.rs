@@ -54,6 +54,10 @@ pub enum Error {
     /// What was asked for can never be done as it was asked.
     #[error("{0}")]
     Invalid(String),
+    /// SIGTERM or Ctrl-C came before the service had started. What it had opened is closed again, and nothing was consumed: a
+    /// program that ends now has done as it was told, and may exit with 0.
+    #[error("a signal stopped the service before it had started; nothing was consumed")]
+    Interrupted,
     /// The service is stopping, or has stopped.
     #[error("the service is stopping, or has stopped; build and start another one")]
     Stopped,

@@ -526,15 +526,18 @@ impl Service {
     }
 }
 
+/// All at once, and none for ever: one that is not there must not keep the process.
+async fn close_all(brokers: &BTreeMap<String, Arc<dyn Broker>>) {
+    join_all(brokers.values().map(|broker| timeout(CLOSE_MAX, broker.close()))).await;
+}
+
 impl Inner {
     /// Stops the subscriptions, then the connections; how many handlers were left running.
     async fn shut_down(&self) -> usize {
         let grace = self.config.service.shutdown_grace;
         telemetry::stopping(grace);
         let left = self.root.send(StopAll { grace }).await.unwrap_or(0);
-        // All at once, and none for ever: one that is not there must not keep the process.
-        let closing = self.brokers.values().map(|broker| timeout(CLOSE_MAX, broker.close()));
-        join_all(closing).await;
+        close_all(&self.brokers).await;
         left
     }
 

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 /// How many signals came; `None` where they cannot be listened to.
 static CAME: OnceLock<Option<watch::Sender<u32>>> = OnceLock::new();
 
-/// A service that the first signal stops. Kept until it has: a signal that nobody heeds ends the
+/// A service that the first signal stops, also while it starts. Kept until it has: a signal that nobody heeds ends the
 /// process, as it would if nobody had ever listened.
 #[derive(Clone)]
 pub(crate) struct Heed(watch::Receiver<u32>);
@@ -27,11 +27,7 @@ impl Heed {
 }
 
 /// Waits for the word, or for SIGTERM or Ctrl-C where they are heeded.
-pub(crate) async fn wait_for_stop(mut stopping: watch::Receiver<bool>, heed: Option<Heed>) {
-    // The sender lives as long as the service: this ends only by the word.
-    let told = async move {
-        let _ = stopping.wait_for(|stop| *stop).await;
-    };
+pub(crate) async fn wait_for_stop(told: impl Future<Output = ()>, heed: Option<Heed>) {
     let Some(Heed(mut came)) = heed else { return told.await };
     tokio::select! {
         () = told => {}

@@ -268,6 +268,11 @@ pub(crate) fn blocked_at_stop(subscription: &str) {
     tracing::warn!(subscription, "left running at the stop: a handler blocks the thread");
 }
 
+/// The start was ended by a signal, or nobody waits for it any more.
+pub(crate) fn interrupted() {
+    tracing::info!("stopped before the start was done: what was opened is closed");
+}
+
 /// The service has stopped.
 pub(crate) fn stopped(left: usize) {
     if left == 0 {

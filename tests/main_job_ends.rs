@@ -48,6 +48,28 @@ async fn stopped_while_the_broker_is_away_a_run_says_what_it_knows() {
 }
 
 #[test]
+fn a_job_that_is_stopped_while_it_waits_for_its_broker_says_so() {
+    // It takes connections and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    silent.set_nonblocking(true).expect("it can be asked");
+    let url = format!("amqp://{}/%2f", silent.local_addr().expect("it listens"));
+    for part in ["run", "publish", "consume"] {
+        let mut job = program("webhooks");
+        let job = job.args([part, "--broker", "rabbitmq", "--url", &url]);
+        let job = job.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let job = job.spawn().expect("the program can be started");
+        let connected = wait_for("a connection", || silent.accept().ok());
+        terminate(&job);
+        let output = job.wait_with_output().expect("it ends");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("wrong: stopped by a signal before the end"), "{}", told(&output));
+        assert_eq!(output.status.code(), Some(1), "{}", told(&output));
+        assert_eq!(summary(&output)["published"], Value::Null);
+        drop(connected);
+    }
+}
+
+#[test]
 fn consume_that_is_stopped_before_its_end_says_so() {
     let queue = Queue::unique("stopped", CONFIG);
     let mut consume = job("consume", &queue.place());

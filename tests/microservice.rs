@@ -94,8 +94,7 @@ fn a_signed_webhook_is_published_and_handled_and_the_service_stops_cleanly() {
         text.lines().any(|line| line == handled).then_some(())
     });
 
-    let terminate = format!("kill -TERM {}", service.process.id());
-    assert!(Command::new("sh").args(["-c", &terminate]).status().is_ok_and(|it| it.success()));
+    terminate(&service.process);
     assert_eq!(service.next_line(), "stopped, 0 handlers left");
     assert!(service.process.wait().expect("it ends").success());
 }
@@ -121,6 +120,12 @@ fn a_webhook_that_is_not_signed_by_the_secret_is_refused_and_not_published() {
     let unnamed = unnamed.header("X-Hub-Signature-256", &right).send(BODY).expect("it answers");
     assert_eq!(unnamed.status(), 400);
     assert_eq!(service.post("", BODY, &right), 400, "an empty id is none");
+    let nothing = service.agent.post(format!("{}/webhooks", service.address));
+    let nothing = nothing.header("X-GitHub-Delivery", "eventless").header("X-GitHub-Event", "");
+    let nothing = nothing.header("X-Hub-Signature-256", &right).send(BODY).expect("it answers");
+    assert_eq!(nothing.status(), 400, "an empty event is none");
+    let huge = "x".repeat((16 << 20) + 1);
+    assert_eq!(service.post("huge", &huge, &sign(&huge, SECRET)), 413);
     let long = "x".repeat(300);
     assert_eq!(service.post(&long, BODY, &right), 422, "no queue will ever take such an id");
     // The first that it speaks of is the first that was signed.
@@ -142,6 +147,29 @@ async fn a_webhook_that_the_broker_does_not_confirm_is_answered_before_github_gi
     road.open();
     wait_for("the broker", || (service.post("delivery-1", BODY, &signature) == 202).then_some(()));
     assert_eq!(service.next_line(), "issues in octo-org/octo-repo: delivery-1");
+}
+
+#[test]
+fn a_signal_while_it_waits_for_its_broker_ends_it_well() {
+    // It takes connections and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    silent.set_nonblocking(true).expect("it can be asked");
+    let url = format!("amqp://{}/%2f", silent.local_addr().expect("it listens"));
+    let mut process = program("microservice")
+        .args(["--listen", "127.0.0.1:0"])
+        .env("WEBHOOK_SECRET", SECRET)
+        .env("REDELIVER__BROKERS__MAIN__URL", url)
+        .spawn()
+        .expect("the program can be started");
+    let connected = wait_for("a connection", || silent.accept().ok());
+    terminate(&process);
+    assert_eq!(process.wait().expect("it ends").code(), Some(0));
+    drop(connected);
+}
+
+fn terminate(process: &Child) {
+    let id = process.id().to_string();
+    assert!(Command::new("kill").args(["-TERM", &id]).status().is_ok_and(|it| it.success()));
 }
 
 #[test]

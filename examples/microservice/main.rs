@@ -4,12 +4,14 @@
 //! ```text
 //! WEBHOOK_SECRET=... cargo run --release --example microservice -- --listen 127.0.0.1:8080
 //!
-//! POST /webhooks   202 when the broker has it, 401 for a wrong signature, 422 for what no broker takes, 503 to try again
+//! POST /webhooks   202 when the broker has it, 400 without an id or an event, 401 for a wrong signature, 413 for a body over
+//!                  16 MiB, 422 for what no broker takes, 503 to try again
 //! GET  /healthz    200 while the process is worth keeping
 //! GET  /readyz     200 while everything works, 503 with the reasons
 //! GET  /metrics    for Prometheus
 //! ```
 
+mod signals;
 mod signature;
 
 use std::path::PathBuf;
@@ -24,6 +26,7 @@ use clap::Parser;
 use redeliver::{Delivery, Handled, Message, Publisher, Service};
 use serde_json::Value;
 
+use signals::Signals;
 use signature::Secret;
 
 /// As much as the subscription's `body_max` takes.
@@ -73,13 +76,16 @@ struct Shared {
 
 #[post("/webhooks")]
 async fn receive(request: HttpRequest, body: Bytes, shared: Data<Shared>) -> HttpResponse {
-    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    // An empty one says no more than none.
+    let header = |name| {
+        let value = request.headers().get(name).and_then(|value| value.to_str().ok());
+        value.filter(|value| !value.is_empty())
+    };
     if !shared.secret.signed(&body, header("X-Hub-Signature-256")) {
         return HttpResponse::Unauthorized().body("the signature is missing or wrong\n");
     }
     // Without an id a webhook that comes again could not be told from another.
-    let id = header("X-GitHub-Delivery").filter(|id| !id.is_empty());
-    let (Some(id), Some(event)) = (id, header("X-GitHub-Event")) else {
+    let (Some(id), Some(event)) = (header("X-GitHub-Delivery"), header("X-GitHub-Event")) else {
         return HttpResponse::BadRequest()
             .body("X-GitHub-Delivery and X-GitHub-Event are needed\n");
     };
@@ -151,9 +157,14 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let secret = Secret::from_environment()?;
     let config = redeliver::config::Config::load(&options.config)?;
     let queue = config.subscriptions["webhooks"].queue.clone().unwrap_or_default();
-    // The HTTP server listens to the signals, and the service is stopped after it.
+    // Ours to heed: the service is stopped after the HTTP server, which still publishes.
+    let mut signals = Signals::listen()?;
     let service = Service::builder(config).signals(false).subscribe("webhooks", || Notifier);
-    let service = service.start().await?;
+    let service = tokio::select! {
+        started = service.start() => started?,
+        // The broker may be away for as long as `startup_max`. A start that is dropped is undone.
+        () = signals.next() => return Ok(()),
+    };
     let publisher = service.publisher("main")?;
     let shared = Data::new(Shared { secret, service: service.clone(), publisher, queue });
 
@@ -167,7 +178,9 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     for address in server.addrs() {
         println!("listening on http://{address}");
     }
-    server.run().await?;
+    let server = server.disable_signals().run();
+    actix_web::rt::spawn(signals.stop(server.handle()));
+    server.await?;
     let left = service.stop().await.left;
     println!("stopped, {left} handlers left");
     Ok(())

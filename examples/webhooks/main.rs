@@ -70,7 +70,14 @@ async fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     let mut account = Account::new();
-    let done = done(&job, &mut account).await;
+    let done = match done(&job, &mut account).await {
+        // While it waited for the broker: told of as one that comes later is.
+        Err(error) if is_interrupted(&error) => {
+            account.end(Err(outage::STOPPED.into()));
+            Ok(())
+        }
+        done => done,
+    };
     account.complaints.iter().for_each(|complaint| tell!("wrong: {complaint}"));
     // Not by println!, which panics where nobody reads it.
     if let Err(error) = writeln!(io::stdout(), "{}", account.json()) {
@@ -90,6 +97,11 @@ async fn done(job: &Job, account: &mut Account) -> Result<(), Error> {
         Part::Publish => publish(job, account).await,
         Part::Consume => consume(job, account).await,
     }
+}
+
+/// A signal came before the service had started.
+fn is_interrupted(error: &Error) -> bool {
+    matches!(error.downcast_ref(), Some(redeliver::Error::Interrupted))
 }
 
 fn fail(error: &Error) -> ExitCode {

@@ -21,12 +21,11 @@ pub(crate) const SUBSCRIPTION: &str = "webhooks";
     name = "webhooks",
     after_help = "The last line on standard output is a summary as JSON, with null for what is not \
                   known; there is none where the command line or the configuration is refused, \
-                  which is said before anything is begun, nor after a second signal, nor after \
-                  one that comes before the service has started, which ends the process. Ends with 0 \
-                  if all went as it had to, with 1 if it did not or was stopped before its end, \
-                  with 2 if it could not be tried or the summary could not be written. What went \
-                  wrong is said on standard error; so is an option that only the other half uses, \
-                  which changes nothing."
+                  which is said before anything is begun, nor after a second signal, or one that \
+                  comes while a topic is created. Ends with 0 if all went as it had to, with 1 if it \
+                  did not or was stopped before its end, with 2 if it could not be tried or the \
+                  summary could not be written. What went wrong is said on standard error; so is an \
+                  option that only the other half uses, which changes nothing."
 )]
 pub(crate) struct Options {
     /// Which half of the job to do.

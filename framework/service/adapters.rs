@@ -29,16 +29,26 @@ use crate::telemetry::{self, Counter, Metrics};
 /// How long the start waits for a broker that no subscription needs.
 const UNNEEDED_MAX: Duration = Duration::from_secs(3);
 
-/// The brokers by their names, and the names of those that are still to be sought.
-pub(super) type Connected = (BTreeMap<String, Arc<dyn Broker>>, Vec<String>);
+/// Every broker that is configured, by its name; none is connected yet.
+pub(super) fn make_brokers(
+    config: &Config,
+    clock: Clock,
+) -> Result<BTreeMap<String, Arc<dyn Broker>>, Error> {
+    let brokers = config.brokers.iter();
+    let made = brokers
+        .map(|(name, settings)| Ok((name.clone(), broker_of(name, settings, config, clock)?)));
+    made.collect()
+}
 
-/// Connects every broker that is configured. One of a subscription is tried for `service.startup_max`, another once:
-/// without it only what publishes there fails, and is told so.
-pub(super) async fn connect_all(config: &Config, clock: Clock) -> Result<Connected, Error> {
-    let (mut brokers, mut away) = (BTreeMap::new(), Vec::new());
+/// Connects them; the names of those that are still to be sought. One of a subscription is tried for
+/// `service.startup_max`, another once: without it only what publishes there fails, and is told so.
+pub(super) async fn connect_all(
+    brokers: &BTreeMap<String, Arc<dyn Broker>>,
+    config: &Config,
+) -> Result<Vec<String>, Error> {
+    let mut away = Vec::new();
     let patience = config.service.startup_max;
-    for (name, settings) in &config.brokers {
-        let broker = broker_of(name, settings, config, clock)?;
+    for (name, broker) in brokers {
         let is_needed = config.subscriptions.values().any(|it| it.broker == *name);
         let connected = match is_needed {
             true => connect_within(patience, name, broker.as_ref()).await.map(|()| true),
@@ -47,9 +57,8 @@ pub(super) async fn connect_all(config: &Config, clock: Clock) -> Result<Connect
         if !connected.map_err(|why| unusable(name, config, &why))? {
             away.push(name.clone());
         }
-        brokers.insert(name.clone(), broker);
     }
-    Ok((brokers, away))
+    Ok(away)
 }
 
 async fn connect_within(patience: Duration, name: &str, broker: &dyn Broker) -> Result<(), String> {

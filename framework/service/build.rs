@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use actix::prelude::*;
-use futures_util::future::join_all;
+use futures_util::future::{LocalBoxFuture, join_all};
 use tokio::sync::{oneshot, watch};
 
 use super::{Inner, Service, Stop, Subscription, adapters};
-use crate::actors::{Handlers, IntoHandlers, Plan, Root, attend_all};
+use crate::actors::{Handlers, IntoHandlers, KeeperSeat, Plan, Root, attend_all};
 use crate::broker::Broker;
 use crate::clock::Clock;
 use crate::config::Config;
@@ -20,6 +20,17 @@ use crate::reload;
 use crate::signals::{self, Heed};
 use crate::store::Locks;
 use crate::telemetry::{self, Metrics};
+
+type Brokers = BTreeMap<String, Arc<dyn Broker>>;
+
+/// What a start has made of the configuration.
+struct Begun {
+    /// Brokers that are still to be sought.
+    away: Vec<String>,
+    keepers: BTreeMap<String, Arc<KeeperSeat>>,
+    subscriptions: BTreeMap<String, Subscription>,
+    plans: Vec<Plan>,
+}
 
 #[cfg(all(test, feature = "testing"))]
 type Wrap = Box<dyn Fn(Arc<dyn Broker>) -> Arc<dyn Broker> + Send>;
@@ -145,8 +156,8 @@ impl ServiceBuilder {
         self
     }
 
-    /// Whether SIGTERM and Ctrl-C stop the service (they do unless this is false). A second one
-    /// ends the process at once, and so does the first after the service has stopped.
+    /// Whether SIGTERM and Ctrl-C stop the service (they do unless this is false), from the beginning of its
+    /// [`start`](Self::start) on. A second one ends the process at once, and so does the first after the service has stopped.
     ///
     /// ```
     /// use redeliver::{Service, config::Config};
@@ -214,21 +225,40 @@ impl ServiceBuilder {
     /// # }).unwrap();
     /// ```
     ///
+    /// A program that may be told to stop while a broker is away ends well by this:
+    ///
+    /// ```
+    /// use redeliver::{Error, Service, config::Config};
+    ///
+    /// # actix::System::new().block_on(async {
+    /// # let config = Config::default();
+    /// let service = match Service::builder(config).start().await {
+    ///     Err(Error::Interrupted) => return Ok(()),
+    ///     started => started?,
+    /// };
+    /// # service.stop().await;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// # }).unwrap();
+    /// ```
+    ///
     /// # Cancel safety
-    /// A service whose `start` was dropped on the way stops by itself as soon as it has started.
+    /// A start that is dropped on the way is undone in the background: what it had opened is closed. So a program with
+    /// `.signals(false)` may put it beside its own signals in a `select!`.
     ///
     /// # Errors
+    /// [`Error::Interrupted`] where SIGTERM or Ctrl-C came first, unless `.signals(false)`; what was opened is closed by then.
     /// Every subscription without a handler or with more than one, and every handler without a subscription; files that
     /// are to be [watched](Self::watch) and cannot be; brokers that
     /// refuse, or that a subscription needs and that cannot be reached within `service.startup_max`;
     /// every source that is missing or different.
     pub async fn start(self) -> Result<Service, Error> {
-        let (started, starting) = oneshot::channel();
+        let (mut started, starting) = oneshot::channel();
         let name = self.config.service.name();
         let thread = std::thread::Builder::new().name(format!("{name}-service"));
         let spawned = thread.spawn(move || {
             System::new().block_on(async move {
-                match self.boot().await {
+                let booted = self.boot(Box::pin(started.closed())).await;
+                match booted {
                     Ok((service, life)) => {
                         if let Err(Ok(nobodys)) = started.send(Ok(service)) {
                             nobodys.inner.stop.send_replace(true);
@@ -264,40 +294,78 @@ impl ServiceBuilder {
     /// ```
     ///
     /// # Errors
-    /// As [`start`](Self::start).
+    /// As [`start`](Self::start), but that a signal which comes before it is done is no error: it has stopped as it was told to.
     pub async fn run(self) -> Result<Stop, Error> {
-        Ok(self.start().await?.stopped().await)
+        match self.start().await {
+            Ok(service) => Ok(service.stopped().await),
+            Err(Error::Interrupted) => Ok(Stop::default()),
+            Err(error) => Err(error),
+        }
     }
 
     /// Puts everything together on the calling thread's actix system; the future is the service's
-    /// life.
-    pub(crate) async fn boot(mut self) -> Result<(Service, impl Future<Output = ()>), Error> {
+    /// life. It is undone if it fails, at a signal, and when it is `given_up`.
+    pub(crate) async fn boot(
+        mut self,
+        given_up: LocalBoxFuture<'_, ()>,
+    ) -> Result<(Service, impl Future<Output = ()> + use<>), Error> {
         self.config.check()?;
         self.check_handlers()?;
         let watch = self.watch.then(|| reload::watch(&self.files)).transpose()?;
-        let (brokers, away) = adapters::connect_all(&self.config, self.clock).await?;
+        let brokers = self.make_brokers()?;
+        let heed = self.signals.then(Heed::begin).flatten();
+        let metrics = Metrics::new();
+        let begun = tokio::select! {
+            begun = self.begin(&brokers, &metrics) => begun,
+            () = signals::wait_for_stop(given_up, heed.clone()) => Err(Error::Interrupted),
+        };
+        let begun = match begun {
+            Ok(begun) => begun,
+            Err(error) => {
+                super::close_all(&brokers).await;
+                if let Error::Interrupted = error {
+                    telemetry::interrupted();
+                }
+                return Err(error);
+            }
+        };
+        Ok(self.live(begun, brokers, metrics, watch, heed))
+    }
+
+    fn make_brokers(&self) -> Result<Brokers, Error> {
+        let brokers = adapters::make_brokers(&self.config, self.clock)?;
         #[cfg(all(test, feature = "testing"))]
         let brokers = match &self.wrap {
             Some(wrap) => brokers.into_iter().map(|(name, broker)| (name, wrap(broker))).collect(),
             None => brokers,
         };
+        Ok(brokers)
+    }
+
+    /// Connects, and prepares what is needed. Dropped on the way, it leaves nothing but the connections of `brokers`.
+    async fn begin(&mut self, brokers: &Brokers, metrics: &Metrics) -> Result<Begun, Error> {
+        let away = adapters::connect_all(brokers, &self.config).await?;
         let keepers = adapters::start_stores(&self.config, self.threads).await?;
         let stores: BTreeMap<String, Locks> =
             keepers.iter().map(|(name, seat)| (name.clone(), seat.locks().clone())).collect();
-        let metrics = Metrics::new();
-        let made = self.make_subscriptions(&brokers, &stores, &metrics).await;
-        let (subscriptions, plans) = match made {
-            Ok(made) => made,
-            Err(error) => {
-                keepers.values().for_each(|seat| seat.stop());
-                return Err(error);
-            }
-        };
-        let (stop, stopping) = watch::channel(false);
+        let (subscriptions, plans) = self.make_subscriptions(brokers, &stores, metrics).await?;
+        Ok(Begun { away, keepers, subscriptions, plans })
+    }
+
+    /// The service, and its life.
+    fn live(
+        self,
+        begun: Begun,
+        brokers: Brokers,
+        metrics: Metrics,
+        watch: Option<reload::Watch>,
+        heed: Option<Heed>,
+    ) -> (Service, impl Future<Output = ()> + use<>) {
+        let Begun { away, keepers, subscriptions, plans } = begun;
+        let (stop, mut stopping) = watch::channel(false);
         let (end, ended) = watch::channel(None);
         adapters::seek_all(away, &brokers, &stopping);
-        let Self { config, signals, files, clock, .. } = self;
-        let heed = signals.then(Heed::begin).flatten();
+        let Self { config, files, clock, .. } = self;
         let root = Root::new(plans).start();
         let inner = Arc::new(Inner {
             config,
@@ -317,9 +385,11 @@ impl ServiceBuilder {
         let service = Service { inner: Arc::clone(&inner) };
         let life = async move {
             let attended = attend_all(keepers.values().cloned().collect());
+            // The sender lives as long as the service: this ends only by the word.
+            let told = async { drop(stopping.wait_for(|stop| *stop).await) };
             tokio::select! {
                 () = attended => {}
-                () = signals::wait_for_stop(stopping, heed.clone()) => {}
+                () = signals::wait_for_stop(told, heed.clone()) => {}
             }
             let left = inner.shut_down().await;
             let stores = &inner.config.stores;
@@ -329,13 +399,13 @@ impl ServiceBuilder {
             end.send_replace(Some(Stop { left }));
             drop(heed);
         };
-        Ok((service, life))
+        (service, life)
     }
 
     /// Prepares the source of every subscription, and plans the actors of those with a handler.
     async fn make_subscriptions(
         &mut self,
-        brokers: &BTreeMap<String, Arc<dyn Broker>>,
+        brokers: &Brokers,
         stores: &BTreeMap<String, Locks>,
         metrics: &Metrics,
     ) -> Result<(BTreeMap<String, Subscription>, Vec<Plan>), Error> {

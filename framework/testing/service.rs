@@ -114,7 +114,8 @@ impl TestService {
             let start = Instant::now();
             let witness = Arc::new(Witness::new(start));
             let clock = Clock::Virtual(start);
-            let booting = builder.on_one_thread(clock, witness.clone(), in_memory).boot().await;
+            let booting = builder.on_one_thread(clock, witness.clone(), in_memory);
+            let booting = booting.boot(Box::pin(std::future::pending())).await;
             let (service, life) = booting?;
             actix::spawn(life);
             settle(&witness).await;

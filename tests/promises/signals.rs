@@ -142,6 +142,71 @@ fn signals_that_are_left_to_the_program_do_not_stop_the_service() {
 }
 
 /// Not a promise: what the child process runs. Does nothing when nobody asks for it.
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn starting_child() {
+    let Ok(url) = std::env::var(STARTS) else { return };
+    let text = format!(
+        "[service]\nstartup_max = \"1h\"\n[brokers.main]\nkind = \"rabbitmq\"\nurl = \"{url}\"\n\
+         [subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"\n"
+    );
+    let config = redeliver::config::Config::from_toml(&text).expect("it is usable");
+    blocking_on(async {
+        let builder = Service::builder(config);
+        let builder = builder.subscribe("orders", |_: Delivery<u32>| async { Handled::Ok(()) });
+        if std::env::var_os(RUNS).is_some() {
+            println!("ran: {:?}", builder.run().await.map(|stop| stop.left));
+        } else {
+            println!("started: {:?}", builder.start().await.map(drop));
+        }
+    });
+    std::process::exit(0);
+}
+
+/// Where the broker is that the child waits for.
+#[cfg(feature = "rabbitmq")]
+const STARTS: &str = "REDELIVER_TEST_STARTS";
+/// It waits in `run`, and not in `start`.
+#[cfg(feature = "rabbitmq")]
+const RUNS: &str = "REDELIVER_TEST_RUNS";
+
+#[cfg(feature = "rabbitmq")]
+#[test]
+fn a_signal_before_the_start_is_done_ends_it_well() {
+    for (name, runs, ended) in [
+        ("TERM", false, "started: Err(Interrupted)"),
+        ("INT", false, "started: Err(Interrupted)"),
+        ("TERM", true, "ran: Ok(0)"),
+    ] {
+        // It takes connections and never says a word.
+        let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+        let address = silent.local_addr().expect("it listens");
+        silent.set_nonblocking(true).expect("it can be asked");
+        let mut child = Command::new(std::env::current_exe().expect("this program"));
+        child.args(["signals::starting_child", "--exact", "--nocapture"]);
+        child.env(STARTS, format!("amqp://{address}/%2f")).stdout(Stdio::piped());
+        if runs {
+            child.env(RUNS, "yes");
+        }
+        let mut child = child.stderr(Stdio::null()).spawn().expect("it starts");
+        let lines = BufReader::new(child.stdout.take().expect("a pipe"));
+        let begun = Instant::now();
+        let connected = loop {
+            match silent.accept() {
+                Ok(connected) => break connected,
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+            assert!(begun.elapsed() < Duration::from_secs(60), "it seeks no broker");
+        };
+        send(&child, name);
+        let (status, said) = end(child, lines);
+        assert_eq!(status.code(), Some(0), "{name}: {said:?}");
+        assert!(said.iter().any(|line| line == ended), "{name}: {said:?}");
+        drop(connected);
+    }
+}
+
+/// Not a promise: what the child process runs. Does nothing when nobody asks for it.
 #[test]
 fn dying_child() {
     if std::env::var_os(DIES).is_none() {

@@ -198,3 +198,39 @@ fn a_handler_that_computes_for_long_does_not_stall_another_subscription() {
         );
     });
 }
+
+/// Whether a thread of this process is called so.
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+fn is_running(thread: &str) -> bool {
+    let threads = std::fs::read_dir("/proc/self/task").expect("this system has /proc");
+    let names = threads.flatten().map(|task| std::fs::read_to_string(task.path().join("comm")));
+    names.flatten().any(|name| name.trim() == thread)
+}
+
+#[cfg(all(feature = "rabbitmq", target_os = "linux"))]
+#[test]
+fn a_start_that_is_dropped_on_the_way_is_undone() {
+    // It takes connections and never says a word.
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    silent.set_nonblocking(true).expect("it can be asked");
+    let address = silent.local_addr().expect("it listens");
+    let text = format!(
+        "[service]\nname = \"undone\"\nstartup_max = \"1h\"\n[brokers.main]\nkind = \"rabbitmq\"\n\
+         url = \"amqp://{address}/%2f\"\n[subscriptions.orders]\nbroker = \"main\"\nqueue = \"orders\"\n"
+    );
+    let config = Config::from_toml(&text).expect("it is right");
+    blocking_on(async {
+        let builder = Service::builder(config).signals(false);
+        let builder = builder.subscribe("orders", |_: Delivery<u32>| async { Handled::Ok(()) });
+        let silent = tokio::net::TcpListener::from_std(silent).expect("it listens");
+        let _connected = tokio::select! {
+            started = builder.start() => panic!("nobody said a word: {:?}", started.map(drop)),
+            connected = silent.accept() => connected.expect("it comes"),
+        };
+        let since = Instant::now();
+        while is_running("undone-service") {
+            assert!(since.elapsed() < Duration::from_secs(60), "it goes on seeking its broker");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    });
+}
