@@ -11,6 +11,7 @@
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
+use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
 use futures_util::task::AtomicWaker;
@@ -19,11 +20,18 @@ use lapin::{Channel, Confirmation};
 
 use super::connection::Live;
 
+/// A channel that refuses a message is trusted to know better only when it is younger than this. RabbitMQ 3.10 does not
+/// tell channels that were open when a policy lifts the limit of a full queue: such a channel would refuse for ever. An
+/// age, and not a count of refusals: messages that are tried again and again come seldom, and it bounds how many channels
+/// a queue costs that stays full.
+const TRUSTED_MAX: Duration = Duration::from_secs(5);
+
 /// A channel that is published on.
 pub(super) struct Outlet {
     /// Keeps the connection alive as long as the channel.
     _live: Arc<Live>,
     channel: Channel,
+    opened: Instant,
     window: usize,
     state: Mutex<State>,
     woken: Arc<Woken>,
@@ -39,8 +47,9 @@ struct State {
     free: Vec<usize>,
     unanswered: usize,
     returns: Vec<BasicReturnMessage>,
-    /// Somebody left before the answer came: what is in flight comes to its end, and nothing more is sent.
-    abandoned: bool,
+    /// Somebody left before the answer came, something closed the channel, or it refuses too much: what is in flight comes to its end, and
+    /// nothing more is sent. A message that got in while the channel closes would be told why, as if it were the cause.
+    retired: bool,
 }
 
 struct Slot {
@@ -92,12 +101,13 @@ impl Outlet {
     /// With at most `window` messages in flight on `channel`.
     pub(super) fn new(live: Arc<Live>, channel: Channel, window: usize) -> Arc<Self> {
         let (state, woken) = (Mutex::default(), Arc::default());
-        Arc::new(Self { _live: live, channel, window, state, woken })
+        let opened = Instant::now();
+        Arc::new(Self { _live: live, channel, opened, window, state, woken })
     }
 
     /// Whether it will ever take a message again.
     pub(super) fn is_usable(&self) -> bool {
-        self.channel.status().connected() && !self.state().abandoned
+        self.channel.status().connected() && !self.state().retired
     }
 
     /// Begins what `sending` makes for the channel; `None` where there is no room now.
@@ -108,16 +118,16 @@ impl Outlet {
         self: &Arc<Self>,
         sending: impl FnOnce(Channel) -> Sending,
     ) -> Option<InFlight> {
-        let mut state = self.state();
-        let busy = state.slots.len() - state.free.len();
-        if busy >= self.window || state.abandoned || !state.returns.is_empty() {
-            return None;
-        }
-        let slot = state.free.pop().unwrap_or_else(|| state.grow(&self.woken));
-        state.unanswered += 1;
-        state.slots[slot].content = Content::Sending(sending(self.channel.clone()));
-        state.look_at(slot);
+        let sending = || sending(self.channel.clone());
+        let slot = self.state().begin(self.window, &self.woken, sending)?;
         Some(InFlight { outlet: Arc::clone(self), slot, is_answered: false })
+    }
+
+    /// It did not store a message: the next ones go another way, where that may be because it is not told enough.
+    fn note_refusal(&self) {
+        if self.opened.elapsed() >= TRUSTED_MAX {
+            self.state().retired = true;
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -126,6 +136,24 @@ impl Outlet {
 }
 
 impl State {
+    /// The slot of what was begun; `None` where there is no room now.
+    fn begin(
+        &mut self,
+        window: usize,
+        woken: &Arc<Woken>,
+        sending: impl FnOnce() -> Sending,
+    ) -> Option<usize> {
+        let busy = self.slots.len() - self.free.len();
+        if busy >= window || self.retired || !self.returns.is_empty() {
+            return None;
+        }
+        let slot = self.free.pop().unwrap_or_else(|| self.grow(woken));
+        self.unanswered += 1;
+        self.slots[slot].content = Content::Sending(sending());
+        self.look_at(slot);
+        Some(slot)
+    }
+
     fn grow(&mut self, woken: &Arc<Woken>) -> usize {
         let slot = self.slots.len();
         let flag = Arc::new(Flag { slot, woken: Arc::clone(woken), owner: AtomicWaker::new() });
@@ -150,6 +178,7 @@ impl State {
         else {
             return;
         };
+        self.retired |= answer.is_err();
         slot.content = Content::Answered(answer.map(|confirmation| match confirmation {
             Confirmation::Ack(returned) => {
                 self.returns.extend(returned);
@@ -231,6 +260,9 @@ impl InFlight {
         })
         .await;
         self.is_answered = true;
+        if matches!(answer, Ok(Answer::NotStored)) {
+            self.outlet.note_refusal();
+        }
         answer
     }
 }
@@ -238,7 +270,29 @@ impl InFlight {
 impl Drop for InFlight {
     fn drop(&mut self) {
         if !self.is_answered {
-            self.outlet.state().abandoned = true;
+            self.outlet.state().retired = true;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lapin::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn whoever_comes_after_what_closed_a_channel_is_not_put_on_it() {
+        let (mut state, woken) = (State::default(), Arc::<Woken>::default());
+        let sends = |answer: lapin::Result<Confirmation>| {
+            move || -> Sending { Box::pin(std::future::ready(answer)) }
+        };
+        let first = state.begin(1, &woken, sends(Ok(Confirmation::Ack(None)))).expect("room");
+        assert!(matches!(state.take(first, |_| false), Some(Ok(Answer::Stored))));
+        let cause = state.begin(1, &woken, sends(Err(ErrorKind::ChannelsLimitReached.into())));
+        assert!(matches!(state.take(cause.expect("room"), |_| false), Some(Err(_))));
+        // There is room, and the channel may not be known to be closed yet.
+        let neighbour = state.begin(1, &woken, sends(Ok(Confirmation::Ack(None))));
+        assert_eq!(neighbour, None);
     }
 }
