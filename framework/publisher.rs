@@ -141,12 +141,12 @@ impl Publisher {
                 Ok(()) => break,
                 Err(error) if send < SENDS_MAX && may_pass(error.fault) => {
                     telemetry::resending(&outgoing.target, &error);
-                    may_have_arrived = true;
+                    may_have_arrived |= !error.is_unsent();
                     tokio::time::sleep(delay).await;
                     delay *= 2;
                 }
                 Err(cause) => {
-                    may_have_arrived |= !is_known_to_be_lost(cause.fault);
+                    may_have_arrived |= !cause.is_unsent() && !is_known_to_be_lost(cause.fault);
                     let target = outgoing.target.to_string();
                     return Err(PublishError { id: outgoing.id, target, cause, may_have_arrived });
                 }
@@ -279,7 +279,7 @@ impl std::fmt::Display for MessageId {
 /// # }).unwrap();
 /// ```
 #[derive(Debug, thiserror::Error)]
-#[error("message `{id}` to {target} was not confirmed: {cause}; {}", self.advice())]
+#[error("message `{id}` to {target} was not confirmed: {}; {}", self.why(), self.advice())]
 pub struct PublishError {
     id: String,
     target: String,
@@ -372,11 +372,21 @@ impl PublishError {
         matches!(self.cause.fault, Fault::Invalid | Fault::TooLarge) && !self.may_have_arrived
     }
 
+    /// What the broker says, without what is said here anyway.
+    fn why(&self) -> &str {
+        let Self { id, target, cause, .. } = self;
+        let said = cause.text.strip_prefix(&format!("publishing message `{id}` to {target}: "));
+        said.unwrap_or(&cause.text)
+    }
+
     fn advice(&self) -> &'static str {
         match self.cause.fault {
             _ if self.may_have_arrived => "it may have arrived: send it again under the same id",
             Fault::Invalid | Fault::TooLarge => "it is not stored, and never will be as it is",
             Fault::Closed => "it was not sent: the service stops, or has stopped",
+            Fault::Unreachable | Fault::Unconfirmed => {
+                "it was not sent: send it again once the broker is there"
+            }
             _ => "it is not stored: mend that, then send it again",
         }
     }

@@ -293,7 +293,7 @@ async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
                 deadline = Some(deadline.map_or(sooner, |until: Instant| until.min(sooner)));
                 left.replies.push(reply);
             }
-            () = over(deadline, desk.running == 0, &shared) => {
+            () = over(deadline, &shared, || desk.running == 0) => {
                 if desk.running == 0 {
                     telemetry::copies_left(shared.scope.name(), desk.leaving());
                 }
@@ -307,10 +307,11 @@ async fn run_out(desk: &mut Desk, orders: &mut Orders, next: &Next) {
     left.tell();
 }
 
-/// Nothing is to be waited for any more: at the deadline, or before, where nothing runs and nothing can be confirmed.
-async fn over(deadline: Option<Instant>, is_idle: bool, shared: &Shared) {
+/// Nothing is to be waited for any more: at the deadline, or before, where nothing is to be done here and nothing can be
+/// confirmed. Looks again and again: a lane may be lost while it is waited for.
+async fn over(deadline: Option<Instant>, shared: &Shared, is_idle: impl Fn() -> bool) {
     let Some(deadline) = deadline else { return std::future::pending().await };
-    while Instant::now() < deadline && !(is_idle && shared.confirms_nothing()) {
+    while Instant::now() < deadline && !(is_idle() && shared.confirms_nothing()) {
         tokio::time::sleep_until(deadline.min(Instant::now() + LOOKED_EVERY)).await;
     }
 }
@@ -349,10 +350,9 @@ async fn wind_down(
         desk.run_errands();
         desk.show();
         let settled = desk.settle_all_at(lane).await;
-        let busy = desk.running + desk.leaving();
-        let is_lost = lane.is_lost() == Some(true);
-        if busy + desk.awaited == 0 || settled.is_err() {
-            break busy;
+        let busy = desk.running + desk.leaving() + desk.awaited;
+        if busy == 0 || settled.is_err() {
+            break desk.running;
         }
         tokio::select! {
             biased;
@@ -365,7 +365,12 @@ async fn wind_down(
                 deadline = deadline.min(sooner);
                 replies.push(reply);
             }
-            () = over(Some(deadline), desk.running == 0 && is_lost, &shared) => break busy,
+            () = over(Some(deadline), &shared, || desk.running == 0 && lane.is_lost() == Some(true)) => {
+                if desk.leaving() > 0 {
+                    telemetry::copies_left(shared.scope.name(), desk.leaving());
+                }
+                break desk.running;
+            }
         }
     };
     if desk.suspects && desk.running > 0 {

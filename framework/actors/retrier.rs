@@ -14,6 +14,7 @@ use std::time::Duration;
 
 use actix::prelude::*;
 use futures_util::FutureExt;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::load::{Carry, Errand, Load};
@@ -140,7 +141,10 @@ async fn confirmed(
     let mut schedule =
         Schedule::new(Policy { delay_max: Duration::from_secs(30), ..Policy::default() });
     let (mut copy, mut failed) = (None, false);
+    let mut connections = None;
     loop {
+        // One that is made while this attempt fails may help the next.
+        connections.iter_mut().flatten().for_each(watch::Receiver::mark_unchanged);
         let (work, errand) = load.held();
         let made = async {
             publisher.copy(copy.get_or_insert_with(|| copy_of(work, errand, scope))).await
@@ -160,11 +164,27 @@ async fn confirmed(
         let place = copy.as_ref().map_or(&"not made" as &dyn Debug, |copy| &copy.place);
         telemetry::copy_failed(scope.name(), place, &error);
         health.update(|health| health.copies = Some(format!("a copy is not confirmed: {error}")));
+        let connections = connections.get_or_insert_with(|| publisher.connections());
         tokio::select! {
             () = tokio::time::sleep(schedule.next_delay()) => {}
+            () = one_more(connections) => {
+                // As if it had failed for the first time: not all of them at the same instant.
+                schedule.restart();
+                tokio::time::sleep(schedule.next_delay()).await;
+            }
             () = load.forgotten() => return false,
         }
     }
+}
+
+/// Waits until another connection is made, if anybody tells.
+async fn one_more(connections: &mut Option<watch::Receiver<u64>>) {
+    if let Some(connections) = connections
+        && connections.changed().await.is_ok()
+    {
+        return;
+    }
+    std::future::pending().await
 }
 
 /// A panic is a copy that failed, and is made again: uncaught, it would end the task without an answer, and the original

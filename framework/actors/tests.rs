@@ -41,6 +41,10 @@ struct Control {
     panics: AtomicBool,
     /// So many copies panic.
     bad_copies: AtomicUsize,
+    /// No copy gets through.
+    away: AtomicBool,
+    /// How many connections were made.
+    connections: watch::Sender<u64>,
     /// Lanes that do not open again.
     shut: Mutex<BTreeSet<LaneId>>,
     /// The lane that delivered last.
@@ -72,6 +76,8 @@ impl Control {
             die_at_once: AtomicBool::new(false),
             panics: AtomicBool::new(false),
             bad_copies: AtomicUsize::new(0),
+            away: AtomicBool::new(false),
+            connections: watch::Sender::new(1),
             shut: Mutex::default(),
             last: Mutex::default(),
             suspects_elsewhere: AtomicBool::new(false),
@@ -192,7 +198,14 @@ impl Publisher for FragilePublisher {
         let takes_one = |left: usize| left.checked_sub(1);
         let is_bad = bad.fetch_update(Ordering::SeqCst, Ordering::SeqCst, takes_one).is_ok();
         assert!(!is_bad, "the test wants it so");
+        if self.control.away.load(Ordering::SeqCst) {
+            return Err(lost());
+        }
         self.memory.copy(copy).await
+    }
+
+    fn connections(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.control.connections.subscribe())
     }
 }
 
@@ -811,6 +824,29 @@ fn a_retrier_that_panics_over_a_copy_says_so_and_makes_it_again() {
     assert_eq!(test.dead_letters("orders").len(), 2, "none is lost");
     assert_eq!((metric(&mut test, "restarts"), metric(&mut test, "copies_failed")), (3, 3));
     assert_eq!(unsettled(&mut test), Some(0));
+}
+
+#[test]
+fn copies_are_made_again_as_soon_as_the_connection_is_back() {
+    let control = Control::new(1);
+    let handler = |_: Delivery<String>| async { Handled::Err(Failure::reject("sold out")) };
+    let mut test = orders(&control, "", "", handler);
+    control.away.store(true, Ordering::SeqCst);
+    for id in 0..50 {
+        test.publish("orders", message(&id.to_string()));
+    }
+    test.advance(Duration::from_secs(600));
+    let failed = metric(&mut test, "copies_failed");
+    assert_eq!(test.dead_letters("orders").len(), 0);
+    // A connection that is of no use costs each of them an attempt, and no loop of them.
+    control.connections.send_modify(|made| *made += 1);
+    test.advance(Duration::from_millis(200));
+    let more = metric(&mut test, "copies_failed") - failed;
+    assert!((50..150).contains(&more), "{more}");
+    control.away.store(false, Ordering::SeqCst);
+    control.connections.send_modify(|made| *made += 1);
+    test.advance(Duration::from_millis(200));
+    assert_eq!(test.dead_letters("orders").len(), 50, "some would wait for half a minute");
 }
 
 /// Hears the log: panics as often as it is told when a copy failed, and keeps what is an error.

@@ -50,6 +50,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::config;
@@ -561,6 +562,12 @@ pub trait Publisher: Send + Sync {
     /// # Errors
     /// As [`send`](Self::send).
     async fn copy(&self, copy: &Copy) -> Result<Copied, BrokerError>;
+
+    /// How many connections were made so far, where the adapter knows: copies that failed are made again as soon as there
+    /// is one more, and not when their backoff ends.
+    fn connections(&self) -> Option<watch::Receiver<u64>> {
+        None
+    }
 }
 
 /// A copy that the broker has confirmed.
@@ -930,6 +937,7 @@ pub struct BrokerError {
     pub fault: Fault,
     /// What was attempted, on which object, what came back and what to do; never a secret.
     pub text: String,
+    is_unsent: bool,
 }
 
 impl BrokerError {
@@ -948,7 +956,34 @@ impl BrokerError {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn new(fault: Fault, text: impl Into<String>) -> Self {
-        Self { fault, text: text.into() }
+        Self { fault, text: text.into(), is_unsent: false }
+    }
+
+    /// The same, of a message of which nothing was sent: it cannot have arrived.
+    ///
+    /// ```
+    /// use redeliver::broker::{BrokerError, Fault};
+    ///
+    /// let error = BrokerError::new(Fault::Unreachable, "connecting to rabbit:5672: connection refused");
+    /// assert!(!error.is_unsent(), "a publisher that says no more may have sent something before");
+    /// assert!(error.unsent().is_unsent());
+    /// ```
+    #[must_use]
+    pub fn unsent(mut self) -> Self {
+        self.is_unsent = true;
+        self
+    }
+
+    /// Whether it is known that nothing was sent.
+    ///
+    /// ```
+    /// use redeliver::broker::{BrokerError, Fault};
+    ///
+    /// let unanswered = BrokerError::new(Fault::Unconfirmed, "no confirm within 30 s");
+    /// assert!(!unanswered.is_unsent(), "it may be stored all the same");
+    /// ```
+    pub fn is_unsent(&self) -> bool {
+        self.is_unsent
     }
 }
 

@@ -8,7 +8,8 @@ use lapin::options::{BasicGetOptions, BasicRejectOptions, QueuePurgeOptions};
 use lapin::types::AMQPValue;
 use redeliver::{Delivery, Failure, Filter, Handled, Reason, Redrive, Service};
 
-use crate::lab::{Lab, SHORT_WAITS, Seen, dead_letters, drained, properties, until};
+use crate::common::rabbitmq::control;
+use crate::lab::{Lab, SHORT_WAITS, Seen, dead_letters, drained, metric, properties, until};
 
 async fn reject(_: Delivery<u32>) -> Handled {
     Err(Failure::reject("no such customer").class("validation"))
@@ -302,6 +303,44 @@ async fn what_was_redriven_and_fails_again_is_there_once() {
     assert_eq!((shown.generation, shown.attempts), (2, 4));
     let purged = reader.purge(&Filter::default()).await.expect("they are removed");
     assert_eq!((purged, lab.raw.count(&lab.dead()).await), (11, 0));
+    service.stop().await;
+}
+
+/// A policy that lets a queue take nothing; gone when this is dropped.
+struct Full(String);
+
+impl Full {
+    fn of(queue: &str) -> Self {
+        let pattern = format!("^{}$", queue.replace('.', "\\."));
+        let limits = r#"{"max-length": 1, "overflow": "reject-publish"}"#;
+        control(&["set_policy", queue, &pattern, limits, "--apply-to", "queues"]);
+        Self(queue.to_owned())
+    }
+}
+
+impl Drop for Full {
+    fn drop(&mut self) {
+        control(&["clear_policy", &self.0]);
+    }
+}
+
+#[tokio::test]
+async fn dead_letters_that_a_policy_kept_out_go_in_when_it_is_lifted() {
+    let lab = Lab::new().await;
+    let service = lab.start(&lab.toml("", ""), reject).await;
+    lab.publish(0..3).await;
+    until("three are dead", || async { lab.raw.count(&lab.dead()).await == 3 }).await;
+    let full = Full::of(&lab.dead());
+    lab.publish(3..20).await;
+    stuck(&service).await;
+    // Whoever was refused on its channel for so long is refused there for ever by RabbitMQ 3.10.
+    until("they are refused again and again", || async {
+        metric(&service, "copies_failed").await >= 40.0
+    })
+    .await;
+    drop(full);
+    until("all are dead", || async { lab.raw.count(&lab.dead()).await == 20 }).await;
+    drained(&service).await;
     service.stop().await;
 }
 

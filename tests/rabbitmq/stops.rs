@@ -95,6 +95,43 @@ async fn a_stop_while_the_server_is_away_waits_for_no_copy_that_nobody_can_confi
 }
 
 #[tokio::test]
+async fn a_stop_that_loses_the_server_on_its_way_waits_for_no_copy_that_nobody_can_confirm() {
+    let lab = Lab::new().await;
+    let proxy = Proxy::to(&lab.url).await;
+    let toml = lab
+        .toml_at(&proxy.url, "", SHORT_WAITS)
+        .replace("[brokers.main]", "shutdown_grace = \"1h\"\n[brokers.main]");
+    let (gate, seen) = (Arc::new(Semaphore::new(0)), Seen::default());
+    let (open, handler) = (Arc::clone(&gate), seen.clone());
+    let service = lab
+        .start(&toml, move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            let open = Arc::clone(&open);
+            async move {
+                open.acquire().await?.forget();
+                Err(Failure::retry("it waits at the broker"))
+            }
+        })
+        .await;
+    lab.publish(0..3).await;
+    until("three run", || async { seen.count() == 3 }).await;
+    proxy.hold_back(true);
+    gate.add_permits(3);
+    until("their copies are under way", || async { metric(&service, "carrying").await >= 3.0 })
+        .await;
+    let stopping = tokio::spawn({
+        let service = service.clone();
+        async move { service.stop().await }
+    });
+    // Should it not have begun by then, this is the case above.
+    sleep(Duration::from_millis(500)).await;
+    drop(proxy);
+    let stop = timeout(PATIENCE, stopping).await.expect("it does not wait for an hour");
+    assert_eq!(stop.expect("no panic").left, 0, "no handler ran any more");
+    until("all three are back", || async { lab.ready().await == 3 }).await;
+}
+
+#[tokio::test]
 async fn a_pause_right_after_the_start_holds_everything() {
     for _ in 0..sample(10, 50) {
         let lab = Lab::new().await;

@@ -165,6 +165,8 @@ pub(super) struct Link {
     other: OnceLock<Weak<Self>>,
     /// The other one was made.
     news: Notify,
+    /// How many were made.
+    made: watch::Sender<u64>,
     /// Ends every attempt to connect, and every wait for the next.
     closed: watch::Sender<bool>,
     last_failure: Arc<std::sync::Mutex<String>>,
@@ -212,6 +214,7 @@ impl Link {
             healing: Mutex::new(Healing::new()),
             other: OnceLock::new(),
             news: Notify::new(),
+            made: watch::Sender::new(0),
             closed: watch::Sender::new(false),
             last_failure: Arc::new(std::sync::Mutex::new("not connected yet".to_owned())),
         })
@@ -267,6 +270,11 @@ impl Link {
         made
     }
 
+    /// How many connections were made so far.
+    pub(super) fn made(&self) -> watch::Receiver<u64> {
+        self.made.subscribe()
+    }
+
     fn tell_other(&self) {
         if let Some(other) = self.other.get().and_then(Weak::upgrade) {
             other.news.notify_one();
@@ -304,8 +312,11 @@ impl Link {
         self.closed.send_replace(true);
         if let Some(live) = self.live.swap(None) {
             self.note_failure("closed by this process".to_owned());
-            // Whatever comes of it: the socket is dropped next.
-            let _ = timeout(CLOSE_MAX, live.connection.close(200, "bye".into())).await;
+            // One that is down hears no goodbye.
+            if live.connection.status().connected() {
+                // Whatever comes of it: the socket is dropped next.
+                let _ = timeout(CLOSE_MAX, live.connection.close(200, "bye".into())).await;
+            }
         }
     }
 
@@ -334,6 +345,7 @@ impl Link {
         let live =
             Arc::new(Live { blocked: self.watch(&connection), connection, since: Instant::now() });
         self.live.store(Some(live.clone()));
+        self.made.send_modify(|made| *made += 1);
         Ok(live)
     }
 

@@ -161,6 +161,10 @@ impl Broker for RabbitBroker {
 
     async fn close(&self) {
         let publishing = async {
+            if matches!(self.publishing.state(), BrokerState::Disconnected(_)) {
+                // Nothing is confirmed any more, and whoever waits until it is back is not waited for.
+                self.publishing.close().await;
+            }
             self.publisher.close().await;
             self.publishing.close().await;
         };

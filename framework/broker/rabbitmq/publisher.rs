@@ -4,6 +4,7 @@
 //! closes a channel takes along whatever is in flight on it, so nothing that a neighbour may have done is blamed on
 //! a message: it is sent again, alone.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use async_trait::async_trait;
 use futures_util::FutureExt;
 use lapin::Channel;
 use lapin::options::{BasicPublishOptions, ConfirmSelectOptions};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
 
 use super::beyond::{self, Beyond};
@@ -97,7 +98,20 @@ impl RabbitPublisher {
     }
 
     async fn publish(&self, letter: Letter<'_>) -> Result<Copied, BrokerError> {
-        match timeout(CONFIRM_MAX, self.publish_on_time(letter)).await {
+        let is_begun = AtomicBool::new(false);
+        let published = self.publish_or_time_out(letter, &is_begun).await;
+        published.map_err(|error| match is_begun.into_inner() {
+            true => error,
+            false => error.unsent(),
+        })
+    }
+
+    async fn publish_or_time_out(
+        &self,
+        letter: Letter<'_>,
+        is_begun: &AtomicBool,
+    ) -> Result<Copied, BrokerError> {
+        match timeout(CONFIRM_MAX, self.publish_on_time(letter, is_begun)).await {
             Ok(published) => published,
             Err(_) => {
                 let why = match self.link.state() {
@@ -114,34 +128,40 @@ impl RabbitPublisher {
         }
     }
 
-    async fn publish_on_time(&self, letter: Letter<'_>) -> Result<Copied, BrokerError> {
+    async fn publish_on_time(
+        &self,
+        letter: Letter<'_>,
+        is_begun: &AtomicBool,
+    ) -> Result<Copied, BrokerError> {
         let closed = |_| letter.error(Fault::Closed, "the connection was closed by this process");
         let _permit = self.permits.acquire().await.map_err(closed)?;
         let company = Company::of(letter);
-        let mut delivered = self.deliver(letter, company).await?;
+        let mut delivered = self.deliver(letter, company, is_begun).await?;
         // The channel was closed over this message or over a neighbour; alone, it gets its own answer.
         if delivered.answered.is_err()
             && company != Company::Alone
             && delivered.live.connection.status().connected()
         {
-            delivered = self.deliver(letter, Company::Alone).await?;
+            delivered = self.deliver(letter, Company::Alone, is_begun).await?;
         }
         let Delivered { answered, headers_left_out, .. } = delivered;
         judge(letter, answered.map_err(|error| fault::fault(&letter.to_string(), &error))?)?;
         Ok(Copied { headers_left_out })
     }
 
-    /// Sends and waits for the answer.
+    /// Sends and waits for the answer; notes whether anything was sent.
     async fn deliver(
         &self,
         letter: Letter<'_>,
         company: Company,
+        is_begun: &AtomicBool,
     ) -> Result<Delivered, BrokerError> {
         let live = self.link.live().await?;
         // While it blocks, lapin would keep whatever we hand it in memory.
         live.unblocked().await;
         let (parcel, headers_left_out) = fitted(letter, &live, letter.parcel()?)?;
         let in_flight = self.begin(letter, company, parcel).await?;
+        is_begun.store(true, Ordering::Relaxed);
         let answered = in_flight.answer(|returned| letter.is(returned)).await;
         Ok(Delivered { live, answered, headers_left_out })
     }
@@ -266,6 +286,10 @@ impl Publisher for RabbitPublisher {
             }
             copied => copied,
         }
+    }
+
+    fn connections(&self) -> Option<watch::Receiver<u64>> {
+        Some(self.link.made())
     }
 }
 
