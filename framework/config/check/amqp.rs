@@ -29,7 +29,10 @@ fn problem(setting: &str) -> Option<String> {
     let (name, value) = setting.split_once('=').unwrap_or((setting, ""));
     let must_be = match name {
         "heartbeat" => value.parse::<u16>().err().map(|_| "seconds, 0 to 65535, like 30".into()),
-        "channel_max" => value.parse::<u16>().err().map(|_| "a number, 0 to 65535, like 0".into()),
+        "channel_max" => value
+            .parse::<u16>()
+            .err()
+            .map(|_| "channels, 1 to 65535, like 2047, or 0 for the server's".into()),
         "connection_timeout" => {
             value.parse::<u64>().err().map(|_| "milliseconds, like 5000".into())
         }
