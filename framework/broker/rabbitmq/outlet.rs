@@ -47,8 +47,8 @@ struct State {
     free: Vec<usize>,
     unanswered: usize,
     returns: Vec<BasicReturnMessage>,
-    /// Somebody left before the answer came, something closed the channel, or it refuses too much: what is in flight comes to its end, and
-    /// nothing more is sent. A message that got in while the channel closes would be told why, as if it were the cause.
+    /// Somebody left before the answer came, something closed the channel, or it refuses: what is in flight comes to its
+    /// end, and nothing more is sent. What got in while the channel closes would be told why, as if it were the cause.
     retired: bool,
 }
 
