@@ -13,6 +13,13 @@ pub(crate) struct Seldom {
     unsaid: AtomicU64,
 }
 
+impl Default for Seldom {
+    /// Once a second.
+    fn default() -> Self {
+        Self::new(Duration::from_secs(1))
+    }
+}
+
 impl Seldom {
     pub(crate) fn new(pause: Duration) -> Self {
         Self { pause, last: Mutex::default(), unsaid: AtomicU64::new(0) }

@@ -25,8 +25,6 @@ const RETRY_PAUSE: Duration = Duration::from_millis(20);
 /// Between two tries to connect, doubled up to the second.
 const CONNECT_PAUSE_MIN: Duration = Duration::from_millis(50);
 const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(1);
-/// Between two warnings that the server is silent.
-const WARNING_PAUSE: Duration = Duration::from_secs(1);
 /// What connecting has at the least, whatever a call has: it goes on when nobody waits for it any more, and needs several
 /// round trips.
 const CONNECT_TIME_MIN: Duration = Duration::from_secs(3);
@@ -81,12 +79,7 @@ pub(super) enum Failed {
 
 impl Link {
     pub(super) fn new(settings: &RedisSettings, address: Arc<Address>) -> Self {
-        Self::with(
-            settings.name.clone(),
-            settings.deadline,
-            address,
-            Arc::new(Seldom::new(WARNING_PAUSE)),
-        )
+        Self::with(settings.name.clone(), settings.deadline, address, Arc::default())
     }
 
     /// Another connection of the same store; the two have one warning a second together.
