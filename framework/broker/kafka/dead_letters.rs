@@ -11,12 +11,11 @@ use async_trait::async_trait;
 use rdkafka::config::FromClientConfigAndContext;
 use rdkafka::consumer::{CommitMode, Consumer as _};
 use rdkafka::error::{KafkaError, KafkaResult};
-use rdkafka::message::Message;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
 use super::connection::{ANSWER_MAX, Cluster, Context};
-use super::envelope::{KafkaEnvelope, millis};
+use super::envelope::KafkaEnvelope;
 use super::fault;
 use super::group::Member;
 use super::marks::{Mark, Place, TEXT_LENGTH_MAX};
@@ -166,8 +165,7 @@ impl KafkaDeadLetters {
                 Err(error) => return Err(fault::fault(&self.attempt(), &error)),
             };
             let log = &mut self.logs[index];
-            let record = batch.record(0);
-            let (offset, time) = (record.offset(), millis(record).unwrap_or(-1));
+            let (offset, time) = (batch.offset(0), batch.millis(0).unwrap_or(-1));
             log.position = offset + 1;
             if offset >= log.end {
                 return Ok(None);

@@ -11,10 +11,9 @@ use std::time::{Duration, Instant, SystemTime};
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use rdkafka::message::Message;
 use tokio::time::{sleep, timeout};
 
-use super::envelope::{KafkaEnvelope, millis};
+use super::envelope::{KafkaEnvelope, Page};
 use super::offsets::Receipt;
 use super::outbox::Outbox;
 use super::partition::{LaneState, Partition, Rest};
@@ -180,18 +179,11 @@ impl KafkaLane {
             return false;
         }
         let batch = match self.ahead.take() {
-            Found::Batch(batch) => batch,
-            Found::Soon => return false,
-            Found::Nothing => {
-                let limit = limit.clamp(1, BATCH_MAX);
-                let Some(batch) = Batch::read(&self.partition.queue, limit) else { return false };
-                if batch.len() == limit {
-                    // There is more.
-                    self.ahead.ask();
-                }
-                batch
-            }
+            Found::Batch(batch) => Some(batch),
+            Found::Soon => None,
+            Found::Nothing => self.ahead.read(limit.clamp(1, BATCH_MAX)),
         };
+        let Some(batch) = batch else { return false };
         let batch = Arc::new(batch);
         self.read_at = Instant::now();
         self.held.extend((0..batch.len()).map(|index| (Arc::clone(&batch), index)));
@@ -234,10 +226,10 @@ impl KafkaLane {
         if state.lane != LaneState::Open(self.generation) {
             return Err(LaneEnd::Revoked);
         }
+        let mut page = Vec::with_capacity(count);
         for (records, index) in self.held.drain(..count) {
-            let record = records.record(index);
-            let offset = record.offset();
-            let time = millis(record).unwrap_or(-1);
+            let offset = records.offset(index);
+            let time = records.millis(index).unwrap_or(-1);
             let (crashes, again) = match state.offsets.receive(offset, time) {
                 Receipt::Deliver { crashes, again } => (crashes, again),
                 Receipt::Skip => continue,
@@ -246,16 +238,14 @@ impl KafkaLane {
                     return Err(LaneEnd::Lost(begins_again(&self.partition, offset)));
                 }
             };
-            let origin = *self.origin.get_or_insert_with(|| state.offsets.base().unwrap_or(offset));
+            self.origin.get_or_insert_with(|| state.offsets.base().unwrap_or(offset));
             let again = again || offset < state.seen_to;
             let outbox = self.outboxes.as_mut().map(|outboxes| {
                 let outbox = Arc::<Outbox>::default();
                 outboxes.insert(offset, Arc::clone(&outbox));
                 outbox
             });
-            let envelope = KafkaEnvelope::new(records, index, (crashes, again), outbox);
-            let envelope = SharedEnvelope::new(envelope);
-            batch.push(Received { envelope, token: token(self.generation, offset - origin) });
+            page.push(KafkaEnvelope::new(records, index, (crashes, again), outbox));
         }
         if self.care == Care::First {
             self.care = match state.offsets.follows_a_death() {
@@ -263,13 +253,25 @@ impl KafkaLane {
                 false => Care::Over,
             };
         }
+        drop(state);
+        self.deliver(page, batch);
         Ok(())
+    }
+
+    /// Appends the messages of a page, which is one allocation.
+    fn deliver(&self, page: Vec<KafkaEnvelope>, batch: &mut Vec<Received>) {
+        let origin = self.origin.unwrap_or_default();
+        let page = Arc::new(Page(page));
+        batch.extend(page.0.iter().enumerate().map(|(place, envelope)| Received {
+            token: token(self.generation, envelope.offset() - origin),
+            envelope: SharedEnvelope::among(Arc::<Page>::clone(&page), place),
+        }));
     }
 
     /// Forgets what was read and not noted: it is read again, and until then the consumer's position lies.
     fn drop_held(&mut self) {
         let ahead = std::mem::replace(&mut self.ahead, Ahead::of(&self.partition.queue)).end();
-        let offset = |held: &(Arc<Batch>, usize)| held.0.record(held.1).offset();
+        let offset = |held: &(Arc<Batch>, usize)| held.0.offset(held.1);
         let first = self.held.front().map(offset);
         let end = ahead.or(self.held.back().map(|held| offset(held) + 1));
         if let Some(end) = end {
