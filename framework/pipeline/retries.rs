@@ -10,6 +10,9 @@ use super::decide::Rule;
 use crate::config::{BrokerKind, Config, OnLongWait, Ordering, Subscription, Then, Topology};
 use crate::retry::{Policy, WAIT_MAX, WaitSteps};
 
+/// The longest that a wait of ours takes: half a minute, and a fifth more by chance.
+const OWN_WAIT_MAX: Duration = Duration::from_secs(36);
+
 /// A subscription's schedules, rules and waits.
 #[derive(Clone, Debug)]
 pub(crate) struct Retries {
@@ -204,10 +207,14 @@ impl Retries {
         if self.stays(delay, policy) { Waiting::Here(delay) } else { self.wait_elsewhere(delay) }
     }
 
-    /// Where a wait of ours is waited. Where an order is kept it ends early rather than take the message out of it.
+    /// Where a wait of ours is waited. Where an order is kept it ends early rather than take the message out of it; and it stays
+    /// here where the broker's next step is far longer, because nobody is woken there.
     pub(super) fn wait_in_order(&self, delay: Duration, policy: &Policy) -> Waiting {
-        let delay_max = self.order.map_or(Duration::MAX, |(wait_max, _)| wait_max);
-        self.wait_at_least(delay.min(delay_max), policy)
+        let delay = delay.min(self.order.map_or(Duration::MAX, |(wait_max, _)| wait_max));
+        match self.wait_at_least(delay, policy) {
+            Waiting::Broker(step) if step > OWN_WAIT_MAX => Waiting::Here(delay),
+            waiting => waiting,
+        }
     }
 
     /// A wait that may be waited by any process: in the step that is not shorter, or in several

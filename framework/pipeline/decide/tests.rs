@@ -237,3 +237,25 @@ proptest! {
         prop_assert_eq!(decided(Answer::Interrupted, &work, table, chance), Verdict::Again);
     }
 }
+
+#[test]
+fn a_wait_of_ours_never_becomes_the_minutes_of_the_brokers_shortest_step() {
+    let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+    let (short, second) = (Duration::from_secs(20), Duration::from_secs(1));
+    let table = |broker| Retry {
+        backoff: Backoff::List,
+        jitter: Jitter::None,
+        delays: vec![second, broker, minutes(60)],
+        in_process_max: second,
+        ..Retry::default()
+    };
+    let decided = |broker, wait| {
+        let answer = Answer::Later(wait, "its lock is held by another".into());
+        let work = work(0, None, None);
+        decide(answer, &work, None, &retries(table(broker)), Duration::ZERO, &mut || 0.5)
+    };
+    for wait in [second * 2, short, Duration::from_secs(36)] {
+        assert_eq!(decided(minutes(5), wait), Verdict::Defer(Waiting::Here(wait)));
+    }
+    assert_eq!(decided(short, second * 2), Verdict::Defer(Waiting::Broker(short)));
+}
