@@ -156,7 +156,9 @@ async fn serve() -> Result<(), Box<dyn std::error::Error>> {
     let options = Options::parse();
     let secret = Secret::from_environment()?;
     let config = redeliver::config::Config::load(&options.config)?;
-    let queue = config.subscriptions["webhooks"].queue.clone().unwrap_or_default();
+    let webhooks = config.subscriptions.get("webhooks");
+    let webhooks = webhooks.ok_or("the configuration has no `[subscriptions.webhooks]`")?;
+    let queue = webhooks.queue.clone().unwrap_or_default();
     // Ours to heed: the service is stopped after the HTTP server, which still publishes.
     let mut signals = Signals::listen()?;
     let service = Service::builder(config).signals(false).subscribe("webhooks", || Notifier);
