@@ -407,6 +407,10 @@ impl Claim {
         *self.kept.lock().unwrap_or_else(PoisonError::into_inner) = Some(result.into());
     }
 
+    pub(crate) fn has_kept(&self) -> bool {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner).is_some()
+    }
+
     pub(crate) fn take_kept(&self) -> Option<Bytes> {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner).take()
     }

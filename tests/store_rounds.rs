@@ -70,6 +70,33 @@ async fn claims_of_one_moment_share_calls_and_so_do_their_ends() {
 }
 
 #[tokio::test]
+async fn what_is_asked_together_is_as_many_calls_as_it_has_to_be() {
+    let server = Server::start();
+    let (store, ids) = (server.store(), ids(MANY));
+    let asks: Vec<_> = ids.iter().map(|(key, owner)| ask(key, owner)).collect();
+    let named: Vec<_> = ids.iter().map(|(key, owner)| (key, owner)).collect();
+    assert!(store.claim_all(&asks).await.iter().all(is_granted));
+    // Each in a record of its own, in its own place.
+    let (key, owner) = &ids[200];
+    assert!(store.end(key, owner, &Ending::Release, KEEP).await.expect("an answer"));
+    let again = Owner::new();
+    assert!(is_granted(&store.claim(&ask(key, &again)).await));
+    let ended = store.complete_all(&named, KEEP).await;
+    for (place, ours) in ended.into_iter().enumerate() {
+        assert_eq!(ours.expect("an answer"), place != 200);
+    }
+    for (place, answer) in store.claim_all(&asks).await.into_iter().enumerate() {
+        let is_done = matches!(answer, Ok(ClaimAnswer::Done(None)));
+        assert_eq!(is_done, place != 200, "{answer:?}");
+    }
+    let calls = calls(&server);
+    assert!(
+        calls < 20,
+        "{calls} calls: three for each that asked together, and each script sent once"
+    );
+}
+
+#[tokio::test]
 async fn claims_and_locks_of_one_moment_share_calls_and_each_is_answered() {
     let server = Server::start();
     let (store, ids) = (server.store(), ids(MANY));
@@ -98,10 +125,14 @@ async fn neighbours_of(command: &str, value: &str) {
     let foreign = format!("{}:claim:{{orders|id-0}}", settings.prefix);
     server.cli(&[command, &foreign, value]);
     let (store, ids) = (RedisStore::new(settings).expect("settings"), ids(MANY));
+    let asks: Vec<_> = ids.iter().map(|(key, owner)| ask(key, owner)).collect();
+    let together = store.claim_all(&asks).await;
     let answers = claim_all(&store, &ids).await;
-    let error = answers[0].as_ref().expect_err("it is no record of ours");
-    assert_eq!(error.fault, StoreFault::Other, "{error}");
-    assert!(answers[1..].iter().all(is_granted));
+    for answers in [together, answers] {
+        let error = answers[0].as_ref().expect_err("it is no record of ours");
+        assert_eq!(error.fault, StoreFault::Other, "{error}");
+        assert!(answers[1..].iter().all(is_granted));
+    }
     let (key, owner) = &ids[0];
     let ended = store.end(key, owner, &Ending::Release, KEEP);
     let (key, owner) = &ids[1];

@@ -37,6 +37,22 @@ impl Opened {
         Some(&self.letter.get(place)?.as_ref()?.work)
     }
 
+    /// The same, to note something about it.
+    pub(super) fn at_mut(&mut self, place: usize) -> Option<&mut Work> {
+        Some(&mut self.letter.get_mut(place)?.as_mut()?.work)
+    }
+
+    /// What is left in it, by places.
+    pub(super) fn works(&self) -> impl Iterator<Item = (usize, &Work)> {
+        let places = self.letter.iter().enumerate();
+        places.filter_map(|(place, outcome)| Some((place, &outcome.as_ref()?.work)))
+    }
+
+    /// What is to become of it.
+    pub(super) fn verdict(&self, place: usize) -> Option<&Verdict> {
+        Some(&self.letter.get(place)?.as_ref()?.verdict)
+    }
+
     /// Writes down what is to become of it.
     #[inline]
     pub(super) fn decide(&mut self, place: usize, verdict: Verdict) {
@@ -51,11 +67,23 @@ impl Opened {
 
     /// Takes it out: it goes back another way.
     pub(super) fn take(&mut self, place: usize) -> Option<Work> {
-        Some(self.letter.get_mut(place)?.take()?.work)
+        Some(self.take_decided(place)?.work)
+    }
+
+    /// The same, with what is to become of it.
+    pub(super) fn take_decided(&mut self, place: usize) -> Option<Outcome> {
+        self.letter.get_mut(place)?.take()
     }
 }
 
 impl Opened {
+    /// Puts back what was taken out.
+    pub(super) fn put_back(&mut self, place: usize, work: Work) {
+        if let Some(empty) = self.letter.get_mut(place) {
+            *empty = undecided(work);
+        }
+    }
+
     /// Sends it back; what nothing is left of may be written anew.
     pub(super) fn close(&mut self) -> Letter {
         let mut letter = std::mem::take(&mut self.letter);

@@ -9,6 +9,7 @@
 //! Owns the messages that run on one actor, and its seat: an actor that a panic may have broken
 //! gives that up at once, and ends when what it runs is done.
 
+mod guarded;
 mod plain;
 
 use std::cell::{Cell, RefCell};
@@ -21,6 +22,7 @@ use std::time::Instant;
 use actix::{Actor, ActorContext, ActorFuture};
 use tokio::sync::mpsc;
 
+use guarded::Guarded;
 use plain::Progress;
 
 use super::calls::Calls;
@@ -29,9 +31,9 @@ use super::life::Life;
 use super::seat::{Dispatch, ExitReason, Seat};
 use super::slots::Slots;
 use super::tenure::Tenure;
-use super::ticket::{Caller, Ticket, Workplace, run};
+use super::ticket::{Caller, Start, Ticket, Workplace, run};
 use crate::message::Delivery;
-use crate::pipeline::{Running, SharedCodecs, Work, caught};
+use crate::pipeline::{Running, SharedCodecs, Work, caught, may_ask_together};
 use crate::store::Gathering;
 use crate::telemetry;
 
@@ -70,6 +72,8 @@ struct Pump<T, S, F, M> {
     workplace: Rc<Workplace<T>>,
     station: S,
     slots: Slots<F>,
+    /// Letters whose messages ask for their claims, or end them, together.
+    guarded: Vec<Guarded>,
     /// Makes the future of a message.
     make: M,
     woken: Vec<usize>,
@@ -98,13 +102,13 @@ pub(super) fn pump<A: Actor, T: 'static, S: Station<A, T> + 'static>(
         life: Rc::clone(&life),
     });
     let at = Rc::clone(&workplace);
-    let make = move |slot, ticket, begun, tenure| {
+    let make = move |slot, ticket, start, tenure| {
         let caller = Caller { workplace: Rc::clone(&at), slot, can_abort: S::CAN_ABORT, tenure };
-        run(ticket, caller, begun)
+        run(ticket, caller, start)
     };
-    let (slots, woken) = (Slots::new(), Vec::new());
-    let pump =
-        Pump { seat, inbox: Some(inbox), workplace, station, slots, make, woken, finished: false };
+    let (slots, guarded, woken) = (Slots::new(), Vec::new(), Vec::new());
+    let (inbox, finished) = (Some(inbox), false);
+    let pump = Pump { seat, inbox, workplace, station, slots, guarded, make, woken, finished };
     Some((pump, life))
 }
 
@@ -114,7 +118,7 @@ where
     T: 'static,
     S: Station<A, T>,
     F: Future<Output = ()>,
-    M: Fn(usize, Ticket<T>, Option<Running>, Arc<Tenure>) -> F,
+    M: Fn(usize, Ticket<T>, Start, Arc<Tenure>) -> F,
 {
     type Output = ();
 
@@ -141,7 +145,7 @@ where
             pump.leave(ExitReason::Panicked);
         }
         let leaves = pump.finished || pump.inbox.is_none();
-        if leaves && pump.slots.running() == 0 {
+        if leaves && pump.slots.running() == 0 && pump.guarded.is_empty() {
             ctx.stop();
             return Poll::Ready(());
         }
@@ -153,7 +157,7 @@ impl<T, S, F, M> Pump<T, S, F, M>
 where
     T: 'static,
     F: Future<Output = ()>,
-    M: Fn(usize, Ticket<T>, Option<Running>, Arc<Tenure>) -> F,
+    M: Fn(usize, Ticket<T>, Start, Arc<Tenure>) -> F,
 {
     /// Goes on with what was woken and begins what has come; true if there is more to do.
     fn turn<A: Actor>(&mut self, actor: &mut A, ctx: &mut A::Context, cx: &mut Context<'_>) -> bool
@@ -167,6 +171,7 @@ where
             self.serve(actor, ctx);
         }
         self.woken = woken;
+        self.poll_guarded((&mut *actor, &mut *ctx, &mut *cx));
         let mut turns = 0;
         while turns < TURN_MAX {
             // A broken actor finishes what it has and takes nothing new.
@@ -198,9 +203,16 @@ where
         if let Some(Some(first)) = letter.first() {
             self.workplace.outbox.borrow_mut().address(first.work.lane, &reply);
         }
-        let is_plain = self.workplace.scope.guards.is_empty() && !telemetry::follows();
+        let scope = &self.workplace.scope;
+        let is_followed = telemetry::follows();
+        let is_plain = scope.guards.is_empty() && !is_followed;
+        let asks_together =
+            may_ask_together(scope) && self.workplace.gathering.is_none() && !is_followed;
         let began = Instant::now();
         let mut letter = Opened::new(letter, reply);
+        if asks_together {
+            return self.ask_together(letter, tenure, (actor, ctx, cx));
+        }
         let mut progress = Progress::default();
         while progress.place < letter.len() {
             let mut begun = None;
@@ -213,34 +225,43 @@ where
                 break;
             }
             if let Some(work) = letter.take(progress.place) {
-                self.go_on_in_a_slot::<A>(work, begun, &tenure);
-                self.serve(actor, ctx);
+                let start = begun.map_or(Start::Anew, |running| Start::Begun(running, None));
+                self.go_on_in_a_slot(work, start, &tenure, (&mut *actor, &mut *ctx));
             }
             progress.place += 1;
         }
-        if progress.at_once > 0 {
-            // They share the time of their letter evenly; what runs in a slot is timed by itself.
-            let each = began.elapsed() / progress.at_once;
-            self.workplace.scope.metrics.handler_time.observe(each, progress.at_once);
-        }
+        self.observe(&progress, began);
         self.workplace.outbox.borrow_mut().keep(letter.close());
     }
 
-    /// Gives a message a future of its own, from the beginning or from where its handler began to wait.
+    /// Those that were answered at once share the time of their letter evenly; what runs in a slot is timed by itself.
+    fn observe(&self, progress: &Progress, began: Instant) {
+        if progress.at_once > 0 {
+            let each = began.elapsed() / progress.at_once;
+            self.workplace.scope.metrics.handler_time.observe(each, progress.at_once);
+        }
+    }
+
+    /// Gives a message a future of its own, from where it is, and serves it.
     fn go_on_in_a_slot<A: Actor>(
         &mut self,
         work: Work,
-        begun: Option<Running>,
+        start: Start,
         tenure: &Arc<Tenure>,
+        (actor, ctx): (&mut A, &mut A::Context),
     ) where
         S: Station<A, T>,
     {
         let ticket = Ticket { work: Some(work), slot: None, workplace: Rc::clone(&self.workplace) };
-        let way = begun.as_ref().map_or(Way::Alone, Way::of);
+        let way = match &start {
+            Start::Begun(running, _) => Way::of(running),
+            Start::Anew | Start::Admitted(_) | Start::Answered(..) => Way::Alone,
+        };
         let make = &self.make;
-        let slot = self.slots.insert(|slot| make(slot, ticket, begun, Arc::clone(tenure)));
+        let slot = self.slots.insert(|slot| make(slot, ticket, start, Arc::clone(tenure)));
         self.note_begun::<A>(slot, way);
         self.slots.poll(slot);
+        self.serve(actor, ctx);
     }
 
     /// Notes whom the actor's end would be charged to.
@@ -293,6 +314,7 @@ where
 impl<T, S, F, M> Drop for Pump<T, S, F, M> {
     fn drop(&mut self) {
         self.slots.clear();
+        self.guarded.clear();
         self.workplace.outbox.borrow_mut().flush();
         self.leave(if self.finished {
             ExitReason::Finished

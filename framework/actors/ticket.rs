@@ -16,8 +16,8 @@ use super::outbox::Outbox;
 use super::tenure::Tenure;
 use crate::message::{Delivery, trace_of};
 use crate::pipeline::{
-    Answer, Call, Outcome, Running, Scope, SharedCodecs, Verdict, Work, await_verdict, judge,
-    process,
+    Answer, Call, Held, Outcome, Running, Scope, SharedCodecs, Verdict, Work, await_verdict,
+    conclude, handle_under, judge, process,
 };
 use crate::store::{Gathering, Scope as Holding, Sharing};
 use crate::telemetry::{self, Instrument};
@@ -124,25 +124,40 @@ impl<T> Ticket<T> {
     }
 }
 
-/// One message's way, from the beginning or from where its handler began to wait.
-pub(super) async fn run<T: 'static>(
-    mut ticket: Ticket<T>,
-    caller: Caller<T>,
-    begun: Option<Running>,
-) {
+/// From where a message goes on that has a future of its own.
+pub(super) enum Start {
+    /// From the beginning.
+    Anew,
+    /// It may be handled now; its guards were asked for with those of its letter.
+    Admitted(Option<Box<Held>>),
+    /// Its handler has begun and waits.
+    Begun(Running, Option<Box<Held>>),
+    /// Its handler has answered, and it was no simple success: what it holds is to be ended.
+    Answered(Verdict, Box<Held>),
+}
+
+/// One message's way, from where it is.
+pub(super) async fn run<T: 'static>(mut ticket: Ticket<T>, caller: Caller<T>, start: Start) {
     let workplace = Rc::clone(&ticket.workplace);
     ticket.slot = Some(caller.slot);
     let Some(work) = ticket.work.as_mut() else { return };
+    let scope = &*workplace.scope;
     let decided = async {
-        match begun {
-            Some(running) => await_verdict(running, work, &workplace.scope, caller.can_abort).await,
-            None => {
+        match start {
+            Start::Answered(verdict, held) => conclude(held, verdict, work, scope).await,
+            Start::Begun(running, held) => {
+                await_verdict(running, held, work, scope, caller.can_abort).await
+            }
+            Start::Admitted(held) => {
+                handle_under(held, work, scope, &workplace.codecs, &caller).await
+            }
+            Start::Anew => {
                 let span = {
                     let envelope = work.received.envelope.as_ref();
                     let trace = || trace_of(envelope).map(|trace| trace.to_string());
-                    telemetry::processing(workplace.scope.name(), || work.id(), trace)
+                    telemetry::processing(scope.name(), || work.id(), trace)
                 };
-                process(work, &workplace.scope, &workplace.codecs, &caller).instrument(span).await
+                process(work, scope, &workplace.codecs, &caller).instrument(span).await
             }
         }
     };

@@ -9,13 +9,16 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::guards::{Admission, AdmitRequest, Held, Lost};
+use super::guards::{Admission, AdmitRequest, Held, LetterClaims, LetterRequest, Lost};
 use super::work::find_key;
-use super::{Answer, Epitaph, Reason, Scope, Verdict, Waiting, Work};
+use super::{Answer, Epitaph, Reason, Scope, Verdict, Waiting, Work, judge};
 use crate::config::{IdMissing, OnDuplicate, OnStoreDown};
 use crate::message::{Claim, ClaimStatus, Failure};
-use crate::store::{ClaimKind, Loss, Sharing};
+use crate::store::{
+    Claim as Granted, ClaimKind, Fence, Loss, Scope as Holding, Sharing, StoreError,
+};
 use crate::telemetry;
+use crate::wire::ID_LENGTH_MAX;
 
 /// After so long another copy asks again whether the one that runs is done.
 const ASK_AGAIN_MAX: Duration = Duration::from_secs(30);
@@ -23,6 +26,88 @@ const ASK_AGAIN_MAX: Duration = Duration::from_secs(30);
 const ASK_AGAIN_MIN: Duration = Duration::from_millis(50);
 /// How soon a message comes back whose guard was lost.
 const LOST_DELAY: Duration = Duration::from_secs(1);
+
+/// Whether the messages of a letter may ask for their claims together. Not where the answer to a duplicate is to call
+/// its handler.
+pub(crate) fn may_ask_together(scope: &Scope) -> bool {
+    scope.guards.may_ask_together() && !calls_duplicates(scope)
+}
+
+/// The claims of those messages of a letter that ask together, by their places. Who comes by force, has no id or is to be
+/// given up unseen asks alone.
+pub(crate) fn claims_together<'a>(
+    works: impl Iterator<Item = (usize, &'a Work)>,
+    scope: &Scope,
+) -> Option<LetterClaims> {
+    let requests = works.filter_map(|(place, work)| {
+        let is_usual = !work.is_doomed() && !work.carried.is_forced;
+        let id = work.id().filter(|id| is_usual && id.len() <= ID_LENGTH_MAX)?;
+        let (generation, attempts) = (work.carried.generation, work.carried.attempts);
+        let payload = work.received.envelope.body();
+        Some((place, LetterRequest { id, generation, payload, attempts }))
+    });
+    scope.guards.claims_together(requests)
+}
+
+/// Notes what was granted to a message that asked with its letter.
+pub(crate) fn note_granted(granted: &Granted, work: &mut Work, scope: &Scope) {
+    work.asks_since = None;
+    share_locks(work, scope);
+    note_claim(Some(granted), Some(granted.fence), work, scope);
+}
+
+/// What becomes of a message that asked with its letter and was not granted; `None`: it is handled without its claim.
+pub(crate) fn verdict_on_refusal(
+    refusal: Admission,
+    work: &mut Work,
+    scope: &Scope,
+) -> Option<Verdict> {
+    match answer_of(refusal, work, scope) {
+        Ok(_) => {
+            share_locks(work, scope);
+            None
+        }
+        Err(Refusal::Verdict(verdict)) => Some(verdict),
+        Err(Refusal::Answer(answer)) => Some(judge(answer, work, scope)),
+    }
+}
+
+/// Of a message without a lock of its own: what its handler asks for it shares with nobody else.
+fn share_locks(work: &mut Work, scope: &Scope) {
+    if scope.locks.is_some() {
+        work.sharing = Some(Sharing::Alone(Holding::new()));
+    }
+}
+
+/// What becomes of a message whose claim was lost before its handler began.
+pub(crate) fn verdict_on_loss(lost: Lost, work: &Work, scope: &Scope) -> Verdict {
+    judge(answer_to_loss(lost), work, scope)
+}
+
+/// What becomes of a message that was handled, by what the completion of its claim was answered.
+pub(crate) fn verdict_on_completion(
+    ended: Result<bool, StoreError>,
+    work: &Work,
+    scope: &Scope,
+) -> Verdict {
+    match ended {
+        Ok(true) => Verdict::Ack,
+        Ok(false) => {
+            // Somebody took over while we worked: both may have had an effect.
+            scope.metrics.possible_duplicates.inc();
+            Verdict::Defer(Waiting::Here(LOST_DELAY))
+        }
+        Err(error) => {
+            telemetry::completion_delayed(scope.name(), work.id(), &error);
+            match scope.settings.on_store_down {
+                // What was done stays done, and nobody waits for the store here.
+                OnStoreDown::Run if error.is_outage() => Verdict::Ack,
+                // The completion goes on in the background; the message asks again whether it is done.
+                OnStoreDown::Run | OnStoreDown::Pause => Verdict::Defer(Waiting::Here(LOST_DELAY)),
+            }
+        }
+    }
+}
 
 /// Asks for what guards a message. `Err`: it is not handled now, for that reason.
 ///
@@ -93,7 +178,7 @@ fn answer_of(
     }
     match admission {
         Admission::Run(held) => {
-            note_claim(&held, work, scope);
+            note_claim(held.granted(), held.fence(), work, scope);
             Ok(Some(held))
         }
         Admission::Done { .. } => {
@@ -139,17 +224,20 @@ fn answer_of(
 }
 
 /// Tells the handler how its message was claimed, and counts with the larger count of attempts.
-fn note_claim(held: &Held, work: &mut Work, scope: &Scope) {
-    work.carried.attempts = work.carried.attempts.max(held.attempts());
-    let status = match held.kind() {
+fn note_claim(granted: Option<&Granted>, fence: Option<Fence>, work: &mut Work, scope: &Scope) {
+    let (attempts, takeovers) = granted.map_or((0, 0), |it| (it.attempts, it.takeovers));
+    if attempts > work.carried.attempts {
+        // Not for every message: what most carry is nothing, and takes no memory.
+        work.carried.attempts = attempts;
+    }
+    let status = match granted.map(|granted| granted.kind) {
         Some(ClaimKind::TakenOver) => {
             scope.metrics.possible_duplicates.inc();
             ClaimStatus::TakenOver
         }
         Some(ClaimKind::Fresh) | None => ClaimStatus::Fresh,
     };
-    let fence = held.fence().map(|fence| fence.0);
-    work.claim = Some(Arc::new(Claim::new(status, fence, held.takeovers(), None)));
+    work.claim = Some(Arc::new(Claim::new(status, fence.map(|it| it.0), takeovers, None)));
 }
 
 /// Tells the handler that its message is done already, and under which lock it is called all the same.
@@ -214,7 +302,7 @@ pub(super) fn answer_to_loss(lost: Lost) -> Answer {
 
 /// Ends the guards as the verdict asks; those of a message that is to be copied first stay with
 /// it, and end when the copy is confirmed.
-pub(super) async fn conclude(
+pub(crate) async fn conclude(
     mut held: Box<Held>,
     verdict: Verdict,
     work: &mut Work,
@@ -272,26 +360,16 @@ async fn complete(held: Box<Held>, verdict: Verdict, work: &Work, scope: &Scope)
     let result = work.claim.as_ref().and_then(|claim| claim.take_kept());
     let is_claimed = held.is_claimed();
     match held.complete(result).await {
-        Ok(true) => verdict,
         // Nobody could say of it that it was handled: it would run again, perhaps for ever.
         Ok(false) if !is_claimed => {
             scope.metrics.possible_duplicates.inc();
             verdict
         }
-        Ok(false) => {
-            // Somebody took over while we worked: both may have had an effect.
-            scope.metrics.possible_duplicates.inc();
-            Verdict::Defer(Waiting::Here(LOST_DELAY))
-        }
-        Err(error) => {
-            telemetry::completion_delayed(scope.name(), work.id(), &error);
-            match scope.settings.on_store_down {
-                // What was done stays done, and nobody waits for the store here.
-                OnStoreDown::Run if error.is_outage() => verdict,
-                // The completion goes on in the background; the message asks again whether it is done.
-                OnStoreDown::Run | OnStoreDown::Pause => Verdict::Defer(Waiting::Here(LOST_DELAY)),
-            }
-        }
+        // An ignored failure stays one.
+        ended => match verdict_on_completion(ended, work, scope) {
+            Verdict::Ack => verdict,
+            other => other,
+        },
     }
 }
 

@@ -5,19 +5,23 @@
 
 mod held;
 mod late;
+mod letter;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use bytes::Bytes;
 
 use crate::store::{
-    ClaimAnswer, ClaimAsk, ClaimKey, Fingerprint, Guard, Lease, LockAnswer, LockAsk, LockError,
+    Claim, ClaimAnswer, ClaimAsk, ClaimKey, Fingerprint, Guard, LockAnswer, LockAsk, LockError,
     LockPolicy, Locks, Moment, Owner, Sharing, Store, StoreError, StoreState, Woken,
 };
-use held::{ClaimRenewal, End, HeldClaim, REPEAT_PAUSE, end_in_background};
+use held::{End, HeldClaim, REPEAT_PAUSE, end_in_background};
 pub(crate) use held::{Held, Lost, Recorded};
 pub(crate) use late::LateEnds;
+pub(crate) use letter::LetterClaims;
+use letter::OneClaim;
 
 /// The guards of one subscription.
 #[derive(Clone)]
@@ -58,6 +62,14 @@ pub(crate) struct AdmitRequest<'a> {
     pub(crate) is_forced: bool,
     /// Whose locks it shares.
     pub(crate) sharing: &'a Sharing,
+}
+
+/// What is known of a delivery that asks for its claim with others.
+pub(crate) struct LetterRequest<'a> {
+    pub(crate) id: &'a str,
+    pub(crate) generation: u32,
+    pub(crate) payload: &'a [u8],
+    pub(crate) attempts: u32,
 }
 
 /// Whether a delivery may be handled now.
@@ -114,6 +126,28 @@ impl Guards {
         let store =
             self.claims.as_ref().map(|it| &it.store).or(self.locks.as_ref().map(|it| &it.0));
         store.map(|store| store.store().gather())
+    }
+
+    /// Whether the messages of a letter may ask together: where the claim is all that guards them.
+    pub(crate) fn may_ask_together(&self) -> bool {
+        self.claims.is_some() && self.locks.is_none()
+    }
+
+    /// The claims of the messages of a letter that are asked for together, with their places; the others ask alone.
+    pub(crate) fn claims_together<'a>(
+        &self,
+        requests: impl Iterator<Item = (usize, LetterRequest<'a>)>,
+    ) -> Option<LetterClaims> {
+        let rules = self.claims.as_ref()?;
+        let requests = requests.filter(|(_, request)| !rules.late.has(request.id));
+        let claims = requests.map(|(place, request)| OneClaim {
+            place,
+            key: self.key(request.id, request.generation, request.payload),
+            owner: Owner::new(),
+            attempts: request.attempts,
+            is_renewed: AtomicBool::new(true),
+        });
+        Some(LetterClaims::new(rules, claims.collect()))
     }
 
     /// Asks for the claim and the lock of a delivery: in one round trip where they share a store.
@@ -232,15 +266,15 @@ impl Guards {
 
     fn asked(&self, claims: &ClaimRules, request: &AdmitRequest<'_>) -> Asked {
         let id = request.id.unwrap_or_default();
-        let key = self.key(id, request.generation, request.payload);
+        let key = Arc::new(self.key(id, request.generation, request.payload));
         let asked_at = claims.store.store().clock().now();
         let (rules, owner) = (claims.clone(), Owner::new());
         Asked { rules, key, owner, asked_at, lock: None, is_open: true }
     }
 
-    fn key(&self, id: &str, generation: u32, payload: &[u8]) -> Arc<ClaimKey> {
+    fn key(&self, id: &str, generation: u32, payload: &[u8]) -> ClaimKey {
         let (scope, fingerprint) = (self.claims_of.clone(), Fingerprint::of(payload));
-        Arc::new(ClaimKey { scope, id: id.into(), fingerprint, generation })
+        ClaimKey { scope, id: id.into(), fingerprint, generation }
     }
 }
 
@@ -324,32 +358,27 @@ impl Asked {
     /// The claim, or what is to be done without it.
     fn granted(mut self, answer: ClaimAnswer) -> Result<HeldClaim, Admission> {
         self.is_open = false;
-        let claim = match answer {
-            ClaimAnswer::Granted(claim) => claim,
-            ClaimAnswer::Done(result) => return Err(Admission::Done { result }),
-            ClaimAnswer::Dead(reason) => return Err(Admission::Dead { reason }),
-            ClaimAnswer::Running { remaining } => {
-                let woken = self.store().wakes().wait_as(&self.owner);
-                return Err(Admission::Running { remaining, woken });
-            }
-            ClaimAnswer::Waiting { remaining } => return Err(Admission::Waiting { remaining }),
-            ClaimAnswer::Superseded => return Err(Admission::Superseded),
-            ClaimAnswer::Mismatch => return Err(Admission::Mismatch),
-        };
+        let claim = granted(answer, &self.rules, &self.owner)?;
         self.rules.store.see(claim.fence);
-        let renewal =
-            ClaimRenewal { store: self.store(), key: self.key.clone(), owner: self.owner.clone() };
-        let (keeper, length) = (self.rules.store.keeper(), self.rules.lease);
-        let lease = Lease::start(keeper, Box::new(renewal), self.asked_at, length, None);
-        Ok(HeldClaim {
-            rules: self.rules.clone(),
-            key: self.key.clone(),
-            owner: self.owner.clone(),
-            claim,
-            lease: Some(lease),
-            on_drop: End::Abandon,
-        })
+        let (key, owner) = (self.key.clone(), self.owner.clone());
+        Ok(HeldClaim::start(&self.rules, key, owner, claim, self.asked_at))
     }
+}
+
+/// The claim, or what is to be done without it.
+fn granted(answer: ClaimAnswer, rules: &ClaimRules, owner: &Owner) -> Result<Claim, Admission> {
+    Err(match answer {
+        ClaimAnswer::Granted(claim) => return Ok(claim),
+        ClaimAnswer::Done(result) => Admission::Done { result },
+        ClaimAnswer::Dead(reason) => Admission::Dead { reason },
+        ClaimAnswer::Running { remaining } => {
+            let woken = rules.store.store().wakes().wait_as(owner);
+            Admission::Running { remaining, woken }
+        }
+        ClaimAnswer::Waiting { remaining } => Admission::Waiting { remaining },
+        ClaimAnswer::Superseded => Admission::Superseded,
+        ClaimAnswer::Mismatch => Admission::Mismatch,
+    })
 }
 
 impl Drop for Asked {

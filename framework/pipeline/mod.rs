@@ -43,7 +43,12 @@ use crate::message::{Delivery, Failure, Handled};
 use crate::store::{Scope as Holding, Sharing};
 use crate::telemetry;
 use guarding::Refusal;
-use guards::{Held, Lost};
+pub(crate) use guarding::{
+    claims_together, conclude, may_ask_together, note_granted, verdict_on_completion,
+    verdict_on_loss, verdict_on_refusal,
+};
+use guards::Lost;
+pub(crate) use guards::{Held, LetterClaims};
 
 /// Takes one message from its receipt to the verdict on it.
 ///
@@ -67,22 +72,62 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
         Err(Refusal::Verdict(verdict)) => return verdict,
         Err(Refusal::Answer(answer)) => return judge(answer, work, scope),
     };
-    let mut is_lost = false;
+    handle_under(held, work, scope, codecs, call).await
+}
+
+/// What is left of [`process`] for a message that may be handled now, under what it holds.
+pub(crate) async fn handle_under<T: 'static, C: Call<T>>(
+    held: Option<Box<Held>>,
+    work: &mut Work,
+    scope: &Scope,
+    codecs: &Codecs<T>,
+    call: &C,
+) -> Verdict {
     let answer = match prepare(work, scope, codecs) {
         Ok(delivery) => {
-            let began = Instant::now();
             let handled = handle(delivery, work, scope, call);
-            let answer = unless_lost(handled, held.as_deref(), call.can_abort()).await;
-            let answer = answer.unwrap_or_else(|lost| {
-                is_lost = true;
-                guarding::answer_to_loss(lost)
-            });
-            scope.metrics.handler_time.observe(began.elapsed(), 1);
-            answer
+            answer_under(held.as_deref(), handled, scope, call.can_abort()).await
         }
-        Err(refusal) => refusal,
+        Err(refusal) => Ok(refusal),
     };
-    let verdict = verdict_on(answer, work, scope);
+    verdict_under(held, answer, work, scope).await
+}
+
+/// What is left of [`process`] for a message whose handler has begun and waits.
+pub(crate) async fn await_verdict(
+    running: Running,
+    held: Option<Box<Held>>,
+    work: &mut Work,
+    scope: &Scope,
+    can_abort: bool,
+) -> Verdict {
+    let handled = answer_in_time(running, work, scope, can_abort);
+    let answer = answer_under(held.as_deref(), handled, scope, can_abort).await;
+    verdict_under(held, answer, work, scope).await
+}
+
+/// The answer of a handler, timed; or what was lost meanwhile.
+async fn answer_under(
+    held: Option<&Held>,
+    handled: impl Future<Output = Answer>,
+    scope: &Scope,
+    can_abort: bool,
+) -> Result<Answer, Lost> {
+    let began = Instant::now();
+    let answer = unless_lost(handled, held, can_abort).await;
+    scope.metrics.handler_time.observe(began.elapsed(), 1);
+    answer
+}
+
+/// What becomes of a message after this answer, and its guards with it.
+async fn verdict_under(
+    held: Option<Box<Held>>,
+    answer: Result<Answer, Lost>,
+    work: &mut Work,
+    scope: &Scope,
+) -> Verdict {
+    let is_lost = answer.is_err();
+    let verdict = verdict_on(answer.unwrap_or_else(guarding::answer_to_loss), work, scope);
     match held {
         // It was cut off in the middle: whoever runs it next is told.
         Some(held) if is_lost && matches!(verdict, Verdict::Defer(_)) => {
@@ -92,19 +137,6 @@ pub(crate) async fn process<T: 'static, C: Call<T>>(
         Some(held) => guarding::conclude(held, verdict, work, scope).await,
         None => verdict,
     }
-}
-
-/// What is left of [`process`] for a message without guards whose handler has begun and waits.
-pub(crate) async fn await_verdict(
-    running: Running,
-    work: &Work,
-    scope: &Scope,
-    can_abort: bool,
-) -> Verdict {
-    let began = Instant::now();
-    let answer = answer_in_time(running, work, scope, can_abort).await;
-    scope.metrics.handler_time.observe(began.elapsed(), 1);
-    verdict_on(answer, work, scope)
 }
 
 /// A delivery for the handler, or why it gets none.

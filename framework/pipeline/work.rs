@@ -246,6 +246,11 @@ impl Work {
         Attempt::new(used.saturating_add(1)).unwrap_or(Attempt::FIRST)
     }
 
+    /// Whether its handler keeps something with the completion.
+    pub(crate) fn kept_a_result(&self) -> bool {
+        self.claim.as_ref().is_some_and(|claim| claim.has_kept())
+    }
+
     /// Whether it is to be given up unseen.
     #[inline]
     pub(crate) fn is_doomed(&self) -> bool {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures_util::future::join_all;
 use sha2::{Digest, Sha256};
 
 use super::{Fence, Owner, Renewed, StoreError};
@@ -76,6 +77,22 @@ pub trait IdempotencyStore: Send + Sync {
         ending: &Ending<'_>,
         keep: Duration,
     ) -> Result<bool, StoreError>;
+
+    /// Asks to run several ids, which may be of different rules and one may come twice: an answer for each, in their order,
+    /// as [`claim`](Self::claim) would give it. A store that can ask for all of them in one call has its own.
+    async fn claim_all(&self, asks: &[ClaimAsk<'_>]) -> Vec<Result<ClaimAnswer, StoreError>> {
+        join_all(asks.iter().map(|ask| self.claim(ask))).await
+    }
+
+    /// Completes several claims without a result: an answer for each, in their order, as [`end`](Self::end) would give it.
+    async fn complete_all(
+        &self,
+        claims: &[(&ClaimKey, &Owner)],
+        keep: Duration,
+    ) -> Vec<Result<bool, StoreError>> {
+        let complete = |&(key, owner)| self.end(key, owner, &Ending::Complete(None), keep);
+        join_all(claims.iter().map(complete)).await
+    }
 
     /// What is known of an id.
     ///

@@ -254,7 +254,8 @@ struct Shared {
     renew: Box<dyn Renew>,
     length: Duration,
     hold_until: Option<Moment>,
-    deadline: Mutex<Moment>,
+    /// When what it was granted by, or renewed by, was asked for.
+    asked_at: Mutex<Moment>,
     stage: Mutex<Stage>,
     /// The last renewal was not answered.
     is_unanswered: AtomicBool,
@@ -284,7 +285,7 @@ impl Lease {
             renew,
             length,
             hold_until,
-            deadline: Mutex::new(deadline(asked_at, length)),
+            asked_at: Mutex::new(asked_at),
             stage: Mutex::new(Stage::Stopped),
             is_unanswered: AtomicBool::new(false),
             stop: Notify::new(),
@@ -311,6 +312,11 @@ impl Lease {
     /// Why it is lost, or `None` while it is surely held.
     pub(crate) fn loss(&self) -> Option<Loss> {
         self.0.loss()
+    }
+
+    /// When the question was asked that it lasts by: another lease of the same may be counted from there.
+    pub(crate) fn asked_at(&self) -> Moment {
+        self.0.asked_at()
     }
 
     /// Ends the renewal; when this returns, none is on its way.
@@ -348,9 +354,13 @@ impl Shared {
         self.keeper.0.wheel().due.remove(&place);
     }
 
+    fn asked_at(&self) -> Moment {
+        *self.asked_at.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// When it must be believed lost: the deadline, or the end of the longest hold.
     fn ends(&self) -> (Moment, Loss) {
-        let deadline = *self.deadline.lock().unwrap_or_else(PoisonError::into_inner);
+        let deadline = deadline(self.asked_at(), self.length);
         match self.hold_until {
             Some(until) if until < deadline => (until, Loss::HoldMax),
             _ if self.is_unanswered.load(Ordering::Relaxed) => (deadline, Loss::Unreachable),
@@ -403,8 +413,7 @@ impl Shared {
         match answer {
             Ok(Renewed::Kept) => {
                 self.is_unanswered.store(false, Ordering::Relaxed);
-                *self.deadline.lock().unwrap_or_else(PoisonError::into_inner) =
-                    deadline(asked_at, self.length);
+                *self.asked_at.lock().unwrap_or_else(PoisonError::into_inner) = asked_at;
                 Ok(asked_at + self.length / 3)
             }
             Ok(Renewed::Lost) => Err(Loss::NotOwner),

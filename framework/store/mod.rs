@@ -44,6 +44,7 @@
 //! 18. A claim and a lock are had, and ended, together.
 //! 19. Whoever was told that it runs, and waits, is woken by its end.
 //! 20. A redrive that is given back keeps older generations out, and may come again.
+//! 21. Several ids are claimed, and completed, together: each is answered as if it were alone.
 //!
 //! Both: time is the store's own, one clock for all processes. Every call ends within the store's
 //! deadline. [`testing`](crate::testing) turns these sentences into tests that every adapter runs.

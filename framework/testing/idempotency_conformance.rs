@@ -1,6 +1,7 @@
 //! The contract of [`IdempotencyStore`](crate::store::IdempotencyStore) as tests.
 
 mod asks;
+mod together;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,15 +10,15 @@ use bytes::Bytes;
 use tokio::time::sleep;
 
 use asks::{
-    KEEP, LEASE, SHORT, ask, claim, claim_carrying, end, failed, fresh_key, granted, key,
+    LEASE, SHORT, ask, claim, claim_carrying, end, failed, fresh_key, granted, key,
     kind_and_attempts,
 };
+use together::{claim_and_lock_together, each_of_several_is_claimed, each_of_several_is_completed};
 
 use super::lock_conformance::odd_names;
 use super::{Sentence, sentences, unique};
 use crate::store::{
-    ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fence, Fingerprint, LockAnswer, LockAsk,
-    Owner, Renewed, Store,
+    ClaimAnswer, ClaimAsk, ClaimKey, ClaimKind, Ending, Fingerprint, Owner, Renewed, Store,
 };
 
 /// Every sentence.
@@ -54,6 +55,8 @@ pub const SENTENCES: &[Sentence] = sentences![
     18 "a claim and a lock are had and ended together" claim_and_lock_together,
     19 "R7: whoever waits for the end of a run is woken by it" the_end_wakes_who_waits,
     20 "R11: a redrive that is given back lets nobody older in" a_redrive_given_back_stays_one,
+    21 "of several ids each is claimed as if it were alone" each_of_several_is_claimed,
+    21 "of several ids each is completed as if it were alone" each_of_several_is_completed,
 ];
 
 async fn an_unknown_id_is_fresh(store: Arc<dyn Store>) {
@@ -352,40 +355,6 @@ async fn peek_and_reset(store: Arc<dyn Store>) {
     assert!(store.reset(&key).await.expect("an answer"));
     assert!(!store.reset(&key).await.expect("an answer"));
     granted(&*store, &key, &Owner::new()).await;
-}
-
-async fn claim_and_lock_together(store: Arc<dyn Store>) {
-    let (key, owner, lock) = (fresh_key("both"), Owner::new(), unique("both"));
-    let lock_owner = Owner::new();
-    let lock_ask = |owner| LockAsk {
-        key: &lock,
-        owner,
-        lease: LEASE,
-        holder: "test",
-        fair: false,
-        waits: false,
-        seen: Fence(0),
-    };
-    let both = store.claim_and_acquire(&ask(&key, &owner, LEASE, 0), &lock_ask(&lock_owner)).await;
-    let (claimed, locked) = both.expect("an answer");
-    assert!(matches!(claimed, ClaimAnswer::Granted(_)), "{claimed:?}");
-    assert!(matches!(locked, Some(LockAnswer::Held(_))), "{locked:?}");
-    // Refused the claim, nobody asks for the lock; granted it, the lock may be busy.
-    let (other, another) = (Owner::new(), fresh_key("both"));
-    let both = store.claim_and_acquire(&ask(&key, &other, LEASE, 0), &lock_ask(&other)).await;
-    assert_eq!(both.expect("an answer").1, None);
-    let both = store.claim_and_acquire(&ask(&another, &other, LEASE, 0), &lock_ask(&other)).await;
-    assert!(
-        matches!(both, Ok((ClaimAnswer::Granted(_), Some(LockAnswer::Busy { .. })))),
-        "{both:?}"
-    );
-    let ending = Ending::Complete(Some(b"result"));
-    let ended = store.end_and_release(&key, &owner, &ending, KEEP, &lock, &lock_owner).await;
-    assert!(ended.expect("an answer"));
-    let result = Some(Bytes::from_static(b"result"));
-    assert_eq!(claim(&*store, &key, &Owner::new()).await, ClaimAnswer::Done(result));
-    let free = store.acquire(&lock_ask(&other)).await.expect("an answer");
-    assert!(matches!(free, LockAnswer::Held(_)), "{free:?}");
 }
 
 async fn the_end_wakes_who_waits(store: Arc<dyn Store>) {

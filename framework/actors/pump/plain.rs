@@ -1,4 +1,4 @@
-//! The shortest way of a letter whose messages nothing guards and nobody traces.
+//! The shortest way of a letter whose messages nobody traces, and nothing guards or they hold what does.
 //!
 //! It is `process()` of the pipeline without a future for each message, which would cost more than a thousand
 //! instructions, and with panics caught once a letter instead of three times a message and nobody asked at each whether
@@ -7,13 +7,14 @@
 
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use actix::Actor;
 
 use super::{Pump, Station};
 use crate::actors::letter::Opened;
 use crate::actors::tenure::Tenure;
-use crate::actors::ticket::Ticket;
+use crate::actors::ticket::{Start, Ticket};
 use crate::pipeline::{
     Answer, Running, Verdict, caught, judge, panicked_in_codec, screen, undecodable,
 };
@@ -25,6 +26,8 @@ pub(super) struct Progress {
     pub(super) place: usize,
     /// How many were answered at once.
     pub(super) at_once: u32,
+    /// When it goes on message by message.
+    until: Option<Instant>,
     step: Step,
 }
 
@@ -40,7 +43,7 @@ impl<T, S, F, M> Pump<T, S, F, M>
 where
     T: 'static,
     F: Future<Output = ()>,
-    M: Fn(usize, Ticket<T>, Option<Running>, Arc<Tenure>) -> F,
+    M: Fn(usize, Ticket<T>, Start, Arc<Tenure>) -> F,
 {
     /// Puts messages to the handler, one after another, up to the first that does not answer at once: what that runs.
     pub(super) fn handle_at_once<A: Actor>(
@@ -87,7 +90,7 @@ where
     {
         let scope = self.workplace.scope.as_ref();
         while let Some(work) = letter.at(progress.place) {
-            if !tenure.is_open() || work.is_doomed() {
+            if !tenure.is_open() || work.is_doomed() || progress.is_late() {
                 return None;
             }
             progress.step = Step::Codec;
@@ -126,6 +129,17 @@ where
 }
 
 impl Progress {
+    /// From the first message on, until then.
+    pub(super) fn until(moment: Instant) -> Self {
+        Self { until: Some(moment), ..Self::default() }
+    }
+
+    /// Whether it has taken longer than it may.
+    #[inline]
+    pub(super) fn is_late(&self) -> bool {
+        self.until.is_some_and(|until| Instant::now() >= until)
+    }
+
     #[inline]
     fn decide(&mut self, letter: &mut Opened, verdict: Verdict) {
         letter.decide(self.place, verdict);

@@ -12,7 +12,7 @@ use bytes::Bytes;
 use super::ClaimRules;
 use super::late::LateEnd;
 use crate::store::{
-    Claim, ClaimKey, ClaimKind, Ending, EndingGuard, Fence, Guard, Lease, Loss, Moment, Owner,
+    Claim, ClaimKey, Ending, EndingGuard, Fence, Guard, Lease, Loss, Moment, Owner,
     RESULT_BYTES_MAX, Renew, Renewed, Store, StoreError,
 };
 
@@ -36,19 +36,9 @@ pub(crate) enum Lost {
 }
 
 impl Held {
-    /// How the claim was had; `None` without claims.
-    pub(crate) fn kind(&self) -> Option<ClaimKind> {
-        self.claim.as_ref().map(|held| held.claim.kind)
-    }
-
-    /// Attempts used so far, as far as the store knows.
-    pub(crate) fn attempts(&self) -> u32 {
-        self.claim.as_ref().map_or(0, |held| held.claim.attempts)
-    }
-
-    /// How many owners vanished in a row while they ran it.
-    pub(crate) fn takeovers(&self) -> u32 {
-        self.claim.as_ref().map_or(0, |held| held.claim.takeovers)
+    /// What was granted; `None` without claims.
+    pub(crate) fn granted(&self) -> Option<&Claim> {
+        self.claim.as_ref().map(|held| &held.claim)
     }
 
     /// The lock's fence, else the claim's.
@@ -220,6 +210,22 @@ pub(super) struct HeldClaim {
 }
 
 impl HeldClaim {
+    /// Keeps what was asked for at `asked_at` and granted.
+    pub(super) fn start(
+        rules: &ClaimRules,
+        key: Arc<ClaimKey>,
+        owner: Owner,
+        claim: Claim,
+        asked_at: Moment,
+    ) -> Self {
+        let store = rules.store.store().clone();
+        let renewal = ClaimRenewal { store, key: key.clone(), owner: owner.clone() };
+        let (keeper, length) = (rules.store.keeper(), rules.lease);
+        let lease = Lease::start(keeper, Box::new(renewal), asked_at, length, None);
+        let (rules, on_drop) = (rules.clone(), End::Abandon);
+        Self { rules, key, owner, claim, lease: Some(lease), on_drop }
+    }
+
     pub(super) async fn end_by(mut self, end: End) -> Result<bool, StoreError> {
         self.on_drop = end;
         self.end().await
@@ -310,7 +316,7 @@ pub(super) enum End {
 
 impl End {
     /// Whether a handler ran to its end before it.
-    fn is_of_a_run(&self) -> bool {
+    pub(super) fn is_of_a_run(&self) -> bool {
         match self {
             Self::Complete(_) | Self::Failed { .. } | Self::Dead(_) => true,
             Self::Release | Self::Abandon => false,

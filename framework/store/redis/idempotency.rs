@@ -89,6 +89,18 @@ impl IdempotencyStore for RedisStore {
         self.claim_until(self.link.until(), ask).await
     }
 
+    async fn claim_all(&self, asks: &[ClaimAsk<'_>]) -> Vec<Result<ClaimAnswer, StoreError>> {
+        self.claim_together(asks).await
+    }
+
+    async fn complete_all(
+        &self,
+        claims: &[(&ClaimKey, &Owner)],
+        keep: Duration,
+    ) -> Vec<Result<bool, StoreError>> {
+        self.complete_together(claims, keep).await
+    }
+
     async fn renew_claim(
         &self,
         key: &ClaimKey,

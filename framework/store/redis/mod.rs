@@ -31,6 +31,7 @@ mod reply;
 mod rounds;
 mod scripts;
 mod sentinels;
+mod together;
 mod wakes;
 
 use address::Address;

@@ -1,4 +1,4 @@
-//! One question of a batch as bytes: its keys, then its arguments, in one piece of memory.
+//! Questions of a batch as bytes, one or those of a letter: of each its keys, then its arguments, in one piece of memory.
 //!
 //! Owns what the records of claims and locks look like from here; scripts/prelude.lua, scripts/claim_record.lua and
 //! scripts/lock_record.lua are the other side of it.
@@ -11,6 +11,8 @@ use super::lock::{exact, milliseconds};
 /// Keys and arguments of the longest question: what a claim and a lock end with, where the claim's record is gone and
 /// the ending is not the common one.
 const PIECES_MAX: usize = 6;
+/// What one of many needs: they are claims, and their ids are not long.
+const BYTES_OF_MANY: usize = 256;
 /// Numbers that a question shares with its neighbours, at most.
 const RULES_MAX: usize = 7;
 /// What most questions need.
@@ -29,10 +31,12 @@ pub(super) enum Said {
     Whole,
 }
 
-/// One question of a batch.
+/// One question of a batch, or several that share their rules.
 pub(super) struct Part {
     bytes: Vec<u8>,
-    ends: [usize; PIECES_MAX],
+    /// Where each piece ends: those of the first question, then those of the next.
+    ends: Vec<usize>,
+    /// How many questions.
     count: usize,
     /// What is said once for all neighbours that share it; what is not needed is 0.
     pub(super) rules: Rules,
@@ -43,8 +47,27 @@ pub(super) struct Part {
 impl Part {
     pub(super) fn claim(keys: &Keys, ask: &ClaimAsk<'_>) -> Self {
         let mut part = Self::new(claim_rules(ask), ask.seen.0);
-        part.add(|bytes| keys.claim(bytes, ask.key));
-        part.add(|bytes| claim_tail(bytes, ask));
+        part.add_claim(keys, ask);
+        part
+    }
+
+    /// Of claims that share their rules.
+    pub(super) fn claims(keys: &Keys, asks: &[ClaimAsk<'_>]) -> Self {
+        let rules = asks.first().map(claim_rules).unwrap_or_default();
+        let seen = asks.iter().map(|ask| ask.seen.0).max();
+        let mut part = Self::of_many(asks.len(), rules, seen.unwrap_or_default());
+        asks.iter().for_each(|ask| part.add_claim(keys, ask));
+        part
+    }
+
+    /// Of claims that end in the common way.
+    pub(super) fn completions(keys: &Keys, claims: &[(&ClaimKey, &Owner)], keep: u64) -> Self {
+        let (ending, said) = (Ending::Complete(None), Said::Owner);
+        let mut part = Self::of_many(claims.len(), end_rules(keep, &ending, said), 0);
+        for claim in claims {
+            part.add(|bytes| keys.claim(bytes, claim.0));
+            part.add_end(*claim, &ending, said);
+        }
         part
     }
 
@@ -104,14 +127,24 @@ impl Part {
     }
 
     fn new(rules: Rules, seen: u64) -> Self {
-        let (bytes, ends) = (Vec::with_capacity(BYTES), [0; PIECES_MAX]);
-        Self { bytes, ends, count: 0, rules, seen: exact(seen) }
+        let (bytes, ends) = (Vec::with_capacity(BYTES), Vec::with_capacity(PIECES_MAX));
+        Self { bytes, ends, count: 1, rules, seen: exact(seen) }
+    }
+
+    fn of_many(count: usize, rules: Rules, seen: u64) -> Self {
+        let bytes = Vec::with_capacity(count * BYTES_OF_MANY);
+        let ends = Vec::with_capacity(count * PIECES_MAX);
+        Self { bytes, ends, count, rules, seen: exact(seen) }
     }
 
     fn add(&mut self, write: impl FnOnce(&mut Vec<u8>)) {
         write(&mut self.bytes);
-        self.ends[self.count] = self.bytes.len();
-        self.count += 1;
+        self.ends.push(self.bytes.len());
+    }
+
+    fn add_claim(&mut self, keys: &Keys, ask: &ClaimAsk<'_>) {
+        self.add(|bytes| keys.claim(bytes, ask.key));
+        self.add(|bytes| claim_tail(bytes, ask));
     }
 
     fn add_lock_keys(&mut self, keys: &Keys, key: &str) {
@@ -137,15 +170,32 @@ impl Part {
         }
     }
 
-    /// Its keys and arguments in order.
-    pub(super) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
-        (0..self.count).map(|number| self.piece(number))
+    /// How many questions it has.
+    pub(super) fn count(&self) -> usize {
+        self.count
     }
 
-    /// One of them.
-    pub(super) fn piece(&self, number: usize) -> &[u8] {
-        let start = number.checked_sub(1).map_or(0, |before| self.ends[before]);
-        &self.bytes[start..self.ends[number]]
+    /// The keys or arguments of this number of all its questions, in their order.
+    pub(super) fn of_each(&self, number: usize) -> impl Iterator<Item = &[u8]> {
+        (number..self.ends.len()).step_by(self.pieces_of_each()).map(|place| self.piece(place))
+    }
+
+    /// The arguments of all its questions, each of which has so many keys in front.
+    pub(super) fn arguments(&self, keys: usize) -> impl Iterator<Item = &[u8]> {
+        let of_each = self.pieces_of_each();
+        (0..self.ends.len())
+            .filter(move |place| place % of_each >= keys)
+            .map(|place| self.piece(place))
+    }
+
+    /// One of its keys and arguments; those of the first question come first.
+    pub(super) fn piece(&self, place: usize) -> &[u8] {
+        let start = place.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.bytes[start..self.ends[place]]
+    }
+
+    fn pieces_of_each(&self) -> usize {
+        (self.ends.len() / self.count.max(1)).max(1)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -153,7 +203,8 @@ impl Part {
     }
 }
 
-fn claim_rules(ask: &ClaimAsk<'_>) -> Rules {
+/// What a claim shares with its neighbours.
+pub(super) fn claim_rules(ask: &ClaimAsk<'_>) -> Rules {
     let (lease, keep) = (milliseconds(ask.lease), milliseconds(ask.keep));
     [lease, keep, ask.force.into(), ask.waits.into(), 0, 0, 0]
 }
@@ -244,11 +295,26 @@ mod tests {
     #[test]
     fn pieces_come_out_as_they_went_in() {
         let part = Part::release(&Keys::new("p"), "a", &Owner::from("me"));
-        let pieces: Vec<&[u8]> = part.pieces().collect();
-        let keys: [&[u8]; 3] = [b"p:lock:{a}", b"p:lock:{a}:queue", b"p:lock:{a}:beats"];
-        assert_eq!(pieces[..3], keys);
-        assert_eq!(pieces[3..], [b"\0\0\0\x02me"]);
-        assert_eq!(part.len(), pieces.concat().len());
+        let keys: Vec<&[u8]> = (0..3).map(|number| part.piece(number)).collect();
+        assert_eq!(keys.concat(), b"p:lock:{a}p:lock:{a}:queuep:lock:{a}:beats");
+        let arguments: Vec<&[u8]> = part.arguments(3).collect();
+        assert_eq!(arguments, [b"\0\0\0\x02me"]);
+        assert_eq!(part.len(), keys.concat().len() + arguments.concat().len());
+    }
+
+    #[test]
+    fn of_several_questions_the_keys_come_out_together_and_the_arguments_too() {
+        let fingerprint = Fingerprint::of(b"{}");
+        let key =
+            |id: &str| ClaimKey { scope: "s".into(), id: id.into(), fingerprint, generation: 0 };
+        let (a, b, one, other) = (key("a"), key("b"), Owner::from("one"), Owner::from("two"));
+        let keys = Keys::new("p");
+        let part = Part::completions(&keys, &[(&a, &one), (&b, &other)], 7);
+        assert_eq!((part.count(), part.rules[..3].to_vec()), (2, vec![7, 1, 0]));
+        let expected = [keys.of_claim(&a), keys.of_claim(&b)];
+        assert!(part.of_each(0).eq(expected.iter().map(|key| &key[..])));
+        let owners: [&[u8]; 2] = [b"\0\0\0\x03one", b"\0\0\0\x03two"];
+        assert!(part.arguments(1).eq(owners));
     }
 
     #[test]
@@ -262,7 +328,7 @@ mod tests {
         let (keys, owner) = (Keys::new("p"), Owner::from("me"));
         let ending = Ending::Failed { attempts: 1, due_in: Duration::ZERO, copied: false };
         let part = Part::finish(&keys, (&key, &owner), &ending, 1, ("a", &owner), Said::Whole);
-        assert_eq!(part.pieces().count(), PIECES_MAX);
+        assert_eq!(part.ends.len(), PIECES_MAX);
         assert_eq!(part.piece(1), b"p:lock:{a}");
         assert_eq!(part.piece(5).first(), Some(&b'f'));
     }

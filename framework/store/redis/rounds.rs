@@ -23,7 +23,7 @@ use crate::store::{StoreError, StoreFault};
 
 /// So many in one call: at most a millisecond of Redis, which does nothing else meanwhile (8 us each for a claim and a lock
 /// that are free, Redis 7.0 on a busy machine).
-const ROUND_MAX: usize = 128;
+pub(super) const ROUND_MAX: usize = 128;
 /// And so many bytes, because results of handlers may be large.
 const ROUND_BYTES_MAX: usize = 1 << 20;
 /// Rounds on their way at once.
@@ -95,7 +95,8 @@ impl Rounds {
         Self(Arc::new(Shared { link, form, beat, queue, came }))
     }
 
-    /// Asks in the next round, and in later ones until `until`.
+    /// Asks in the next round, and in later ones until `until`. The answer to several questions is the one that all were
+    /// answered, or a list of theirs.
     ///
     /// # Cancel safety
     /// What is dropped before its round leaves is not asked.
@@ -163,12 +164,12 @@ impl Shared {
         if under_way >= ROUNDS_MAX || !(is_due || first.is_alone) {
             return None;
         }
-        let (mut count, mut bytes, alone) = (0, 0, first.is_alone);
+        let (mut count, mut questions, mut bytes, alone) = (0, 0, 0, first.is_alone);
         for request in &queue.waiting {
             bytes += request.part.len();
-            let is_over =
-                count == ROUND_MAX || bytes > ROUND_BYTES_MAX || alone || request.is_alone;
-            if is_over && count > 0 {
+            questions += request.part.count();
+            let is_over = questions > ROUND_MAX || bytes > ROUND_BYTES_MAX;
+            if (is_over || alone || request.is_alone) && count > 0 {
                 break;
             }
             count += 1;
@@ -252,9 +253,14 @@ impl Shared {
                 self.queue().heard = None;
                 requests.into_iter().for_each(|it| it.answer(Ok(Value::Int(answer))));
             }
-            Value::Array(answers) if answers.len() == requests.len() => {
+            Value::Array(answers) if answers.len() == questions_of(&requests) => {
                 self.queue().heard = None;
-                for (request, answer) in requests.into_iter().zip(answers) {
+                let mut answers = answers.into_iter();
+                for request in requests {
+                    let answer = match request.part.count() {
+                        1 => answers.next().unwrap_or(Value::Nil),
+                        count => Value::Array(answers.by_ref().take(count).collect()),
+                    };
                     request.answer(Ok(answer));
                 }
             }
@@ -301,11 +307,11 @@ impl Shared {
     fn call(&self, requests: &[Request]) -> Cmd {
         let Form { code, keys, rules, ref first, .. } = self.form;
         let parts = || requests.iter().map(|request| &request.part);
-        let mut command = call(code, keys * requests.len());
+        let mut command = call(code, keys * questions_of(requests));
         // The first key of all, then the second of all: a script asks for those of one kind together.
         for number in 0..keys {
-            for part in parts() {
-                command.arg(part.piece(number));
+            for key in parts().flat_map(|part| part.of_each(number)) {
+                command.arg(key);
             }
         }
         match first {
@@ -313,16 +319,20 @@ impl Shared {
             First::Channels(channels) => command.arg(channels),
         };
         for neighbours in requests.chunk_by(|one, other| one.part.rules == other.part.rules) {
-            command.arg(neighbours.len());
+            command.arg(questions_of(neighbours));
             for rule in &neighbours[0].part.rules[..rules] {
                 command.arg(*rule);
             }
-            for argument in neighbours.iter().flat_map(|it| it.part.pieces().skip(keys)) {
+            for argument in neighbours.iter().flat_map(|it| it.part.arguments(keys)) {
                 command.arg(argument);
             }
         }
         command
     }
+}
+
+fn questions_of(requests: &[Request]) -> usize {
+    requests.iter().map(|request| request.part.count()).sum()
 }
 
 /// As a round of one would have been answered.
