@@ -103,9 +103,13 @@ impl Desk {
         let orphan = self.ledger.orphan(work.slot);
         let _ = self.ledger.settle(work.slot);
         if let Some(orphan) = orphan {
-            let mut orphans = self.shared.orphans.borrow_mut();
+            let shared = &self.shared;
+            // As much as all lanes may hold: that all are lost at once is no reason to forget anything.
+            let lanes = shared.peers.borrow().len().max(1) as u64;
+            let bytes_max = self.settings().in_flight_bytes_max.saturating_mul(lanes);
+            let mut orphans = shared.orphans.borrow_mut();
             orphans.keep(orphan, Outcome { work, verdict }, Instant::now());
-            orphans.forget_beyond(self.settings().in_flight_bytes_max);
+            orphans.forget_beyond(bytes_max);
         }
     }
 
