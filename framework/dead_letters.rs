@@ -334,6 +334,8 @@ impl DeadLetters {
         let pause = redrive.rate_max.map(|rate| Duration::from_secs(1) / rate);
         let publisher = self.broker.publisher();
         let started = self.clock.now();
+        // Letters are dated in whole milliseconds: one that was moved and fails again at once is later than that.
+        tokio::time::sleep(Duration::from_millis(1)).await;
         while done.matched < redrive.count_max {
             let Some(received) = reader.next().await? else { break };
             let letter = DeadLetter::read(received.envelope.as_ref());
