@@ -327,7 +327,7 @@ fn a_setting_of_the_url_that_no_connection_can_have_is_refused() {
         ("heartbeat=30&heartbeet=10", ["`heartbeet`", "did you mean `heartbeat`?"]),
         ("vhost=hunter2", ["that nobody reads", "heartbeat, frame_max"]),
         ("frame_max=1", ["`frame_max`", "4096"]),
-        ("channel_max=-1", ["`channel_max`", "0 to 65535"]),
+        ("channel_max=-1", ["`channel_max`", "1 to 65535"]),
         ("connection_timeout=5s", ["`connection_timeout`", "milliseconds"]),
         ("auth_mechanism=password", ["`auth_mechanism`", "plain, external"]),
         ("hunter2@host", ["%XX", "password"]),
