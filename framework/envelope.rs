@@ -85,6 +85,12 @@ pub trait Envelope: Send + Sync + 'static {
         None
     }
 
+    /// Whether the broker itself counts the time to live until it delivers. Then it begins anew with the delivery, unless
+    /// [`published_at`](Self::published_at) is later: what a publisher wrote there may be coarse, or mean something else.
+    fn is_aged_by_broker(&self) -> bool {
+        false
+    }
+
     /// The broker says that somebody received it before.
     fn is_redelivered(&self) -> bool;
 

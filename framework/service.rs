@@ -34,7 +34,7 @@ mod sample;
 pub use build::ServiceBuilder;
 
 /// How long the connections may take to close, after the subscriptions have stopped.
-const CLOSE_MAX: Duration = Duration::from_secs(20);
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 
 /// A running service. Cheap to clone; usable from any thread.
 ///

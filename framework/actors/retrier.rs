@@ -314,7 +314,7 @@ fn lasting(work: &Work, scope: &Scope) -> Stamps {
     if carried.is_forced {
         stamps.push((wire::FORCED, String::from("1")));
     }
-    if let Some(expires) = expires_at(work) {
+    if let Some(expires) = expires_at(work, scope) {
         stamps.push((wire::EXPIRES, wire::format_time(expires)));
     }
     for (name, count) in [(wire::GENERATION, carried.generation), (wire::HOPS, carried.hops)] {

@@ -39,7 +39,7 @@ pub(crate) fn screen(
 }
 
 fn refuse_expired(work: &Work, scope: &Scope) -> Result<(), Box<Epitaph>> {
-    match expires_at(work) {
+    match expires_at(work, scope) {
         Some(expires) if expires <= scope.clock.now() => {
             let expired = crate::wire::format_time(expires);
             refuse(Reason::Expired, format!("it expired at {expired}"))
@@ -54,11 +54,16 @@ fn refuse(reason: Reason, error: String) -> Result<(), Box<Epitaph>> {
 }
 
 /// When the message expires: as an earlier copy carried it, else as its publisher said.
-pub(crate) fn expires_at(work: &Work) -> Option<SystemTime> {
+pub(crate) fn expires_at(work: &Work, scope: &Scope) -> Option<SystemTime> {
     let envelope = work.received.envelope.as_ref();
     work.carried.expires.or_else(|| {
         // In this order, because hardly any message has one.
         let time_to_live = envelope.time_to_live()?;
-        envelope.published_at()?.checked_add(time_to_live)
+        let published = envelope.published_at()?;
+        let since = match envelope.is_aged_by_broker() {
+            true => published.max(scope.received_at(work)),
+            false => published,
+        };
+        since.checked_add(time_to_live)
     })
 }

@@ -389,10 +389,13 @@ impl Scope {
 
     /// When a message was first delivered: as its copies carry it, else when it was received here.
     pub(crate) fn first_seen(&self, work: &Work) -> SystemTime {
-        work.carried.first_seen.unwrap_or_else(|| {
-            let now = self.clock.now();
-            now.checked_sub(work.received_at.elapsed(self.tick(Instant::now()))).unwrap_or(now)
-        })
+        work.carried.first_seen.unwrap_or_else(|| self.received_at(work))
+    }
+
+    /// When a message was received here.
+    pub(super) fn received_at(&self, work: &Work) -> SystemTime {
+        let now = self.clock.now();
+        now.checked_sub(work.received_at.elapsed(self.tick(Instant::now()))).unwrap_or(now)
     }
 
     /// How long ago a message was first delivered.

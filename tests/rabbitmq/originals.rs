@@ -134,6 +134,26 @@ async fn an_expired_message_is_dead_lettered_or_dropped_as_configured() {
     }
 }
 
+#[tokio::test]
+async fn a_time_to_live_does_not_begin_with_what_a_publisher_wrote_as_timestamp() {
+    let lab = Lab::new().await;
+    let seen = Seen::default();
+    let handler = seen.clone();
+    let service = lab
+        .start(&lab.toml("", SHORT_WAITS), move |delivery: Delivery<u32>| {
+            handler.note(&delivery);
+            async move { if delivery.attempt() == 1 { Err(Failure::retry("not yet")) } else { Ok(()) } }
+        })
+        .await;
+    // When something happened, perhaps, in 2001.
+    let old = properties(1).with_timestamp(1_000_000_000).with_expiration("600000".into());
+    lab.publish_with(1..2, |_| (b"1".to_vec(), old.clone())).await;
+    until("it is retried and handled", || async { seen.count() == 2 }).await;
+    drained(&service).await;
+    assert!(dead_letters(&service).await.is_empty());
+    service.stop().await;
+}
+
 /// Body, content type, type, and whether three headers are as they were.
 type Sighting = (Vec<u8>, Option<String>, Option<String>, [bool; 3]);
 type Sightings = Arc<Mutex<Vec<Sighting>>>;

@@ -85,6 +85,10 @@ impl Envelope for AmqpEnvelope {
         milliseconds.parse().ok().map(Duration::from_millis)
     }
 
+    fn is_aged_by_broker(&self) -> bool {
+        true
+    }
+
     fn is_redelivered(&self) -> bool {
         self.delivery.redelivered
     }
