@@ -1,6 +1,8 @@
 //! All cores are used, and nobody's handler stalls another's.
 
 use std::collections::BTreeSet;
+use std::future::{Ready, ready};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::ThreadId;
 use std::time::{Duration, Instant};
@@ -38,17 +40,26 @@ fn several_handlers_use_as_many_threads() {
     assert_eq!(threads_used(3), 3);
 }
 
-#[test]
-fn a_handler_that_blocks_its_thread_for_ever_does_not_keep_the_service_from_stopping() {
-    let (release, released) = std::sync::mpsc::channel::<()>();
-    let (begun, has_begun) = std::sync::mpsc::channel::<()>();
+/// A handler that blocks its thread until the last value is sent to or dropped, and says so when it begins.
+fn blocking_its_thread() -> (
+    impl Fn(Delivery<u32>) -> Ready<Handled> + Clone + Send + Sync + 'static,
+    Receiver<()>,
+    Sender<()>,
+) {
+    let (release, released) = channel::<()>();
+    let (begun, has_begun) = channel::<()>();
     let released = Arc::new(Mutex::new(released));
     let block = move |_: Delivery<u32>| {
         let _ = begun.send(());
-        // Until the test is over.
         let _ = released.lock().unwrap().recv();
-        async { Handled::Ok(()) }
+        ready(Ok(()))
     };
+    (block, has_begun, release)
+}
+
+#[test]
+fn a_handler_that_blocks_its_thread_for_ever_does_not_keep_the_service_from_stopping() {
+    let (block, has_begun, release) = blocking_its_thread();
     let short = format!("{THRICE}\n[service]\nshutdown_grace = \"200ms\"");
     blocking_on(async {
         let builder = Service::builder(config("", &short));
@@ -77,15 +88,7 @@ fn a_handler_that_blocks_its_thread_hides_no_count_but_its_own() {
         [subscriptions.refunds]
         broker = "main"
     "#;
-    let (release, released) = std::sync::mpsc::channel::<()>();
-    let (begun, has_begun) = std::sync::mpsc::channel::<()>();
-    let released = Arc::new(Mutex::new(released));
-    let block = move |_: Delivery<u32>| {
-        let _ = begun.send(());
-        // Until the test lets it go, or is over.
-        let _ = released.lock().unwrap().recv();
-        async { Handled::Ok(()) }
-    };
+    let (block, has_begun, release) = blocking_its_thread();
     let run = |_: Delivery<u32>| std::future::pending::<Handled>();
     blocking_on(async {
         let builder = Service::builder(Config::from_toml(two).expect("it is right"));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use redeliver::{Delivery, Failure};
+use redeliver::{Delivery, Failure, Service};
 use tokio::sync::Semaphore;
 use tokio::time::{sleep, timeout};
 
@@ -65,9 +65,8 @@ async fn a_stop_gives_back_what_is_not_done_in_time() {
     until("all ten are back", || async { lab.ready().await == 10 }).await;
 }
 
-#[tokio::test]
-async fn a_stop_while_the_server_is_away_waits_for_no_copy_that_nobody_can_confirm() {
-    let lab = Lab::new().await;
+/// A service behind a proxy, with an hour for its stop and three handlers that run: each permit lets one of them fail.
+async fn three_that_will_fail(lab: &Lab) -> (Proxy, Service, Arc<Semaphore>) {
     let proxy = Proxy::to(&lab.url).await;
     let toml = lab
         .toml_at(&proxy.url, "", SHORT_WAITS)
@@ -86,6 +85,13 @@ async fn a_stop_while_the_server_is_away_waits_for_no_copy_that_nobody_can_confi
         .await;
     lab.publish(0..3).await;
     until("three run", || async { seen.count() == 3 }).await;
+    (proxy, service, gate)
+}
+
+#[tokio::test]
+async fn a_stop_while_the_server_is_away_waits_for_no_copy_that_nobody_can_confirm() {
+    let lab = Lab::new().await;
+    let (proxy, service, gate) = three_that_will_fail(&lab).await;
     drop(proxy);
     gate.add_permits(3);
     until("no copy is made", || async { metric(&service, "copies_failed").await >= 3.0 }).await;
@@ -97,24 +103,7 @@ async fn a_stop_while_the_server_is_away_waits_for_no_copy_that_nobody_can_confi
 #[tokio::test]
 async fn a_stop_that_loses_the_server_on_its_way_waits_for_no_copy_that_nobody_can_confirm() {
     let lab = Lab::new().await;
-    let proxy = Proxy::to(&lab.url).await;
-    let toml = lab
-        .toml_at(&proxy.url, "", SHORT_WAITS)
-        .replace("[brokers.main]", "shutdown_grace = \"1h\"\n[brokers.main]");
-    let (gate, seen) = (Arc::new(Semaphore::new(0)), Seen::default());
-    let (open, handler) = (Arc::clone(&gate), seen.clone());
-    let service = lab
-        .start(&toml, move |delivery: Delivery<u32>| {
-            handler.note(&delivery);
-            let open = Arc::clone(&open);
-            async move {
-                open.acquire().await?.forget();
-                Err(Failure::retry("it waits at the broker"))
-            }
-        })
-        .await;
-    lab.publish(0..3).await;
-    until("three run", || async { seen.count() == 3 }).await;
+    let (proxy, service, gate) = three_that_will_fail(&lab).await;
     proxy.hold_back(true);
     gate.add_permits(3);
     until("their copies are under way", || async { metric(&service, "carrying").await >= 3.0 })

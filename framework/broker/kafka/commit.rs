@@ -14,7 +14,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::fault;
 use super::group::Member;
-use super::partition::{Consumer, Partition};
+use super::partition::{Consumer, Name, Partition};
 use crate::telemetry;
 
 /// How long the last commit of a partition may take where the group's coordinator moves.
@@ -108,9 +108,8 @@ impl Member {
         }
         let mut list = TopicPartitionList::new();
         for Due { partition, mark: (base, text), .. } in due {
-            let mut elem = list.add_partition(&partition.name.topic, partition.name.number);
-            elem.set_offset(Offset::Offset(*base))?;
-            elem.set_metadata(text);
+            let Name { topic, number } = &partition.name;
+            note(&mut list, (topic, *number), *base, text)?;
         }
         consumer.commit(&list, CommitMode::Sync)?;
         for Due { partition, mark, finished, next } in due {
@@ -125,6 +124,19 @@ impl Member {
         self.cluster.watch.admitted(&self.group);
         Ok(())
     }
+}
+
+/// Adds what is to be committed of a partition: its offset, and the text beside it.
+pub(super) fn note(
+    list: &mut TopicPartitionList,
+    (topic, number): (&str, i32),
+    offset: i64,
+    text: &str,
+) -> KafkaResult<()> {
+    let mut elem = list.add_partition(topic, number);
+    elem.set_offset(Offset::Offset(offset))?;
+    elem.set_metadata(text);
+    Ok(())
 }
 
 /// What is committed of one partition.

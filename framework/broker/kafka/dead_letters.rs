@@ -14,6 +14,7 @@ use rdkafka::error::{KafkaError, KafkaResult};
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
+use super::commit::note;
 use super::connection::{ANSWER_MAX, Cluster, Context};
 use super::envelope::KafkaEnvelope;
 use super::fault;
@@ -209,9 +210,7 @@ impl KafkaDeadLetters {
         let (consumer, name) = (Arc::clone(&self.consumer), log.name.clone());
         let committed = spawn_blocking(move || {
             let mut list = TopicPartitionList::new();
-            let mut elem = list.add_partition(&name.topic, name.number);
-            elem.set_offset(Offset::Offset(mark.base))?;
-            elem.set_metadata(&text);
+            note(&mut list, (&name.topic, name.number), mark.base, &text)?;
             consumer.commit(&list, CommitMode::Sync)
         });
         match committed.await {

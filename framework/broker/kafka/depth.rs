@@ -17,6 +17,7 @@ use rdkafka::metadata::MetadataTopic;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::task::spawn_blocking;
 
+use super::commit::note;
 use super::connection::{ANSWER_MAX, Cluster, Quiet};
 use super::fault;
 use super::group::Kind;
@@ -147,9 +148,7 @@ fn commit_again(asker: &BaseConsumer<Quiet>, known: &TopicPartitionList) -> Kafk
     let mut list = TopicPartitionList::new();
     for elem in known.elements() {
         if let Offset::Offset(offset) = elem.offset() {
-            let mut again = list.add_partition(elem.topic(), elem.partition());
-            again.set_offset(Offset::Offset(offset))?;
-            again.set_metadata(elem.metadata());
+            note(&mut list, (elem.topic(), elem.partition()), offset, elem.metadata())?;
         }
     }
     if list.count() == 0 {

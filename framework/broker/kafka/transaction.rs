@@ -14,8 +14,9 @@ use rdkafka::consumer::{Consumer as _, ConsumerGroupMetadata};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::Message as _;
 use rdkafka::producer::{BaseRecord, DeliveryResult, Producer as _, ProducerContext};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
+use rdkafka::topic_partition_list::TopicPartitionList;
 
+use super::commit::note;
 use super::connection::{ANSWER_MAX, Watch};
 use super::fault;
 use super::group::Member;
@@ -316,10 +317,8 @@ impl Batch {
             }
             drop(state);
             let Name { topic, number } = &partition.name;
-            let mut elem = batch.offsets.add_partition(topic, *number);
-            if elem.set_offset(Offset::Offset(mark.base)).is_ok() {
-                elem.set_metadata(&committed.1);
-            }
+            // A plain offset is never refused.
+            let _ = note(&mut batch.offsets, (topic, *number), mark.base, &committed.1);
             let partition = Arc::clone(partition);
             batch.parts.push(Part { partition, settled, committed, next: mark.next });
         }
